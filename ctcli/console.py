@@ -1,0 +1,153 @@
+"""What people see: results on stdout; progress, warnings and errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.text import Text
+
+from ctcli.errors import CtcliError
+from ctcli.units import Advance, format_bytes, format_seconds
+
+_SHOWN = 20  # lines of a list or of problems before it is cut short
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command has to say when it is done.
+
+    Attributes:
+        title: one line.
+        rows: label and value, for people.
+        items: further lines, for people; a long list is cut.
+        data: the same in full, for programs.
+    """
+
+    title: str
+    rows: Sequence[tuple[str, str]]
+    items: Sequence[str]
+    data: Mapping[str, Any]
+
+
+class Report(Protocol):
+    """What a rewrite says of itself."""
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Labels and values, for people."""
+
+    def items(self) -> list[str]:
+        """Further lines, for people."""
+
+    def data(self) -> dict[str, Any]:
+        """Everything, for programs."""
+
+
+class Terminal:
+    """The two output streams of a command."""
+
+    def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
+        self._quiet = quiet
+        self._as_json = as_json
+        self._out = Console(highlight=False, soft_wrap=True)
+        self._err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def show(self, result: Result) -> None:
+        """Print a result: JSON if that was asked for, else lines for people unless quiet."""
+        if self._as_json:
+            sys.stdout.write(json.dumps(result.data, indent=2) + "\n")
+            return
+        if self._quiet:
+            return
+        self._out.print(Text(_printable(result.title), style="bold"))
+        width = max(len(label) for label, _ in result.rows)
+        for label, value in result.rows:
+            line = Text(f"  {label:<{width}}  ", style="dim").append(_printable(value), "default")
+            self._out.print(line)
+        for item in result.items[:_SHOWN]:
+            self._out.print(Text(f"  {_printable(item)}"))
+        if len(result.items) > _SHOWN:
+            self._out.print(f"  … and {len(result.items) - _SHOWN} more: --json lists them all")
+
+    def warn(self, warning: str) -> None:
+        """Print a warning."""
+        if not self._quiet:
+            self._err.print(
+                Text("warning: ", style="yellow").append(_printable(warning), "default")
+            )
+
+    def fail(self, error: CtcliError) -> None:
+        """Print an expected error: its problems, then what to do next."""
+        for problem in error.problems[:_SHOWN]:
+            self._err.print(
+                Text("error: ", style="bold red").append(_printable(problem), "default")
+            )
+        if len(error.problems) > _SHOWN:
+            self._err.print(f"… and {len(error.problems) - _SHOWN} more problems like these")
+        self._err.print(Text("next: ", style="bold").append(_printable(error.hint), "default"))
+
+    @contextmanager
+    def progress(self, title: str, total: int) -> Iterator[Advance]:
+        """Show how many of `total` bytes are done: a bar on a terminal, else lines."""
+        if self._quiet:
+            yield lambda nbytes: None  # noqa: ARG005
+        elif self._err.is_terminal:
+            with self._bar(title, total) as advance:
+                yield advance
+        else:
+            yield _Lines(self._err, title, total)
+
+    @contextmanager
+    def _bar(self, title: str, total: int) -> Iterator[Advance]:
+        from rich import progress  # not needed, and not free, without a terminal
+
+        columns = (
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(compact=True),
+        )
+        with progress.Progress(*columns, console=self._err, transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda nbytes: bar.advance(task, nbytes)
+
+
+class _Lines:
+    """Progress where there is no terminal: a plain line every few seconds."""
+
+    def __init__(self, console: Console, title: str, total: int) -> None:
+        self._console, self._title, self._total = console, title, total
+        self._lock = threading.Lock()
+        self._done = 0
+        self._start = self._printed = time.monotonic()
+
+    def __call__(self, nbytes: int) -> None:
+        with self._lock:
+            self._done += nbytes
+            now = time.monotonic()
+            if now - self._printed >= _SECONDS_BETWEEN_LINES:
+                self._printed = now
+                self._console.print(self._line(now - self._start), markup=False)
+
+    def _line(self, seconds: float) -> str:
+        rate = max(self._done, 1) / seconds
+        left = (self._total - self._done) / rate
+        return (
+            f"{self._title}: {100 * self._done // max(self._total, 1)} %, "
+            f"{format_bytes(self._done)} of {format_bytes(self._total)}, "
+            f"{format_bytes(rate)}/s, {format_seconds(left)} left"
+        )
+
+
+def _printable(text: str) -> str:
+    """Names come from files: show control characters instead of obeying them."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

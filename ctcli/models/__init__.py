@@ -1,0 +1,1 @@
+"""Facts about model architectures, as declarations."""

@@ -1,0 +1,79 @@
+"""Fused sets: the linears that servers merge into one, found by tensor name.
+
+vLLM and others load q, k and v (or gate and up) as one matrix, so tools that quantize a set
+together want its members side by side. This table is the only place that says which they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FusedRoles:
+    """Module names that make up one set under a common parent module."""
+
+    members: tuple[str, ...]
+    parents: tuple[str, ...] = ()  # last component of the parent's name; empty: any parent
+
+
+FUSED_ROLES = (
+    FusedRoles(
+        ("q_proj", "k_proj", "v_proj"), ("self_attn", "attn", "attention", "self_attention")
+    ),
+    FusedRoles(("q_a_proj", "kv_a_proj_with_mqa")),
+    FusedRoles(("wq_a", "wkv_a_with_mqa")),
+    FusedRoles(("gate_proj", "up_proj")),
+    FusedRoles(("w1", "w3")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FusedSet:
+    """The members of a set that a checkpoint holds, with all their tensors."""
+
+    parent: str
+    members: tuple[str, ...]
+    tensors: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """A readable name: `model.layers.0.self_attn.{q_proj,k_proj,v_proj}`."""
+        prefix = f"{self.parent}." if self.parent else ""
+        return f"{prefix}{{{','.join(self.members)}}}"
+
+
+_ROLES_OF = {member: roles for roles in FUSED_ROLES for member in roles.members}
+
+
+def _membership(name: str) -> tuple[str, FusedRoles, str] | None:
+    """The parent module, roles and member that a tensor's name stands for, if any."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        roles = _ROLES_OF.get(part)
+        if roles and (not roles.parents or (i and parts[i - 1] in roles.parents)):
+            return ".".join(parts[:i]), roles, part
+    return None
+
+
+def fused_sets(names: Iterable[str]) -> list[FusedSet]:
+    """Group tensor names into fused sets, in order of first appearance.
+
+    A member that is missing is no error: whatever members exist form the set. One member alone
+    is no set. All tensors below a member's module (weight, bias, scales) belong to it.
+    """
+    found: dict[tuple[str, FusedRoles], dict[str, list[str]]] = {}
+    for name in names:
+        if membership := _membership(name):
+            parent, roles, member = membership
+            found.setdefault((parent, roles), {}).setdefault(member, []).append(name)
+    return [
+        FusedSet(
+            parent,
+            tuple(member for member in roles.members if member in members),
+            tuple(name for member in roles.members for name in members.get(member, ())),
+        )
+        for (parent, roles), members in found.items()
+        if len(members) > 1
+    ]

@@ -1,0 +1,106 @@
+"""What a run will do and need, known before it starts: files, bytes, disk, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctcli.errors import CtcliError
+from ctcli.storage.layout import Layout, OutputFile, sources_of
+from ctcli.storage.transfer import BUFFER_BYTES
+from ctcli.storage.writer import (
+    Leftover,
+    device_of,
+    free_bytes,
+    look_for_leftover,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run, as opposed to what to write.
+
+    Attributes:
+        workers: threads.
+        max_memory: bytes that all jobs under way may hold together.
+        overwrite: replace a DST with content.
+        fsync: put every file on the disk before it is called complete.
+        link: hard-link files that are taken over whole.
+    """
+
+    workers: int
+    max_memory: int
+    overwrite: bool = False
+    fsync: bool = False
+    link: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A layout, and what can be known about running it before it runs."""
+
+    layout: Layout
+    destination: Path
+    settings: Settings
+    leftover: Leftover
+
+    @property
+    def fetch_bytes(self) -> int:
+        """Bytes to download first."""
+        return sum(source.fetch_bytes for source in sources_of(self.files))
+
+    @property
+    def write_bytes(self) -> int:
+        """Bytes to write (or link); what an earlier run completed does not count."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def peak_memory(self) -> int:
+        """Upper bound in bytes for what the jobs under way hold together."""
+        return min(self.settings.max_memory, self.settings.workers * BUFFER_BYTES)
+
+    @property
+    def files(self) -> list[OutputFile]:
+        """The files still to be written."""
+        return self.pending(self.layout.all_files)
+
+    def pending(self, files: Iterable[OutputFile]) -> list[OutputFile]:
+        """Those of `files` that an earlier run did not complete, largest first."""
+        todo = (file for file in files if file.name not in self.leftover.complete)
+        return sorted(todo, key=lambda file: -file.size)
+
+    def links(self, file: OutputFile) -> bool:
+        """Whether `file` will be a hard link, as far as one can tell beforehand."""
+        source = file.verbatim if self.settings.link else None
+        return source is not None and device_of(self.destination) == device_of(source.location)
+
+
+def make_plan(layout: Layout, destination: Path, settings: Settings) -> Plan:
+    """Compare a layout with what an earlier run left of it. Writes nothing."""
+    sizes = {file.name: file.size for file in layout.all_files}
+    return Plan(layout, destination, settings, look_for_leftover(destination, layout.key, sizes))
+
+
+def check_resources(plan: Plan) -> None:
+    """Refuse a plan that the memory budget or the free disk space cannot hold.
+
+    Raises:
+        CtcliError: lists every file system that is too small, and the budget.
+    """
+    problems = []
+    if plan.settings.max_memory < BUFFER_BYTES:
+        problems.append(f"--max-memory: the smallest job needs {BUFFER_BYTES} bytes.")
+    to_write = sum(file.size for file in plan.files if not plan.links(file))
+    needs = [(plan.destination, to_write - plan.leftover.reclaimable)]
+    needs += [(source.location, source.fetch_bytes) for source in sources_of(plan.files)]
+    needed: dict[int, tuple[Path, int]] = {}
+    for path, nbytes in needs:
+        device = device_of(path)
+        needed[device] = (path, nbytes + needed.get(device, (path, 0))[1])
+    for path, nbytes in needed.values():
+        free = free_bytes(path)
+        if nbytes > free:
+            problems.append(f"{path}: {nbytes:,} bytes are needed there, {free:,} are free.")
+    if problems:
+        raise CtcliError(problems, "Free some space, or choose a DST on another disk.")

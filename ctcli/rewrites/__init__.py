@@ -1,0 +1,1 @@
+"""The subcommands' work: functions from checkpoint to checkpoint, one file each."""

@@ -1,0 +1,125 @@
+"""The index file of a sharded checkpoint: which weights file holds which tensor."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from ctcli.checkpoint import INDEX_SUFFIX, Checkpoint, Shard
+from ctcli.errors import CtcliError
+from ctcli.sharding import is_numbered, natural_key
+from ctcli.storage.strict_json import parse_json
+
+DEFAULT_INDEX = f"model{INDEX_SUFFIX}"
+_HINT = "Repair the index, or delete it: without one it is made anew from the files' headers."
+
+
+@dataclass(frozen=True)
+class Index:
+    """A parsed index: tensor name to file name, and the rest of its metadata."""
+
+    name: str
+    weight_map: Mapping[str, str]
+    metadata: Mapping[str, Any]
+
+    @property
+    def files(self) -> list[str]:
+        """The weights files it names, each once, in order."""
+        return sorted(set(self.weight_map.values()), key=natural_key)
+
+
+def find_index(names: Iterable[str]) -> str | None:
+    """The checkpoint's index among the file names of its top folder, if it has one."""
+    indexes = sorted(name for name in names if name.endswith(INDEX_SUFFIX) and "/" not in name)
+    if DEFAULT_INDEX in indexes:
+        return DEFAULT_INDEX
+    if len(indexes) < 2:
+        return indexes[0] if indexes else None
+    raise CtcliError(
+        f"several index files and none of them {DEFAULT_INDEX}: {', '.join(indexes)}.",
+        "Keep the index of the variant you want in a directory of its own, with its shards.",
+    )
+
+
+def parse_index(name: str, content: bytes) -> Index:
+    """Parse an index file.
+
+    Raises:
+        CtcliError: no JSON, no `weight_map`, or entries that leave the directory; lists them all.
+    """
+    try:
+        index = parse_json(content)
+        weight_map = index["weight_map"]
+        metadata = dict(index.get("metadata") or {})
+        entries = list(weight_map.items())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CtcliError(f"{name}: no index with a weight_map: {error!r}.", _HINT) from error
+    problems = [
+        f"{name}: {tensor!r} is put into {file!r}, which is no file name inside the checkpoint."
+        for tensor, file in entries
+        if not _is_inside(file)
+    ]
+    if problems:
+        raise CtcliError(problems, _HINT)
+    metadata.pop("total_size", None)
+    return Index(name, weight_map, metadata)
+
+
+def check_files_exist(index: Index, names: Iterable[str]) -> None:
+    """Refuse an index that names weights files which are not there."""
+    missing = sorted(set(index.files).difference(names))
+    if missing:
+        raise CtcliError(
+            [f"{index.name} names {file}, which is not there." for file in missing],
+            "Fetch the missing files, or correct the index.",
+        )
+
+
+def apply_index(index: Index, shards: Iterable[Shard]) -> tuple[tuple[Shard, ...], list[str]]:
+    """Keep of each shard what the index says it holds.
+
+    Returns:
+        The shards, and warnings about tensors that the index does not place where they lie.
+
+    Raises:
+        CtcliError: the index places tensors in files that do not hold them; lists them all.
+    """
+    by_name = {shard.name: shard for shard in shards}
+    problems = [
+        f"{index.name} puts tensor {tensor!r} into {file}, which does not hold it."
+        for tensor, file in index.weight_map.items()
+        if tensor not in by_name[file].tensors
+    ]
+    if problems:
+        raise CtcliError(problems, _HINT)
+    kept, warnings = [], []
+    for name, shard in by_name.items():
+        placed = {t: s for t, s in shard.tensors.items() if index.weight_map.get(t) == name}
+        kept.append(replace(shard, tensors=placed))
+        warnings += [
+            f"{name}: tensor {tensor!r} is left out: {index.name} does not place it there."
+            for tensor in sorted(shard.tensors.keys() - placed.keys())
+        ]
+    return tuple(kept), warnings
+
+
+def encode_index(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The index file that belongs to the checkpoint's shards; none for one plain file."""
+    if len(checkpoint.shards) == 1 and not is_numbered(checkpoint.shards[0].name):
+        return {}
+    weight_map = {name: shard.name for shard in checkpoint.shards for name in shard.tensors}
+    index = {
+        "metadata": {**checkpoint.index_metadata, "total_size": checkpoint.nbytes},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    return {checkpoint.index_name: (json.dumps(index, indent=2) + "\n").encode()}
+
+
+def _is_inside(file: Any) -> bool:
+    if not isinstance(file, str) or not file or "\\" in file or "\0" in file:
+        return False
+    path = PurePosixPath(file)
+    return not path.is_absolute() and ".." not in path.parts and str(path) == file

@@ -1,0 +1,173 @@
+"""The safetensors format: reading headers with suspicion, writing them as the package does.
+
+Format: https://huggingface.co/docs/safetensors — eight bytes of little-endian header length, a
+JSON header, then the tensors' bytes without gaps. The package reads and writes whole files; here
+only headers are parsed, so that tensors can be copied or computed in pieces.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ctcli.checkpoint import Shard
+from ctcli.errors import CtcliError
+from ctcli.storage.strict_json import parse_json
+from ctcli.tensors import DTYPE_BITS, DTYPE_RANK, SourceFile, StoredTensor, TensorSpec
+
+LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000  # the package's own limit
+_ALIGNMENT = 8
+_FIRST_READ = 64 * 1024  # holds the whole header of most shards
+_HINT = "Fetch the file again, or compare its checksum with the publisher's."
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A safetensors file whose header has been read and found sound."""
+
+    file: SourceFile
+    header: bytes
+    shard: Shard
+
+
+def read_weights_file(file: SourceFile) -> WeightsFile:
+    """Read and check the header of `file`.
+
+    Raises:
+        CtcliError: the file is truncated, or its header is not a valid one; lists every problem.
+    """
+    header = _read_header_bytes(file)
+    start = LENGTH_BYTES + len(header)
+    try:
+        entries, metadata = _parse_json(header)
+        specs = _parse_entries(entries, file.size - start)
+    except _HeaderError as bad:
+        raise CtcliError([f"{file.name}: {problem}" for problem in bad.problems], _HINT) from bad
+    tensors = {
+        name: StoredTensor(spec, file, start + begin) for name, (spec, begin) in specs.items()
+    }
+    return WeightsFile(file, header, Shard(file.name, tensors, metadata))
+
+
+def encode_header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytes:
+    """Encode a file's start (length and JSON, space-padded) for tensors in the order given."""
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, spec in specs.items():
+        end = offset + spec.nbytes
+        entries[name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def file_order(name: str, tensor: StoredTensor) -> tuple[int, bytes]:
+    """Sort key of a tensor inside its file: wide dtypes first, then by name, as the package."""
+    return -DTYPE_RANK[tensor.spec.dtype], name.encode()
+
+
+class _HeaderError(Exception):
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__(*problems)
+
+
+def _read_header_bytes(file: SourceFile) -> bytes:
+    first = file.read(0, _FIRST_READ)
+    length = int.from_bytes(first[:LENGTH_BYTES], "little")
+    problem = None
+    if len(first) < LENGTH_BYTES:
+        problem = f"only {file.size} bytes long, no safetensors file."
+    elif length > MAX_HEADER_BYTES:
+        problem = f"its header claims {length} bytes; the limit is {MAX_HEADER_BYTES}."
+    elif LENGTH_BYTES + length > file.size:
+        problem = f"its header claims {length} bytes, but the file has {file.size}: truncated."
+    if problem:
+        raise CtcliError(f"{file.name}: {problem}", _HINT)
+    end = LENGTH_BYTES + length
+    header = first[LENGTH_BYTES:end]
+    return header + file.read(len(first), end - len(first)) if end > len(first) else header
+
+
+def _parse_json(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        entries = parse_json(header)
+    except ValueError as error:
+        raise _HeaderError(f"its header is not JSON: {error}.") from error
+    if not isinstance(entries, dict):
+        raise _HeaderError("its header is not a JSON object.")
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _HeaderError("its __metadata__ is not a table of strings.")
+    return entries, metadata
+
+
+def _parse_entries(
+    entries: Mapping[str, Any], data_bytes: int
+) -> dict[str, tuple[TensorSpec, int]]:
+    problems: list[str] = []
+    found: dict[str, tuple[TensorSpec, int]] = {}
+    for name, entry in entries.items():
+        try:
+            found[name] = _parse_entry(name, entry)
+        except _HeaderError as bad:
+            problems += bad.problems
+    if not problems:
+        problems += _gaps_and_overlaps(found, data_bytes)
+    if problems:
+        raise _HeaderError(*problems)
+    return found
+
+
+def _parse_entry(name: str, entry: Any) -> tuple[TensorSpec, int]:
+    label = f"tensor {name!r}"
+    if any("\ud800" <= char <= "\udfff" for char in name):
+        raise _HeaderError(f"{label}: the name is not valid Unicode.")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise _HeaderError(f"{label}: its entry is not dtype, shape and data_offsets.")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+        raise _HeaderError(f"{label}: unknown dtype {dtype!r}.")
+    if not _is_counts(shape):
+        raise _HeaderError(f"{label}: its shape {shape!r} is not a list of sizes.")
+    if not _is_counts(offsets) or len(offsets) != 2:
+        raise _HeaderError(f"{label}: its data_offsets {offsets!r} are not two positions.")
+    spec, (begin, end) = TensorSpec(dtype, tuple(shape)), offsets
+    if end < begin:
+        raise _HeaderError(f"{label}: its offsets {begin}..{end} are reversed.")
+    if 8 * (end - begin) != spec.bits:
+        raise _HeaderError(
+            f"{label}: {dtype} of shape {shape} has {spec.bits / 8:g} bytes, "
+            f"but its offsets hold {end - begin}."
+        )
+    if 8 * begin % DTYPE_BITS[dtype]:
+        raise _HeaderError(f"{label}: its offset {begin} is not aligned to {dtype}.")
+    return spec, begin
+
+
+def _is_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _gaps_and_overlaps(found: Mapping[str, tuple[TensorSpec, int]], data_bytes: int) -> list[str]:
+    problems = []
+    position, before = 0, "the header"
+    for name, (spec, begin) in sorted(found.items(), key=lambda i: (i[1][1], i[1][0].nbytes)):
+        if begin < position:
+            problems.append(f"tensor {name!r} overlaps {before}.")
+        elif begin > position:
+            problems.append(f"{begin - position} bytes before tensor {name!r} belong to none.")
+        position, before = max(position, begin + spec.nbytes), f"tensor {name!r}"
+    if position > data_bytes:
+        problems.append(f"its tensors end at byte {position}, its data at {data_bytes}: truncated.")
+    elif position < data_bytes:
+        problems.append(f"{data_bytes - position} bytes at its end belong to no tensor.")
+    return problems

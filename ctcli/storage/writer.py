@@ -1,0 +1,265 @@
+"""The output directory: built beside its final place, journaled, published by one rename.
+
+    .DST.ctcli-partial/
+        journal       first line: the layout's key; then one line for each complete file
+        checkpoint/   becomes DST
+        replaced/     the former DST, for the moment between two renames (--overwrite)
+
+A killed run leaves DST as it was, and a partial directory from which the same command continues.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from ctcli.errors import CtcliError, os_errors_of
+
+_HINT_ELSEWHERE = "Choose another DST."
+
+
+def check_destination(destination: Path, source: Path | None, overwrite: bool) -> None:
+    """Refuse a DST that cannot be published to, before any work is done.
+
+    Args:
+        destination: the directory to make.
+        source: the source directory, if it is a local one.
+        overwrite: whether a DST with content may be replaced.
+    """
+    target = destination.resolve()
+    if source:
+        _check_apart(destination, target, source.resolve())
+    if destination.exists():
+        _check_replaceable(destination, target, overwrite)
+    parent = _nearest_existing(target.parent)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise CtcliError(
+            f"{destination}: cannot write into {parent}.",
+            "Check its permissions, or choose another DST.",
+        )
+
+
+def _check_apart(destination: Path, target: Path, source: Path) -> None:
+    if target == source:
+        raise CtcliError(f"{destination}: DST is SRC.", _HINT_ELSEWHERE)
+    if target.is_relative_to(source):
+        raise CtcliError(f"{destination}: DST lies inside SRC.", _HINT_ELSEWHERE)
+    if source.is_relative_to(target):
+        raise CtcliError(f"{destination}: SRC lies inside DST.", _HINT_ELSEWHERE)
+
+
+def _check_replaceable(destination: Path, target: Path, overwrite: bool) -> None:
+    if not destination.is_dir():
+        raise CtcliError(f"{destination}: a file of this name exists.", _HINT_ELSEWHERE)
+    with os_errors_of(str(destination), "reading"):
+        is_empty = not any(destination.iterdir())
+    if not is_empty and not overwrite:
+        raise CtcliError(
+            f"{destination}: DST exists and is not empty.",
+            "Give --overwrite to replace it, or choose another DST.",
+        )
+    if os.path.ismount(target):
+        raise CtcliError(
+            f"{destination}: a mount point cannot be replaced.", "Name a directory inside it."
+        )
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that can still be written to the file system of `path`, which need not exist yet."""
+    return shutil.disk_usage(_nearest_existing(path.resolve())).free
+
+
+def device_of(path: Path) -> int:
+    """The file system that `path` lies on, or will lie on once it is made."""
+    return _nearest_existing(path.resolve()).stat().st_dev
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What an earlier run left behind for the same DST.
+
+    Attributes:
+        complete: names of the files that need not be written again.
+        reclaimable: bytes of disk that the rest of it occupies and that will be freed.
+    """
+
+    complete: frozenset[str]
+    reclaimable: int
+
+
+def look_for_leftover(destination: Path, key: str, sizes: Mapping[str, int]) -> Leftover:
+    """See what an earlier run left in the partial directory. Changes nothing.
+
+    Args:
+        destination: the directory to publish in the end.
+        key: identifies the output's bytes; files made under another key do not count.
+        sizes: length of every output file by name, to check those called complete.
+    """
+    root = _root(destination)
+    files = [path for path in (root / "checkpoint").rglob("*") if path.is_file()]
+    found = {path.relative_to(root / "checkpoint").as_posix(): path.stat() for path in files}
+    complete = frozenset(
+        name
+        for name in _read_journal(root, key)
+        if name in found and found[name].st_size == sizes.get(name)
+    )
+    reclaimable = sum(
+        status.st_blocks * 512
+        for name, status in found.items()
+        if name not in complete and status.st_nlink == 1
+    )
+    return Leftover(complete, reclaimable)
+
+
+class PartialDirectory:
+    """An output that is not yet complete. Use `open_partial` to get one."""
+
+    def __init__(self, destination: Path, journal: IO[str], fsync: bool) -> None:
+        self._destination = destination
+        self._root = _root(destination)
+        self._journal = journal
+        self._lock = threading.Lock()
+        self._fsync = fsync
+
+    def create(self, name: str, size: int) -> int:
+        """Create the file `name` at full length and return its descriptor."""
+        path = self._fresh_path(name)
+        with os_errors_of(name, "creating"):
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+            try:
+                os.ftruncate(descriptor, size)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        return descriptor
+
+    def link(self, name: str, source: Path) -> bool:
+        """Hard-link `name` to `source`; False where the file system does not allow it."""
+        path = self._fresh_path(name)
+        try:
+            os.link(source.resolve(), path)
+        except OSError:
+            return False
+        self._note(name)
+        return True
+
+    def finish(self, name: str, descriptor: int) -> None:
+        """Note in the journal that the file `name` is complete."""
+        with os_errors_of(name, "writing"):
+            if self._fsync:
+                os.fsync(descriptor)
+            self._note(name)
+
+    def publish(self, overwrite: bool) -> None:
+        """Rename the checkpoint to DST, in place of what was there if `overwrite`."""
+        with os_errors_of(str(self._destination), "publishing"):
+            if self._fsync:
+                for folder, _, _ in os.walk(self._root / "checkpoint"):
+                    _sync_folder(Path(folder))
+            if overwrite and self._destination.exists():
+                self._destination.rename(self._root / "replaced")
+            (self._root / "checkpoint").rename(self._destination)
+            if self._fsync:
+                _sync_folder(self._destination.parent)
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def _fresh_path(self, name: str) -> Path:
+        """A path to create `name` at. What a killed run left there may be a link to the source."""
+        path = self._root / "checkpoint" / name
+        with os_errors_of(name, "creating"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+        return path
+
+    def _note(self, name: str) -> None:
+        with self._lock:
+            self._journal.write(f"{json.dumps(name)}\n")
+            self._journal.flush()
+            if self._fsync:
+                os.fsync(self._journal.fileno())
+
+
+@contextmanager
+def open_partial(
+    destination: Path, key: str, complete: Iterable[str], fsync: bool
+) -> Iterator[PartialDirectory]:
+    """Open the partial directory of `destination`, keeping the `complete` files of an earlier run.
+
+    Args:
+        destination: the directory to publish in the end.
+        key: identifies the output's bytes.
+        complete: the files to keep, from `look_for_leftover`.
+        fsync: whether every file must reach the disk before it is called complete.
+
+    Raises:
+        CtcliError: another process is writing the same destination.
+    """
+    destination = destination.resolve()
+    root = _root(destination)
+    with os_errors_of(str(destination), "creating"):
+        root.mkdir(parents=True, exist_ok=True)
+        journal = (root / "journal").open("a+", encoding="utf-8")
+    with journal:
+        _lock(journal, destination)
+        with os_errors_of(str(root), "preparing"):
+            _restore_replaced(root, destination)
+            if not complete:
+                shutil.rmtree(root / "checkpoint", ignore_errors=True)
+            (root / "checkpoint").mkdir(exist_ok=True)
+            journal.truncate(0)
+            journal.writelines(f"{json.dumps(line)}\n" for line in (key, *complete))
+            journal.flush()
+        yield PartialDirectory(destination, journal, fsync)
+
+
+def _root(destination: Path) -> Path:
+    destination = destination.resolve()
+    return destination.with_name(f".{destination.name}.ctcli-partial")
+
+
+def _lock(journal: IO[str], destination: Path) -> None:
+    try:
+        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CtcliError(
+            f"{destination}: another ctcli process is writing it.", "Wait for it, or stop it."
+        ) from error
+
+
+def _read_journal(root: Path, key: str) -> list[str]:
+    """Names of the complete files; none if the journal is another key's, or there is none."""
+    try:
+        lines = (root / "journal").read_text(encoding="utf-8").splitlines(keepends=True)
+        # A line that was being written when the process died has no end.
+        first, *names = [json.loads(line) for line in lines if line.endswith("\n")]
+    except (OSError, ValueError):
+        return []
+    return names if first == key else []
+
+
+def _restore_replaced(root: Path, destination: Path) -> None:
+    """Undo the first of two renames if a run died between them."""
+    replaced = root / "replaced"
+    if replaced.exists() and not destination.exists():
+        replaced.rename(destination)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

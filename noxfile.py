@@ -1,0 +1,54 @@
+"""Development sessions: `nox -s lint types tests minimums bench`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import nox
+
+CONSTRAINTS = ".ci/constraints.txt"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.default_venv_backend = "venv"
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check rules and format with ruff."""
+    session.install("-c", CONSTRAINTS, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy, strictly."""
+    session.install("-c", CONSTRAINTS, "-e", ".[test]", "mypy", "nox")
+    session.run("mypy")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests; arguments go to pytest."""
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """Run the tests on the lowest versions declared, torch excepted: its old builds bring CUDA."""
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    lowest = [requirement.replace(">=", "==") for requirement in project["dependencies"]]
+    torch = re.search(r"^torch==.*$", Path(CONSTRAINTS).read_text(), re.MULTILINE)
+    assert torch, "the constraints pin torch"
+    pins = [pin for pin in lowest if not pin.startswith("torch==")] + [torch[0]]
+    session.install(*pins, "-e", ".[test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time commands against other tools; arguments go to `python -m tests.bench`."""
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.run("python", "-m", "tests.bench", *session.posargs)

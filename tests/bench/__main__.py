@@ -1,0 +1,63 @@
+"""Time commands against other tools on large checkpoints: whole processes, run in turn."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.bench.races import RACES, Race
+from tests.bench.timing import race, report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("races", nargs="*", help=f"of {', '.join(RACES)}; default: all")
+    parser.add_argument("--runs", type=int, default=5, help="counted runs (default: 5)")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="RACE:NAME=COMMAND",
+        help="one more contender, from an environment of its own, with {src} and {dst}: "
+        "'reindex:llm-compressor=venv/bin/llmcompressor.reindex_fused_weights {src} {dst}'",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "ctcli-bench",
+        help="for checkpoints, which are kept, and outputs (default: %(default)s)",
+    )
+    arguments = parser.parse_args()
+    for name in arguments.races or RACES:
+        peers = dict(
+            peer.removeprefix(f"{name}:").split("=", 1)
+            for peer in arguments.peer
+            if peer.startswith(f"{name}:")
+        )
+        src = _checkpoint(arguments.folder, RACES[name])
+        print(f"\n{name}: {arguments.runs} runs each, on {os.cpu_count()} cores, {src}")
+        samples = race(
+            src, arguments.folder / "out", {**RACES[name].commands, **peers}, arguments.runs
+        )
+        print("\n".join(report(samples)))
+
+
+def _checkpoint(folder: Path, race: Race) -> Path:
+    path = folder / "-".join(word.removeprefix("--") for word in race.checkpoint)
+    if not path.exists():
+        print(f"making {path}")
+        partial = path.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        command = [sys.executable, "-m", "tests.bench.make_checkpoint", str(partial)]
+        subprocess.run([*command, *race.checkpoint], check=True)
+        partial.rename(path)
+    return path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Whole processes, in turn, several times: wall time, processor time and peak memory.
+
+This process stays small (no numpy, no torch): a child's peak memory cannot read below its
+parent's at the time of the fork.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run of one contender; seconds, and bytes of the largest process."""
+
+    wall: float
+    processor: float
+    peak: int
+    exit_status: int
+
+
+def race(src: Path, dst: Path, commands: Mapping[str, str], runs: int) -> dict[str, list[Sample]]:
+    """Run each command in turn, `runs` times after one uncounted round."""
+    samples: dict[str, list[Sample]] = {name: [] for name in commands}
+    for run in range(runs + 1):
+        for name, command in commands.items():
+            shutil.rmtree(dst, ignore_errors=True)
+            words = [
+                word.format(src=src, dst=dst, python=sys.executable)
+                for word in shlex.split(command)
+            ]
+            sample = _run(words)
+            if run:
+                samples[name].append(sample)
+    shutil.rmtree(dst, ignore_errors=True)
+    return samples
+
+
+def report(samples: Mapping[str, Sequence[Sample]]) -> list[str]:
+    """A table: each contender's figures, and the first one's time as a ratio to the others'."""
+    ours = next(iter(samples))
+    lines = [f"{'':24} {'wall s: median':>15} {'min':>7} {'max':>7} {'cpu s':>7} {'peak MB':>8}"]
+    for name, runs in samples.items():
+        walls = [run.wall for run in runs]
+        processor = statistics.median(run.processor for run in runs)
+        peak = max(run.peak for run in runs) / 1e6
+        failed = sum(run.exit_status != 0 for run in runs)
+        lines.append(
+            f"{name:24} {statistics.median(walls):15.2f} {min(walls):7.2f} {max(walls):7.2f} "
+            f"{processor:7.2f} {peak:8.0f}" + (f"  ({failed} runs FAILED)" if failed else "")
+        )
+    for name, runs in samples.items():
+        if name != ours:
+            ratios = [a.wall / b.wall for a, b in zip(samples[ours], runs, strict=True)]
+            lines.append(
+                f"{ours} / {name}: median {statistics.median(ratios):.2f}, "
+                f"min {min(ratios):.2f}, max {max(ratios):.2f}"
+            )
+    return lines
+
+
+def _run(words: Sequence[str]) -> Sample:
+    start = time.perf_counter()
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Sample(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, process.returncode)

@@ -1,0 +1,39 @@
+"""What all tests share: the command as a real process, and the bundled checkpoint."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+Ctcli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def pylm() -> Path:
+    """The bundled checkpoint: a small trained Llama in six shards."""
+    return ROOT / "fixtures" / "pylm"
+
+
+@pytest.fixture
+def ctcli() -> Ctcli:
+    """Runs `ctcli` with the given arguments in a process of its own."""
+
+    def run(
+        *arguments: str | Path, env: Mapping[str, str] | None = None, timeout: float = 60
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "ctcli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+            env={**os.environ, "COLUMNS": "200", **(env or {})},
+        )
+
+    return run

@@ -1,0 +1,106 @@
+"""What people and programs see, with a terminal and without, in a narrow one too."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ctcli.units import format_bytes, format_seconds, parse_bytes
+from tests.conftest import Ctcli
+
+
+def run_in_terminal(columns: int, *arguments: str | Path) -> str:
+    """Everything that the command shows on a terminal of that width."""
+    main, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ctcli", *map(str, arguments)],
+        stdout=child,
+        stderr=child,
+        env={**os.environ, "COLUMNS": str(columns), "TERM": "xterm-256color", "NO_COLOR": "1"},
+    )
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(main, 65536)
+        except OSError:  # what Linux gives for the end of a terminal
+            break
+        shown += piece
+    os.close(main)
+    assert process.wait() == 0
+    return re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+
+
+def test_people_get_lines_on_stdout_and_nothing_on_stderr(
+    ctcli: Ctcli, pylm: Path, tmp_path: Path
+) -> None:
+    done = ctcli("reindex", pylm, tmp_path / "out")
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"reindex: {pylm} -> {tmp_path / 'out'}"
+    assert lines[1] == "  fused sets        8"
+    assert "\x1b" not in done.stdout
+
+
+def test_json_is_one_object_on_stdout(ctcli: Ctcli, pylm: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for path in pylm.iterdir():
+        (tmp_path / "source" / path.name).symlink_to(path)
+    (tmp_path / "source" / "old.bin").write_text("")
+    done = ctcli("reindex", tmp_path / "source", tmp_path / "out", "--json")
+    assert json.loads(done.stdout)["warnings"] == [
+        "left out, since they are weights of other formats: old.bin."
+    ]
+    assert done.stderr.startswith("warning: left out")
+
+
+def test_quiet_prints_nothing(ctcli: Ctcli, pylm: Path, tmp_path: Path) -> None:
+    done = ctcli("reindex", pylm, tmp_path / "out", "--quiet")
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+
+
+@pytest.mark.parametrize("columns", [40, 120])
+def test_a_terminal_shows_a_bar_and_then_the_result(
+    pylm: Path, tmp_path: Path, columns: int
+) -> None:
+    shown = run_in_terminal(columns, "reindex", pylm, tmp_path / "out")
+    assert "6.0/6.0" in shown
+    assert "shards rewritten  5 of 6" in shown
+    assert "-> model-00002-of-00006.safetensors" in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [("5GB", 5 * 10**9), ("1.5 mb", 1_500_000), ("2GiB", 2**31), ("4096", 4096), ("7k", 7000)],
+)
+def test_sizes_are_read(text: str, nbytes: int) -> None:
+    assert parse_bytes(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "5XB", "0", "1e9", "5 GB 2"])
+def test_sizes_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is no size"):
+        parse_bytes(text)
+
+
+def test_sizes_and_durations_are_shown_short() -> None:
+    assert [format_bytes(n) for n in (0, 999, 1000, 2_471_645_608, 10**15)] == [
+        "0 B",
+        "999 B",
+        "1 KB",
+        "2.47 GB",
+        "1000 TB",
+    ]
+    assert [format_seconds(s) for s in (0.04, 9.96, 61, 7500)] == [
+        "0.0 s",
+        "10 s",
+        "1 min 1 s",
+        "2 h 5 min",
+    ]

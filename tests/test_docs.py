@@ -1,0 +1,125 @@
+"""Help, README, the table of commands and the code say the same."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from ctcli import __version__
+from ctcli.cli import app
+from ctcli.models.fused import FUSED_ROLES
+from tests.conftest import ROOT, Ctcli
+
+README = (ROOT / "README.md").read_text()
+GROUP = typer.main.get_group(app)
+COMMANDS = dict(GROUP.commands)
+OPTIONS = [
+    (name, option)
+    for name, command in COMMANDS.items()
+    for option in command.params
+    if option.param_type_name == "option"
+]
+
+
+def readme_table(heading: str) -> list[list[str]]:
+    """The cells of the table whose heading row starts so."""
+    rows = README[README.index(f"| {heading} |") :].partition("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def readme_commands() -> list[str]:
+    return [line.strip() for line in README.splitlines() if line.startswith("    ")]
+
+
+def test_version(ctcli: Ctcli) -> None:
+    assert ctcli("--version").stdout == f"ctcli {__version__}\n"
+
+
+def test_readme_lists_every_command_with_its_help() -> None:
+    rows = readme_table("command")
+    assert [cells[0].strip("`").split()[1] for cells in rows] == list(COMMANDS)
+    for cells, command in zip(rows, COMMANDS.values(), strict=True):
+        first_sentence = str(command.help).partition(". ")[0].partition(".\n")[0].rstrip(".")
+        first_verb, _, rest = first_sentence.partition(" ")
+        assert cells[1].lower() == f"{first_verb}s {rest}".lower()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_readme_lists_every_shared_option_with_its_default(name: str) -> None:
+    documented = {
+        row[0].split("`")[1].split()[0]: row[2].strip("`") for row in readme_table("option")
+    }
+    shown = {
+        option.opts[0]: str(getattr(option, "show_default", None))
+        for command, option in OPTIONS
+        if command == name
+    }
+    assert documented.items() <= shown.items()
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS, ids=str)
+def test_every_option_has_help_and_a_visible_default(command: str, option: object) -> None:
+    assert getattr(option, "help", None), f"{command} {option}"
+    assert isinstance(getattr(option, "show_default", None), str), f"{command} {option}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_in_readme_exists(name: str) -> None:
+    known = {opt for _, option in OPTIONS for opt in (*option.opts, *option.secondary_opts)}
+    known |= {opt for option in GROUP.params for opt in option.opts} | {"--install-completion"}
+    ours = [line for line in readme_commands() if line.startswith(f"ctcli {name} ")]
+    mentioned = {word for line in ours for word in re.findall(r"--[a-z-]+", line)}
+    mentioned |= set(re.findall(r"`(--[a-z-]+)", README))
+    assert mentioned <= known | {"--help"}
+
+
+def test_readme_names_the_fused_sets_of_the_table() -> None:
+    expected = [
+        [
+            " ".join(f"`{member}`" for member in roles.members),
+            ", ".join(f"`{parent}`" for parent in roles.parents) or "any module",
+        ]
+        for roles in FUSED_ROLES
+    ]
+    assert readme_table("set") == expected
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    (command,) = [line for line in readme_commands() if line.endswith("&& pytest")]
+    assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_the_nox_sessions_of_the_readme_exist() -> None:
+    sessions = set(
+        re.findall(r"^def (\w+)\(session", (ROOT / "noxfile.py").read_text(), re.MULTILINE)
+    )
+    mentioned = {
+        word
+        for line in readme_commands()
+        if line.startswith("nox -s")
+        for word in line.partition("#")[0].split()[2:]
+    }
+    assert mentioned == sessions
+
+
+def test_declared_dependencies_are_the_six_that_the_program_may_use() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.split("[><=]", requirement)[0] for requirement in project["dependencies"]}
+    assert names == {"safetensors", "torch", "typer", "rich", "huggingface_hub", "numpy"}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion_offers_the_commands(ctcli: Ctcli, shell: str, tmp_path: Path) -> None:
+    env = {
+        "_CTCLI_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "ctcli rein",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "ctcli rein",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "HOME": str(tmp_path),
+    }
+    assert "reindex" in ctcli(env=env).stdout
