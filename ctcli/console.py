@@ -18,6 +18,7 @@ from ctcli.errors import CtcliError
 from ctcli.units import Advance, format_bytes, format_seconds
 
 _SHOWN = 20  # lines of a list or of problems before it is cut short
+_LONGEST = 600  # characters of a line
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -40,6 +41,9 @@ class Result:
 
 class Report(Protocol):
     """What a rewrite says of itself."""
+
+    def with_errors(self, sums: Mapping[str, Sequence[float]]) -> Report:
+        """The same with what was measured: squares of error and weight, summed, by module."""
 
     def rows(self) -> list[tuple[str, str]]:
         """Labels and values, for people."""
@@ -149,5 +153,7 @@ class _Lines:
 
 
 def _printable(text: str) -> str:
-    """Names come from files: show control characters instead of obeying them."""
+    """Names come from files: show control characters instead of obeying them, and no novels."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

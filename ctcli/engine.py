@@ -2,163 +2,107 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import deque
-from collections.abc import Collection, Iterable
+import resource
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from pathlib import Path
 
-from ctcli.errors import CtcliError, os_errors_of
+from ctcli.jobs import CopyJob, Job
 from ctcli.plan import Plan, Settings
-from ctcli.storage.layout import Copy, OutputFile
-from ctcli.storage.transfer import BUFFER_BYTES, copy_bytes, write_bytes
-from ctcli.storage.writer import PartialDirectory, open_partial
+from ctcli.reductions import Values
+from ctcli.storage.layout import OutputFile
+from ctcli.storage.output import OpenOutput
+from ctcli.storage.writer import Errors, PartialDirectory, open_partial
 from ctcli.units import Advance
+from ctcli.worker import Worker
 
-# Files are copied by several threads at once, in pieces of at most this many bytes.
-_PIECE_BYTES = 256 * 1024 * 1024
+_OPEN_FILES = 65_536
+# After an error, jobs end at their next step; a download that stalls may not come to one.
+_GRACE_SECONDS = 3.0
 
 
-def execute(plan: Plan, advance: Advance) -> None:
+def execute(plan: Plan, advance: Advance) -> Errors:
     """Write the plan's files and publish DST.
 
     Args:
         plan: what to write.
         advance: told of every byte downloaded and written, from any thread.
 
+    Returns:
+        For every module that was computed, the squares of its error and of its values, summed.
+
     Raises:
         CtcliError: reading or writing failed; DST is as it was, and the plan can be continued.
     """
-    settings, layout = plan.settings, plan.layout
+    settings, leftover = plan.settings, plan.leftover.complete
+    _allow_many_files()
+    errors = [*leftover.values()]
     with open_partial(
-        plan.destination, layout.key, plan.leftover.complete, settings.fsync
+        plan.destination, plan.key, leftover, settings.fsync, settings.overwrite
     ) as partial:
-        for files in (layout.files, layout.closing):
-            _Run(settings, partial, advance).write(plan.pending(files))
-        partial.publish(settings.overwrite)
+        for jobs, files in zip(plan.jobs, (plan.layout.files, plan.layout.closing), strict=True):
+            errors += _Run(jobs, plan.pending(files), settings, partial, advance).write()
+        partial.publish()
+    return {module: sums for of_file in errors for module, sums in of_file.items()}
 
 
-class _Output:
-    """An output file while its pieces are being written."""
-
-    def __init__(self, file: OutputFile, pieces: int, partial: PartialDirectory) -> None:
-        self.file = file
-        self._partial = partial
-        self._lock = threading.Lock()
-        self._left = pieces
-        self._descriptor: int | None = None
-
-    def descriptor(self) -> int:
-        """The file's descriptor; creates it, with the bytes known beforehand, when first asked."""
-        with self._lock:
-            if self._descriptor is None:
-                self._descriptor = self._partial.create(self.file.name, self.file.size)
-                with os_errors_of(self.file.name, "writing"):
-                    write_bytes(self._descriptor, 0, self.file.head)
-            return self._descriptor
-
-    def piece_done(self) -> None:
-        """Count a piece; the last one completes the file."""
-        with self._lock:
-            self._left -= 1
-            if self._left == 0 and self._descriptor is not None:
-                self._partial.finish(self.file.name, self._descriptor)
-                self._close()
-
-    def abandon(self) -> None:
-        """Close the file if it is still incomplete."""
-        with self._lock:
-            self._close()
-
-    def _close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """One job: some bytes of an output file, or all of a file whose bytes are known."""
-
-    output: _Output
-    copy: Copy | None
-    memory: int = BUFFER_BYTES
-
-
-class _Cancelled(BaseException):
-    """Ends a worker after another one failed or a signal came."""
+def _allow_many_files() -> None:
+    """Every output file may be open at once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class _Run:
-    """One pass of the thread pool over the pieces of some files."""
+    """One pass of the thread pool over some jobs."""
 
-    def __init__(self, settings: Settings, partial: PartialDirectory, advance: Advance) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        files: Iterable[OutputFile],
+        settings: Settings,
+        partial: PartialDirectory,
+        advance: Advance,
+    ) -> None:
+        counts = Counter(name for job in jobs for name in job.files)
         self._settings = settings
-        self._partial = partial
-        self._report = advance
-        self._stop = threading.Event()
+        self._waiting = deque(jobs)
+        self._values = Values(jobs)
+        self._outputs = {file.name: OpenOutput(file, counts[file.name], partial) for file in files}
+        self._worker = Worker(self._outputs, self._values, partial, settings.link, advance)
+        self._computes = not all(isinstance(job, CopyJob) for job in jobs)
 
-    def write(self, files: Iterable[OutputFile]) -> None:
-        """Write `files` completely, or raise the first error."""
-        waiting = deque(piece for file in files for piece in self._pieces(file))
-        outputs = {piece.output for piece in waiting}
-        running: dict[Future[None], _Piece] = {}
-        with ThreadPoolExecutor(self._settings.workers) as pool:
-            try:
-                while waiting or running:
-                    while waiting and self._admits(waiting[0], running.values()):
-                        piece = waiting.popleft()
-                        running[pool.submit(self._write_piece, piece)] = piece
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        del running[future]
-                        future.result()
-            finally:
-                self._stop.set()
-                wait(running)
-                for output in outputs:
-                    output.abandon()
-
-    def _admits(self, piece: _Piece, running: Collection[_Piece]) -> bool:
-        memory = sum(other.memory for other in running) + piece.memory
-        return len(running) < self._settings.workers and memory <= self._settings.max_memory
-
-    def _pieces(self, file: OutputFile) -> list[_Piece]:
-        if self._settings.link and file.verbatim:
-            copies: list[Copy | None] = list(file.copies)
-        else:
-            copies = [part for copy in file.copies for part in copy.split(_PIECE_BYTES)]
-        output = _Output(file, len(copies) or 1, self._partial)
-        return [_Piece(output, copy) for copy in copies or [None]]
-
-    def _write_piece(self, piece: _Piece) -> None:
-        file, copy = piece.output.file, piece.copy
-        source = copy.source.fetch(self._advance) if copy else None
-        linkable = source if self._settings.link and file.verbatim else None
-        if linkable and self._partial.link(file.name, linkable):
-            self._advance(file.size)
-            return
-        target = piece.output.descriptor()
-        if copy and source:
-            self._copy(copy, source, file.name, target)
-        piece.output.piece_done()
-
-    def _copy(self, copy: Copy, path: Path, name: str, target: int) -> None:
-        with os_errors_of(copy.source.name, "reading"):
-            source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def write(self) -> list[Errors]:
+        """Do all jobs, or raise the first error. Returns the errors noted of each file."""
+        running: dict[Future[None], Job] = {}
+        if self._computes:
+            self._worker.prepare()
+        pool = ThreadPoolExecutor(self._settings.workers)
         try:
-            with os_errors_of(name, "writing"):
-                copy_bytes(source, copy.start, target, copy.offset, copy.nbytes, self._advance)
-        except EOFError as error:
-            raise CtcliError(
-                f"{copy.source.name}: it became shorter while it was being read.",
-                "Leave SRC alone while ctcli runs, then run the same command again.",
-            ) from error
+            while self._waiting or running:
+                while job := self._next(running.values()):
+                    running[pool.submit(self._worker.do, job)] = job
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    del running[future]
+                    future.result()
         finally:
-            os.close(source)
+            self._worker.stop()
+            if not wait(running, timeout=_GRACE_SECONDS).not_done:
+                for output in self._outputs.values():
+                    output.abandon()
+            pool.shutdown(wait=False, cancel_futures=True)
+        return [output.errors() for output in self._outputs.values()]
 
-    def _advance(self, nbytes: int) -> None:
-        if self._stop.is_set():
-            raise _Cancelled
-        self._report(nbytes)
+    def _next(self, running: Collection[Job]) -> Job | None:
+        """The first waiting job that has all it needs, if the budget admits it now."""
+        if len(running) == self._settings.workers:
+            return None
+        for i, job in enumerate(self._waiting):
+            if job.needs is None or self._values.knows(job.needs):
+                memory = sum(other.memory for other in running) + job.memory
+                if memory > self._settings.max_memory:
+                    return None
+                del self._waiting[i]
+                return job
+        return None

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ctcli.errors import CtcliError
+from ctcli.jobs import Job, make_jobs
 from ctcli.storage.layout import Layout, OutputFile, sources_of
-from ctcli.storage.transfer import BUFFER_BYTES
 from ctcli.storage.writer import (
     Leftover,
+    check_sources,
     device_of,
     free_bytes,
     look_for_leftover,
@@ -38,11 +40,20 @@ class Settings:
 
 @dataclass(frozen=True)
 class Plan:
-    """A layout, and what can be known about running it before it runs."""
+    """A layout, and what can be known about running it before it runs.
+
+    Attributes:
+        layout: what to write.
+        destination: DST.
+        settings: how.
+        key: identifies the run whose leftover can be continued.
+        leftover: what such a run left behind.
+    """
 
     layout: Layout
     destination: Path
     settings: Settings
+    key: str
     leftover: Leftover
 
     @property
@@ -58,7 +69,15 @@ class Plan:
     @property
     def peak_memory(self) -> int:
         """Upper bound in bytes for what the jobs under way hold together."""
-        return min(self.settings.max_memory, self.settings.workers * BUFFER_BYTES)
+        largest = sorted((job.memory for jobs in self.jobs for job in jobs), reverse=True)
+        return min(self.settings.max_memory, sum(largest[: self.settings.workers]))
+
+    @cached_property
+    def jobs(self) -> tuple[list[Job], list[Job]]:
+        """How the pending files are written: the closing ones behind all others."""
+        files, closing = self.layout.files, self.layout.closing
+        link = self.settings.link
+        return make_jobs(self.pending(files), link), make_jobs(self.pending(closing), link)
 
     @property
     def files(self) -> list[OutputFile]:
@@ -79,7 +98,9 @@ class Plan:
 def make_plan(layout: Layout, destination: Path, settings: Settings) -> Plan:
     """Compare a layout with what an earlier run left of it. Writes nothing."""
     sizes = {file.name: file.size for file in layout.all_files}
-    return Plan(layout, destination, settings, look_for_leftover(destination, layout.key, sizes))
+    # Files that a run linked, or did not sync, are not what another one promises.
+    key = f"{layout.key} link={settings.link} fsync={settings.fsync}"
+    return Plan(layout, destination, settings, key, look_for_leftover(destination, key, sizes))
 
 
 def check_resources(plan: Plan) -> None:
@@ -88,9 +109,12 @@ def check_resources(plan: Plan) -> None:
     Raises:
         CtcliError: lists every file system that is too small, and the budget.
     """
-    problems = []
-    if plan.settings.max_memory < BUFFER_BYTES:
-        problems.append(f"--max-memory: the smallest job needs {BUFFER_BYTES} bytes.")
+    check_sources(plan.destination, (source.location for source in sources_of(plan.files)))
+    problems, hints = [], []
+    largest = max((job.memory for jobs in plan.jobs for job in jobs), default=0)
+    if plan.settings.max_memory < largest:
+        problems.append(f"--max-memory: the largest job needs {largest:,} bytes.")
+        hints.append("Give a larger --max-memory.")
     to_write = sum(file.size for file in plan.files if not plan.links(file))
     needs = [(plan.destination, to_write - plan.leftover.reclaimable)]
     needs += [(source.location, source.fetch_bytes) for source in sources_of(plan.files)]
@@ -102,5 +126,6 @@ def check_resources(plan: Plan) -> None:
         free = free_bytes(path)
         if nbytes > free:
             problems.append(f"{path}: {nbytes:,} bytes are needed there, {free:,} are free.")
+            hints.append("Free some space, or choose a DST on another disk.")
     if problems:
-        raise CtcliError(problems, "Free some space, or choose a DST on another disk.")
+        raise CtcliError(problems, " ".join(dict.fromkeys(hints)))

@@ -13,10 +13,12 @@ from ctcli.models.fused import fused_sets
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]+)-of-(?P<total>[0-9]+)\.safetensors")
 
 
-def natural_key(name: str) -> tuple[str | int, ...]:
+def natural_key(name: str) -> tuple[tuple[int, str], ...]:
     """Sort key that puts layer 2 before layer 10."""
     parts = re.split("([0-9]+)", name)
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts))
+    # Without leading zeros, a number with fewer digits is less.
+    digits = (part.lstrip("0") if i % 2 else part for i, part in enumerate(parts))
+    return tuple((len(part) if i % 2 else 0, part) for i, part in enumerate(digits))
 
 
 def is_numbered(name: str) -> bool:

@@ -3,39 +3,61 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from ctcli.units import Advance
 
-# Bits per element by safetensors tag, in the order of the format's own enumeration; a file lists
-# its tensors by falling rank in it, so that wide elements stay aligned.
-DTYPE_BITS = {
-    "BOOL": 8,
-    "F4": 4,
-    "F6_E2M3": 6,
-    "F6_E3M2": 6,
-    "U8": 8,
-    "I8": 8,
-    "F8_E5M2": 8,
-    "F8_E4M3": 8,
-    "F8_E8M0": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2FNUZ": 8,
-    "I16": 16,
-    "U16": 16,
-    "F16": 16,
-    "BF16": 16,
-    "I32": 32,
-    "U32": 32,
-    "F32": 32,
-    "C64": 64,
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Dtype(NamedTuple):
+    """Bits of an element, and torch's name of the type where torch has it."""
+
+    bits: int
+    torch_name: str | None
+
+
+# By safetensors tag, in the order of the format's own enumeration; a file lists its tensors by
+# falling rank in it, so that wide elements stay aligned.
+DTYPES = {
+    "BOOL": Dtype(8, "bool"),
+    "F4": Dtype(4, None),
+    "F6_E2M3": Dtype(6, None),
+    "F6_E3M2": Dtype(6, None),
+    "U8": Dtype(8, "uint8"),
+    "I8": Dtype(8, "int8"),
+    "F8_E5M2": Dtype(8, "float8_e5m2"),
+    "F8_E4M3": Dtype(8, "float8_e4m3fn"),
+    "F8_E8M0": Dtype(8, "float8_e8m0fnu"),
+    "F8_E4M3FNUZ": Dtype(8, "float8_e4m3fnuz"),
+    "F8_E5M2FNUZ": Dtype(8, "float8_e5m2fnuz"),
+    "I16": Dtype(16, "int16"),
+    "U16": Dtype(16, "uint16"),
+    "F16": Dtype(16, "float16"),
+    "BF16": Dtype(16, "bfloat16"),
+    "I32": Dtype(32, "int32"),
+    "U32": Dtype(32, "uint32"),
+    "F32": Dtype(32, "float32"),
+    "C64": Dtype(64, "complex64"),
+    "F64": Dtype(64, "float64"),
+    "I64": Dtype(64, "int64"),
+    "U64": Dtype(64, "uint64"),
 }
-DTYPE_RANK = {tag: rank for rank, tag in enumerate(DTYPE_BITS)}
+DTYPE_RANK = {tag: rank for rank, tag in enumerate(DTYPES)}
+
+
+def torch_dtype(tag: str) -> torch.dtype:
+    """Torch's dtype for a safetensors tag. Imports torch."""
+    import torch
+
+    found = getattr(torch, DTYPES[tag].torch_name or "", None)
+    assert isinstance(found, torch.dtype), tag
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +70,7 @@ class TensorSpec:
     @property
     def bits(self) -> int:
         """Size of the data in bits; a multiple of 8 in every valid file."""
-        return math.prod(self.shape) * DTYPE_BITS[self.dtype]
+        return math.prod(self.shape) * DTYPES[self.dtype].bits
 
     @property
     def nbytes(self) -> int:
@@ -86,6 +108,11 @@ class SourceFile(Protocol):
         """Bytes that `fetch` has to download."""
 
 
+def content_of(file: SourceFile) -> bytes:
+    """All bytes of a small file; one on a hub goes through its cache."""
+    return file.fetch(lambda _: None).read_bytes()
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor that lies in a source file as `spec.nbytes` bytes from `start`."""
@@ -93,3 +120,77 @@ class StoredTensor:
     spec: TensorSpec
     file: SourceFile
     start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One of the tensors that a derivation computes.
+
+    Attributes:
+        spec: its dtype and shape.
+        rows: its rows for each granule of the input; None: all of it, from the first granule.
+    """
+
+    spec: TensorSpec
+    rows: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """A small value that needs a pass over whole tensors first, such as a shared scale.
+
+    Attributes:
+        inputs: what to read; each is reduced in blocks of rows.
+        part: a block of rows as stored, and the value of `after` -> a small tensor.
+        combine: how the parts of all blocks become one.
+        finish: the combined parts, and the value of `after` -> the value.
+        after: a value that must be known before.
+    """
+
+    inputs: tuple[StoredTensor, ...]
+    part: Callable[[Tensor, Tensor | None], Tensor]
+    combine: Literal["max", "sum"]
+    finish: Callable[[Tensor, Tensor | None], Tensor]
+    after: Reduction | None = None
+
+
+class NonFiniteError(ValueError):
+    """A block of a weight holds NaN or infinities."""
+
+
+@dataclass(frozen=True, eq=False)
+class Derivation:
+    """Tensors that are computed together from the rows of a stored one.
+
+    Attributes:
+        name: the module it belongs to, for messages and reports.
+        source: what to read.
+        granule: rows of the source that belong together.
+        outputs: what it makes, by local name.
+        compute: rows of the source as stored, and the reduction's value -> rows of each output,
+            and the squares of error and source summed over the block, [2] float64.
+        needs: a value to compute first.
+    """
+
+    name: str
+    source: StoredTensor
+    granule: int
+    outputs: Mapping[str, Output]
+    compute: Callable[[Tensor, Tensor | None], tuple[Mapping[str, Tensor], Tensor]]
+    needs: Reduction | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedTensor:
+    """One output of a derivation."""
+
+    derivation: Derivation
+    output: str
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Its declared dtype and shape."""
+        return self.derivation.outputs[self.output].spec
+
+
+LazyTensor = StoredTensor | DerivedTensor

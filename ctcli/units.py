@@ -24,10 +24,10 @@ def parse_bytes(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip().upper())
     factor = {"": 1, "B": 1, **_UNITS}.get(match[2]) if match else None
-    nbytes = int(float(match[1]) * factor) if match and factor else 0
-    if nbytes < 1:
+    nbytes = float(match[1]) * factor if match and factor else 0.0
+    if not 1 <= nbytes < 2**63:
         raise ValueError(f"{text!r} is no size: give a number with KB, MB, GB, TB, MiB or GiB.")
-    return nbytes
+    return int(nbytes)
 
 
 def format_bytes(nbytes: float) -> str:

@@ -13,11 +13,18 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = (
-    ("ctcli.errors", "ctcli.units"),
-    ("ctcli.console", "ctcli.models", "ctcli.tensors"),
-    ("ctcli.checkpoint", "ctcli.sharding"),
+    ("ctcli.errors", "ctcli.ops", "ctcli.units"),
+    ("ctcli.console", "ctcli.models", "ctcli.patterns", "ctcli.tensors"),
+    ("ctcli.checkpoint", "ctcli.schemes", "ctcli.sharding"),
     ("ctcli.storage",),
-    ("ctcli.engine", "ctcli.plan", "ctcli.rewrites"),
+    (
+        "ctcli.engine",
+        "ctcli.jobs",
+        "ctcli.plan",
+        "ctcli.reductions",
+        "ctcli.rewrites",
+        "ctcli.worker",
+    ),
     ("ctcli.cli",),
 )
 # Imported by one room only, or not at all: oracles of the tests, and click, which is Typer's.

@@ -54,7 +54,7 @@ def checkpoints(draw: st.DrawFn) -> Checkpoint:
     )
     origin = Origin("test", None, "")
     return Checkpoint(
-        stored, {s.name: s for s in stored}, {}, origin, "model.safetensors.index.json", {}
+        stored, {s.name: s for s in stored}, {}, {}, origin, "model.safetensors.index.json", {}
     )
 
 

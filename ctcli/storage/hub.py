@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, http_backoff, tqdm
 
 from ctcli import __version__
+from ctcli.checkpoint import CONFIG_NAME
 from ctcli.errors import CtcliError
 from ctcli.storage.local import LocalFile, list_local
 from ctcli.tensors import SourceFile
@@ -108,7 +109,15 @@ def list_hub(repo: str, revision: str | None) -> tuple[dict[str, SourceFile], st
         if constants.is_offline_mode():
             return _list_cache(repo, revision)
         api = huggingface_hub.HfApi(**_CLIENT)
-        info = api.model_info(repo, revision=revision, files_metadata=True)
+        info = api.model_info(
+            repo,
+            revision=revision,
+            files_metadata=True,
+            timeout=constants.HF_HUB_ETAG_TIMEOUT,
+        )
+        if any(entry.rfilename == CONFIG_NAME for entry in info.siblings or ()):
+            # By the revision's own name, so that the cache learns which commit it stands for.
+            huggingface_hub.hf_hub_download(repo, CONFIG_NAME, revision=revision, **_CLIENT)
     commit = str(info.sha)
     files: dict[str, SourceFile] = {
         entry.rfilename: HubFile(
@@ -125,9 +134,10 @@ def list_hub(repo: str, revision: str | None) -> tuple[dict[str, SourceFile], st
 
 
 def _list_cache(repo: str, revision: str | None) -> tuple[dict[str, SourceFile], str]:
-    snapshot = Path(
-        huggingface_hub.snapshot_download(repo, revision=revision, local_files_only=True)
+    config = huggingface_hub.hf_hub_download(
+        repo, CONFIG_NAME, revision=revision, local_files_only=True
     )
+    snapshot = Path(config).parent
     local: dict[str, LocalFile] = list_local(snapshot)
     return dict(local), snapshot.name
 
@@ -153,7 +163,8 @@ def _hub_errors(repo: str, revision: str | None, name: str | None) -> Iterator[N
     """Say in one line what the hub client's exceptions mean."""
     what = f"{repo}/{name}" if name else repo
     # The client logs its retries as warnings of its own, on top of our report.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    huggingface_hub.utils.disable_progress_bars()
     try:
         yield
     except GatedRepoError as error:
@@ -180,4 +191,9 @@ def _hub_errors(repo: str, revision: str | None, name: str | None) -> Iterator[N
         raise CtcliError(
             f"{what}: the hub did not deliver: {first_line or type(error).__name__}.",
             "Run the same command again: it continues where it stopped.",
+        ) from error
+    except OSError as error:
+        raise CtcliError(
+            f"{what}: the hub cache cannot be used: {error.strerror or error}.",
+            "Check HF_HOME, its permissions and its disk.",
         ) from error

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from ctcli import __version__
-from ctcli.checkpoint import RECIPE_NAME, Checkpoint, Shard
+from ctcli.checkpoint import CONFIG_NAME, RECIPE_NAME, Checkpoint, Shard
 from ctcli.storage.index import encode_index
 from ctcli.storage.recipe import encode_recipe
 from ctcli.storage.safetensors import encode_header, file_order
-from ctcli.tensors import SourceFile, StoredTensor
+from ctcli.tensors import DerivedTensor, LazyTensor, SourceFile, StoredTensor
 
-_CLOSING_FILES = ("config.json", "params.json")
+_CLOSING_FILES = (CONFIG_NAME, "params.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,11 @@ class Copy:
     nbytes: int
     offset: int
 
+    def is_followed_by(self, tensor: StoredTensor, offset: int) -> bool:
+        """Whether `tensor`, to be written at `offset`, continues this run."""
+        ends = (self.start + self.nbytes, self.offset + self.nbytes)
+        return self.source == tensor.file and ends == (tensor.start, offset)
+
     def split(self, nbytes: int) -> Iterator[Copy]:
         """The same run in pieces of at most `nbytes`."""
         for done in range(0, self.nbytes or 1, nbytes):
@@ -32,23 +38,42 @@ class Copy:
             yield Copy(self.source, self.start + done, piece, self.offset + done)
 
 
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A tensor of an output file that a derivation computes."""
+
+    tensor: DerivedTensor
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.tensor.spec.nbytes
+
+
 @dataclass(frozen=True)
 class OutputFile:
-    """One file of the output: bytes known now, then runs copied from source files."""
+    """One file of the output: bytes known now, runs copied from source files, computed tensors."""
 
     name: str
     head: bytes
-    copies: tuple[Copy, ...]
+    copies: tuple[Copy, ...] = ()
+    computed: tuple[Computed, ...] = ()
+    is_shard: bool = False
 
     @property
     def size(self) -> int:
         """Length in bytes."""
-        return len(self.head) + sum(copy.nbytes for copy in self.copies)
+        copied = sum(copy.nbytes for copy in self.copies)
+        return len(self.head) + copied + sum(part.nbytes for part in self.computed)
 
     @property
     def verbatim(self) -> SourceFile | None:
-        """The source file that this one equals byte for byte, if there is one."""
-        if self.head or len(self.copies) != 1:
+        """The source file that this shard equals byte for byte, if there is one.
+
+        Other files are never taken for the source's own: they are small, and people edit them.
+        """
+        if not self.is_shard or self.head or len(self.copies) != 1:
             return None
         (copy,) = self.copies
         return copy.source if copy.nbytes == copy.source.size else None
@@ -71,30 +96,40 @@ class Layout:
         """A hash that two runs share only if they write the same bytes from the same source."""
         digest = hashlib.sha256(__version__.encode())
         for source in sources_of(self.all_files):
-            digest.update(f"\n{source.name}\0{source.size}\0{source.stamp}".encode())
+            digest.update(os.fsencode(f"\n{source.name}\0{source.size}\0{source.stamp}"))
         for file in self.all_files:
-            digest.update(f"\n{file.name}\0".encode())
+            digest.update(os.fsencode(f"\n{file.name}\0"))
             digest.update(file.head)
             for copy in file.copies:
-                digest.update(f"\n{copy.source.name}\0{copy.start}\0{copy.nbytes}".encode())
+                place = f"\n{copy.source.name}\0{copy.start}\0{copy.nbytes}"
+                digest.update(os.fsencode(place))
+            for part in file.computed:
+                origin = part.tensor.derivation.source
+                place = f"\n{origin.file.name}\0{origin.start}\0{part.offset}"
+                digest.update(os.fsencode(place))
         return digest.hexdigest()
 
 
-def sources_of(files: Iterable[OutputFile]) -> list[SourceFile]:
+def sources_of(files: Collection[OutputFile]) -> list[SourceFile]:
     """The source files that bytes of `files` come from, each once."""
-    return list({copy.source.name: copy.source for f in files for copy in f.copies}.values())
+    sources = [copy.source for file in files for copy in file.copies]
+    sources += [part.tensor.derivation.source.file for file in files for part in file.computed]
+    return list(dict.fromkeys(sources))
 
 
 def lay_out(checkpoint: Checkpoint) -> Layout:
     """Fix name, offset and origin of every output byte."""
     shards = [_weights_file(shard, checkpoint.source_of(shard)) for shard in checkpoint.shards]
-    carried = [_whole(name, file) for name, file in checkpoint.files.items()]
+    carried = [
+        OutputFile(name, file) if isinstance(file, bytes) else _whole(name, file)
+        for name, file in checkpoint.files.items()
+    ]
     generated = encode_index(checkpoint) | {RECIPE_NAME: encode_recipe(checkpoint)}
     return Layout(
         (*shards, *(file for file in carried if file.name not in _CLOSING_FILES)),
         (
             *(file for file in carried if file.name in _CLOSING_FILES),
-            *(OutputFile(name, content, ()) for name, content in generated.items()),
+            *(OutputFile(name, content) for name, content in generated.items()),
         ),
     )
 
@@ -102,27 +137,31 @@ def lay_out(checkpoint: Checkpoint) -> Layout:
 def _weights_file(shard: Shard, source: SourceFile | None) -> OutputFile:
     """The source file that the shard equals, else a new header and runs of bytes."""
     if source:
-        return _whole(shard.name, source)
+        return replace(_whole(shard.name, source), is_shard=True)
     tensors = dict(sorted(shard.tensors.items(), key=lambda item: file_order(*item)))
     # Readers of safetensors in the wild insist on a format wherever there is metadata.
     metadata = {"format": "pt", **shard.metadata}
     head = encode_header({name: tensor.spec for name, tensor in tensors.items()}, metadata)
-    return OutputFile(shard.name, head, _runs(tensors.values(), len(head)))
+    return OutputFile(shard.name, head, *_parts(tensors.values(), len(head)))
 
 
 def _whole(name: str, file: SourceFile) -> OutputFile:
     return OutputFile(name, b"", (Copy(file, 0, file.size, 0),))
 
 
-def _runs(tensors: Iterable[StoredTensor], offset: int) -> tuple[Copy, ...]:
+def _parts(
+    tensors: Iterable[LazyTensor], offset: int
+) -> tuple[tuple[Copy, ...], tuple[Computed, ...]]:
     """One copy for each run of tensors that are neighbours in the source as in the output."""
-    runs: list[Copy] = []
+    copies: list[Copy] = []
+    computed: list[Computed] = []
     for tensor in tensors:
         nbytes = tensor.spec.nbytes
-        last = runs[-1] if runs else None
-        if last and last.source == tensor.file and last.start + last.nbytes == tensor.start:
-            runs[-1] = replace(last, nbytes=last.nbytes + nbytes)
+        if isinstance(tensor, DerivedTensor):
+            computed.append(Computed(tensor, offset))
+        elif copies and copies[-1].is_followed_by(tensor, offset):
+            copies[-1] = replace(copies[-1], nbytes=copies[-1].nbytes + nbytes)
         else:
-            runs.append(Copy(tensor.file, tensor.start, nbytes, offset))
+            copies.append(Copy(tensor.file, tensor.start, nbytes, offset))
         offset += nbytes
-    return tuple(runs)
+    return tuple(copies), tuple(computed)

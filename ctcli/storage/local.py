@@ -49,6 +49,16 @@ def _stamp(status: os.stat_result) -> str:
     return str(status.st_mtime_ns)
 
 
+def local_file(name: str, path: Path) -> LocalFile:
+    """The file at `path`.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    status = path.stat()
+    return LocalFile(name, path, status.st_size, _stamp(status))
+
+
 def list_local(directory: Path) -> dict[str, LocalFile]:
     """All files below `directory` that belong to a checkpoint, by relative path.
 
@@ -58,32 +68,29 @@ def list_local(directory: Path) -> dict[str, LocalFile]:
         CtcliError: files that cannot be looked at; lists them all.
     """
     files, problems = {}, []
-    for path in _walk(directory):
+    for path in _walk(directory, frozenset()):
         name = path.relative_to(directory).as_posix()
         try:
-            status = path.stat()
+            file = local_file(name, path)
         except OSError as error:
             problems.append(f"{name}: cannot be read: {error.strerror}.")
             continue
         if path.is_file():
-            files[name] = LocalFile(name, path, status.st_size, _stamp(status))
+            files[name] = file
     if problems:
         raise CtcliError(problems, "Repair or remove these files.")
     return files
 
 
-def _walk(directory: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise CtcliError(
-            f"{error.filename}: cannot be read: {error.strerror}.", "Check its permissions."
-        )
-
-    seen = set()
-    for folder, folders, files in os.walk(directory, onerror=fail, followlinks=True):
-        seen.add(os.path.realpath(folder))  # a link to a folder above would never end
-        folders[:] = sorted(
-            name
-            for name in folders
-            if name not in _NOT_CONTENT and os.path.realpath(Path(folder, name)) not in seen
-        )
-        yield from (Path(folder, name) for name in sorted(files) if name not in _NOT_CONTENT)
+def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    """All files below `folder`; a link to a folder above it, which would never end, is skipped."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os_errors_of(str(folder), "reading"):
+        paths = sorted(path for path in folder.iterdir() if path.name not in _NOT_CONTENT)
+    for path in paths:
+        if path.is_dir():
+            yield from _walk(path, above | {real})
+        else:
+            yield path

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from ctcli.checkpoint import INDEX_SUFFIX, RECIPE_NAME, Checkpoint, Origin, Shard
+from ctcli.checkpoint import CONFIG_NAME, RECIPE_NAME, Checkpoint, Origin, Shard
 from ctcli.errors import CtcliError
 from ctcli.sharding import natural_key
 from ctcli.storage.index import (
@@ -22,10 +24,11 @@ from ctcli.storage.index import (
 from ctcli.storage.local import list_local
 from ctcli.storage.recipe import read_history
 from ctcli.storage.safetensors import WeightsFile, read_weights_file
-from ctcli.tensors import SourceFile
+from ctcli.storage.strict_json import parse_json
+from ctcli.tensors import SourceFile, content_of
 
 DEFAULT_WEIGHTS = "model.safetensors"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _OTHER_WEIGHTS = (".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 _HEADER_READERS = 8  # on a hub each header is a round trip
 
@@ -37,9 +40,13 @@ def local_directory(source: str) -> Path | None:
         CtcliError: it is neither.
     """
     path = Path(source)
-    if path.is_dir():
-        return path
-    if path.exists():
+    try:
+        if path.is_dir():
+            return path
+        exists = path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        exists = False
+    if exists:
         raise CtcliError(f"{source}: not a directory.", "Name the directory that holds it.")
     if not _HUB_ID.fullmatch(source):
         raise CtcliError(
@@ -69,8 +76,7 @@ def _assemble(
     source: str, files: Mapping[str, SourceFile], name: str, commit: str | None
 ) -> Checkpoint:
     if index_name := find_index(files):
-        file = files[index_name]
-        index = parse_index(index_name, file.read(0, file.size))
+        index = parse_index(index_name, content_of(files[index_name]))
         check_files_exist(index, files)
         weights = _read_headers(files[name] for name in index.files)
         shards, stale = apply_index(index, (file.shard for file in weights))
@@ -83,15 +89,17 @@ def _assemble(
         raise CtcliError(f"{source}: its weights files hold no tensors.", "Check the download.")
     carried, left_out = _carried_along(files, {shard.name for shard in shards})
     history, unreadable = read_history(files.get(RECIPE_NAME))
+    config, no_config = _read_config(files.get(CONFIG_NAME))
     return Checkpoint(
         shards,
         {file.file.name: file.shard for file in weights},
         carried,
+        config,
         Origin(name, commit, _digest(weights)),
         index.name,
         index.metadata,
         history,
-        warnings=(*stale, *left_out, *unreadable),
+        warnings=(*stale, *left_out, *unreadable, *no_config),
     )
 
 
@@ -117,8 +125,11 @@ def _read_headers(files: Iterable[SourceFile]) -> list[WeightsFile]:
         except CtcliError as error:
             return error
 
-    with ThreadPoolExecutor(_HEADER_READERS) as pool:
+    pool = ThreadPoolExecutor(_HEADER_READERS)
+    try:
         results = list(pool.map(attempt, files))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # a hub may take its time to answer
     errors = [result for result in results if isinstance(result, CtcliError)]
     if errors:
         raise CtcliError([line for e in errors for line in e.problems], errors[0].hint)
@@ -139,6 +150,17 @@ def _check_no_tensor_twice(shards: Iterable[Shard]) -> None:
         )
 
 
+def _read_config(file: SourceFile | None) -> tuple[dict[str, Any], list[str]]:
+    """The parsed config.json, and a warning if it cannot be parsed: not every command needs it."""
+    if file is None:
+        return {}, []
+    try:
+        config = parse_json(content_of(file))
+        return (config, []) if isinstance(config, dict) else ({}, [f"{file.name}: no JSON object."])
+    except ValueError as error:
+        return {}, [f"{file.name}: not JSON: {error}."]
+
+
 def _carried_along(
     files: Mapping[str, SourceFile], used: set[str]
 ) -> tuple[dict[str, SourceFile], list[str]]:
@@ -153,7 +175,8 @@ def _carried_along(
     kept = {
         name: file
         for name, file in files.items()
-        if not name.endswith((".safetensors", INDEX_SUFFIX, ".bin.index.json", *_OTHER_WEIGHTS))
+        if not name.removesuffix(".index.json").endswith((".safetensors", *_OTHER_WEIGHTS))
+        and name not in used
         and name != RECIPE_NAME
     }
     return kept, warnings
@@ -167,6 +190,6 @@ def _some(names: list[str]) -> str:
 def _digest(weights: Iterable[WeightsFile]) -> str:
     digest = hashlib.sha256()
     for file in weights:
-        digest.update(f"{file.file.name}\0{len(file.header)}\0".encode())
+        digest.update(os.fsencode(f"{file.file.name}\0{len(file.header)}\0"))
         digest.update(file.header)
     return digest.hexdigest()

@@ -8,6 +8,7 @@ only headers are parsed, so that tensors can be copied or computed in pieces.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 from ctcli.checkpoint import Shard
 from ctcli.errors import CtcliError
 from ctcli.storage.strict_json import parse_json
-from ctcli.tensors import DTYPE_BITS, DTYPE_RANK, SourceFile, StoredTensor, TensorSpec
+from ctcli.tensors import DTYPE_RANK, DTYPES, LazyTensor, SourceFile, StoredTensor, TensorSpec
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the package's own limit
 _ALIGNMENT = 8
+_LARGEST = 2**63 - 1  # of a size or an offset
 _FIRST_READ = 64 * 1024  # holds the whole header of most shards
 _HINT = "Fetch the file again, or compare its checksum with the publisher's."
 
@@ -46,7 +48,7 @@ def read_weights_file(file: SourceFile) -> WeightsFile:
         specs = _parse_entries(entries, file.size - start)
     except _HeaderError as bad:
         raise CtcliError([f"{file.name}: {problem}" for problem in bad.problems], _HINT) from bad
-    tensors = {
+    tensors: dict[str, LazyTensor] = {
         name: StoredTensor(spec, file, start + begin) for name, (spec, begin) in specs.items()
     }
     return WeightsFile(file, header, Shard(file.name, tensors, metadata))
@@ -69,7 +71,7 @@ def encode_header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) 
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def file_order(name: str, tensor: StoredTensor) -> tuple[int, bytes]:
+def file_order(name: str, tensor: LazyTensor) -> tuple[int, bytes]:
     """Sort key of a tensor inside its file: wide dtypes first, then by name, as the package."""
     return -DTYPE_RANK[tensor.spec.dtype], name.encode()
 
@@ -107,6 +109,8 @@ def _parse_json(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _HeaderError("its __metadata__ is not a table of strings.")
+    if not all(map(_is_unicode, (*metadata, *metadata.values()))):
+        raise _HeaderError("its __metadata__ is not valid Unicode.")
     return entries, metadata
 
 
@@ -129,32 +133,41 @@ def _parse_entries(
 
 def _parse_entry(name: str, entry: Any) -> tuple[TensorSpec, int]:
     label = f"tensor {name!r}"
-    if any("\ud800" <= char <= "\udfff" for char in name):
+    if not _is_unicode(name):
         raise _HeaderError(f"{label}: the name is not valid Unicode.")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _HeaderError(f"{label}: its entry is not dtype, shape and data_offsets.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise _HeaderError(f"{label}: unknown dtype {dtype!r}.")
     if not _is_counts(shape):
         raise _HeaderError(f"{label}: its shape {shape!r} is not a list of sizes.")
     if not _is_counts(offsets) or len(offsets) != 2:
         raise _HeaderError(f"{label}: its data_offsets {offsets!r} are not two positions.")
     spec, (begin, end) = TensorSpec(dtype, tuple(shape)), offsets
+    if math.prod(size for size in shape if size) > _LARGEST:
+        raise _HeaderError(f"{label}: its shape {shape} is larger than any file.")
     if end < begin:
         raise _HeaderError(f"{label}: its offsets {begin}..{end} are reversed.")
     if 8 * (end - begin) != spec.bits:
         raise _HeaderError(
-            f"{label}: {dtype} of shape {shape} has {spec.bits / 8:g} bytes, "
-            f"but its offsets hold {end - begin}."
+            f"{label}: {dtype} of shape {shape} has {spec.bits / 8:g} bytes, but its offsets "
+            f"hold {end - begin}."
         )
-    if 8 * begin % DTYPE_BITS[dtype]:
+    if 8 * begin % DTYPES[dtype].bits:
         raise _HeaderError(f"{label}: its offset {begin} is not aligned to {dtype}.")
     return spec, begin
 
 
 def _is_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(
+        type(item) is int and 0 <= item <= _LARGEST for item in value
+    )
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether JSON's escapes did not smuggle in half a character."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _gaps_and_overlaps(found: Mapping[str, tuple[TensorSpec, int]], data_bytes: int) -> list[str]:

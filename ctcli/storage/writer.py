@@ -1,7 +1,7 @@
 """The output directory: built beside its final place, journaled, published by one rename.
 
     .DST.ctcli-partial/
-        journal       first line: the layout's key; then one line for each complete file
+        journal       first line: the layout's key; then a line for each complete file
         checkpoint/   becomes DST
         replaced/     the former DST, for the moment between two renames (--overwrite)
 
@@ -10,12 +10,13 @@ A killed run leaves DST as it was, and a partial directory from which the same c
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import IO
 
 from ctcli.errors import CtcliError, os_errors_of
 
+# For every module that was computed: the squares of its error and of its values, summed.
+Errors = Mapping[str, Sequence[float]]
 _HINT_ELSEWHERE = "Choose another DST."
 
 
@@ -34,10 +37,16 @@ def check_destination(destination: Path, source: Path | None, overwrite: bool) -
         source: the source directory, if it is a local one.
         overwrite: whether a DST with content may be replaced.
     """
-    target = destination.resolve()
+    with os_errors_of(str(destination), "opening"):
+        try:
+            target = destination.resolve()
+        except RuntimeError as error:  # a link to itself
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+        exists = destination.exists()
+        _root(destination).exists()  # its name is longer, perhaps too long
     if source:
         _check_apart(destination, target, source.resolve())
-    if destination.exists():
+    if exists:
         _check_replaceable(destination, target, overwrite)
     parent = _nearest_existing(target.parent)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
@@ -45,6 +54,22 @@ def check_destination(destination: Path, source: Path | None, overwrite: bool) -
             f"{destination}: cannot write into {parent}.",
             "Check its permissions, or choose another DST.",
         )
+
+
+def check_sources(destination: Path, sources: Iterable[Path]) -> None:
+    """Refuse to replace a directory that files of SRC really lie in, behind links.
+
+    Raises:
+        CtcliError: lists them all.
+    """
+    target = destination.resolve()
+    problems = [
+        f"{destination}: {path.name} of SRC is a link into DST."
+        for path in sources
+        if path.resolve().is_relative_to(target)
+    ]
+    if problems:
+        raise CtcliError(problems, _HINT_ELSEWHERE)
 
 
 def _check_apart(destination: Path, target: Path, source: Path) -> None:
@@ -91,11 +116,11 @@ class Leftover:
     """What an earlier run left behind for the same DST.
 
     Attributes:
-        complete: names of the files that need not be written again.
+        complete: the files that need not be written again, with what was noted of them.
         reclaimable: bytes of disk that the rest of it occupies and that will be freed.
     """
 
-    complete: frozenset[str]
+    complete: Mapping[str, Errors]
     reclaimable: int
 
 
@@ -110,11 +135,11 @@ def look_for_leftover(destination: Path, key: str, sizes: Mapping[str, int]) -> 
     root = _root(destination)
     files = [path for path in (root / "checkpoint").rglob("*") if path.is_file()]
     found = {path.relative_to(root / "checkpoint").as_posix(): path.stat() for path in files}
-    complete = frozenset(
-        name
-        for name in _read_journal(root, key)
+    complete = {
+        name: errors
+        for name, errors in _read_journal(root, key).items()
         if name in found and found[name].st_size == sizes.get(name)
-    )
+    }
     reclaimable = sum(
         status.st_blocks * 512
         for name, status in found.items()
@@ -126,12 +151,13 @@ def look_for_leftover(destination: Path, key: str, sizes: Mapping[str, int]) -> 
 class PartialDirectory:
     """An output that is not yet complete. Use `open_partial` to get one."""
 
-    def __init__(self, destination: Path, journal: IO[str], fsync: bool) -> None:
+    def __init__(self, destination: Path, journal: IO[str], fsync: bool, overwrite: bool) -> None:
         self._destination = destination
         self._root = _root(destination)
         self._journal = journal
         self._lock = threading.Lock()
         self._fsync = fsync
+        self._overwrite = overwrite
 
     def create(self, name: str, size: int) -> int:
         """Create the file `name` at full length and return its descriptor."""
@@ -152,23 +178,23 @@ class PartialDirectory:
             os.link(source.resolve(), path)
         except OSError:
             return False
-        self._note(name)
+        self._note(name, {})
         return True
 
-    def finish(self, name: str, descriptor: int) -> None:
-        """Note in the journal that the file `name` is complete."""
+    def finish(self, name: str, descriptor: int, errors: Errors) -> None:
+        """Note in the journal that the file `name` is complete, and the errors of its modules."""
         with os_errors_of(name, "writing"):
             if self._fsync:
                 os.fsync(descriptor)
-            self._note(name)
+            self._note(name, errors)
 
-    def publish(self, overwrite: bool) -> None:
-        """Rename the checkpoint to DST, in place of what was there if `overwrite`."""
+    def publish(self) -> None:
+        """Rename the checkpoint to DST, in place of what was there if that was asked for."""
         with os_errors_of(str(self._destination), "publishing"):
             if self._fsync:
                 for folder, _, _ in os.walk(self._root / "checkpoint"):
                     _sync_folder(Path(folder))
-            if overwrite and self._destination.exists():
+            if self._overwrite and self._destination.exists():
                 self._destination.rename(self._root / "replaced")
             (self._root / "checkpoint").rename(self._destination)
             if self._fsync:
@@ -183,9 +209,9 @@ class PartialDirectory:
             path.unlink(missing_ok=True)
         return path
 
-    def _note(self, name: str) -> None:
+    def _note(self, name: str, errors: Errors) -> None:
         with self._lock:
-            self._journal.write(f"{json.dumps(name)}\n")
+            self._journal.write(f"{json.dumps([name, errors])}\n")
             self._journal.flush()
             if self._fsync:
                 os.fsync(self._journal.fileno())
@@ -193,7 +219,7 @@ class PartialDirectory:
 
 @contextmanager
 def open_partial(
-    destination: Path, key: str, complete: Iterable[str], fsync: bool
+    destination: Path, key: str, complete: Mapping[str, Errors], fsync: bool, overwrite: bool
 ) -> Iterator[PartialDirectory]:
     """Open the partial directory of `destination`, keeping the `complete` files of an earlier run.
 
@@ -202,6 +228,7 @@ def open_partial(
         key: identifies the output's bytes.
         complete: the files to keep, from `look_for_leftover`.
         fsync: whether every file must reach the disk before it is called complete.
+        overwrite: whether a DST with content is replaced.
 
     Raises:
         CtcliError: another process is writing the same destination.
@@ -215,13 +242,15 @@ def open_partial(
         _lock(journal, destination)
         with os_errors_of(str(root), "preparing"):
             _restore_replaced(root, destination)
+            if destination.exists():
+                _check_replaceable(destination, destination, overwrite)
             if not complete:
                 shutil.rmtree(root / "checkpoint", ignore_errors=True)
             (root / "checkpoint").mkdir(exist_ok=True)
             journal.truncate(0)
-            journal.writelines(f"{json.dumps(line)}\n" for line in (key, *complete))
+            journal.writelines(f"{json.dumps(line)}\n" for line in (key, *complete.items()))
             journal.flush()
-        yield PartialDirectory(destination, journal, fsync)
+        yield PartialDirectory(destination, journal, fsync, overwrite)
 
 
 def _root(destination: Path) -> Path:
@@ -238,15 +267,15 @@ def _lock(journal: IO[str], destination: Path) -> None:
         ) from error
 
 
-def _read_journal(root: Path, key: str) -> list[str]:
-    """Names of the complete files; none if the journal is another key's, or there is none."""
+def _read_journal(root: Path, key: str) -> dict[str, Errors]:
+    """The complete files; none if the journal is another key's, or there is none."""
     try:
         lines = (root / "journal").read_text(encoding="utf-8").splitlines(keepends=True)
         # A line that was being written when the process died has no end.
-        first, *names = [json.loads(line) for line in lines if line.endswith("\n")]
-    except (OSError, ValueError):
-        return []
-    return names if first == key else []
+        first, *entries = [json.loads(line) for line in lines if line.endswith("\n")]
+        return dict(entries) if first == key else {}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _restore_replaced(root: Path, destination: Path) -> None:

@@ -1,0 +1,71 @@
+"""Packed experts: one 3-D tensor for all experts of a layer, and how it splits into linears.
+
+Known layouts are [experts, out, in] with gate above up. Some models store [experts, in, out], or
+interleave gate and up; those cannot be told from the shape alone, so config.json must agree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ctcli.tensors import StoredTensor, TensorSpec
+
+_PACKED = re.compile(r"(?P<parent>.*experts)\.(?P<role>gate_up_proj|down_proj)(?:\.weight)?")
+_PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+# Model types that store [experts, in, out], with gate and up interleaved in some.
+_TRANSPOSED = ("llama4", "llama4_text", "gpt_oss", "qwen3_vl_moe", "qwen3_vl_moe_text", "dbrx")
+
+
+@dataclass(frozen=True)
+class PackedExperts:
+    """A packed tensor's place: below which module, and what it packs."""
+
+    parent: str
+    role: str
+
+
+def packed_experts(name: str, spec: TensorSpec) -> PackedExperts | None:
+    """What a tensor packs, if it packs experts."""
+    match = _PACKED.fullmatch(name) if len(spec.shape) == 3 else None
+    return PackedExperts(match["parent"], match["role"]) if match else None
+
+
+def layout_problem(
+    packed: PackedExperts, spec: TensorSpec, config: Mapping[str, Any]
+) -> str | None:
+    """Why a packed tensor cannot be split: its layout is unknown, or not what config.json says."""
+    text = config.get("text_config", config)
+    model_type = str(text.get("model_type", config.get("model_type")))
+    if model_type in _TRANSPOSED:
+        return f"experts of {model_type} are stored transposed"
+    hidden = text.get("hidden_size")
+    inner = text.get("moe_intermediate_size") or text.get("intermediate_size")
+    experts = next(
+        (text[k] for k in ("num_experts", "num_local_experts", "n_routed_experts") if k in text),
+        None,
+    )
+    if not (hidden and inner and experts):
+        return "config.json does not tell the number and the size of the experts"
+    expected = (experts, 2 * inner, hidden)
+    if packed.role == "down_proj":
+        expected = (experts, hidden, inner)
+    if spec.shape == expected:
+        return None
+    if spec.shape == (expected[0], expected[2], expected[1]):
+        return f"its shape {list(spec.shape)} is the transposed layout"
+    return f"its shape is {list(spec.shape)}, and config.json asks for {list(expected)}"
+
+
+def split_experts(packed: PackedExperts, tensor: StoredTensor) -> dict[str, StoredTensor]:
+    """The experts' own weights, as views of the packed tensor's bytes, by name."""
+    experts, rows, columns = tensor.spec.shape
+    parts = _PARTS[packed.role]
+    spec = TensorSpec(tensor.spec.dtype, (rows // len(parts), columns))
+    names = [f"{packed.parent}.{e}.{part}.weight" for e in range(experts) for part in parts]
+    return {
+        name: StoredTensor(spec, tensor.file, tensor.start + i * spec.nbytes)
+        for i, name in enumerate(names)
+    }

@@ -1,0 +1,81 @@
+"""Small integers side by side in memory, as compressed-tensors lays them out.
+
+Element i of a row occupies bits [i*B, (i+1)*B) of a little-endian bit stream, least significant
+bit first; a row is padded with zero bits to whole 32-bit words.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+_LANES = {1: torch.int16, 2: torch.int32, 3: torch.int64}
+
+
+def pack_words(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes along columns into words.
+
+    Args:
+        codes: [rows, columns] uint8, each below 2**bits.
+        bits: 1 to 8.
+
+    Returns:
+        [rows, ceil(columns * bits / 32)] int32.
+    """
+    rows, columns = codes.shape
+    words = math.ceil(columns * bits / 32)
+    padding = words * 32 // bits - columns if 32 % bits == 0 else -columns % 32
+    if padding:
+        codes = pad(codes, (0, padding))
+    packed = pack_bytes(codes, bits)
+    return packed[:, : 4 * words].contiguous().view(torch.int32).reshape(rows, words)
+
+
+def pack_bytes(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes along columns into bytes.
+
+    Neighbours are merged in wider and wider lanes (two in 16 bits, four in 32, eight in 64) until
+    the merged bits are whole bytes.
+
+    Args:
+        codes: [rows, columns] uint8, each below 2**bits; columns fill whole lanes.
+        bits: 1 to 8.
+
+    Returns:
+        [rows, columns * bits / 8] uint8.
+    """
+    rows, columns = codes.shape
+    merged = codes.reshape(-1)  # flat: a single column may have any stride
+    width, lane = bits, 8
+    for step in (1, 2, 3):
+        if width % 8 == 0:
+            break
+        merged = merged.view(_LANES[step])
+        low, high = (1 << width) - 1, ((1 << width) - 1) << width
+        merged = (merged & low) | ((merged >> (lane - width)) & high)
+        width, lane = 2 * width, 2 * lane
+    if width < lane:
+        merged = merged.view(torch.uint8).view(rows, -1, lane // 8)[:, :, : width // 8]
+    return merged.contiguous().view(torch.uint8).reshape(rows, columns * bits // 8)
+
+
+def unpack_words(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """Undo `pack_words`.
+
+    Args:
+        packed: [rows, words] int32.
+        bits: 1 to 8.
+        columns: how many elements a row has.
+
+    Returns:
+        [rows, columns] uint8.
+    """
+    rows = packed.shape[0]
+    data = pad(packed.contiguous().view(torch.uint8).reshape(rows, -1), (0, 1)).to(torch.int32)
+    first = torch.arange(columns) * bits
+    byte, shift = first // 8, (first % 8).to(torch.int32)
+    pair = data[:, byte] | (data[:, byte + 1] << 8)
+    return ((pair >> shift) & ((1 << bits) - 1)).to(torch.uint8)

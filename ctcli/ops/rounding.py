@@ -1,0 +1,99 @@
+"""Rounding to the number formats of quantized weights, and reading them back.
+
+E4M3 (FP8) and E2M1 (FP4): OCP Microscaling Formats specification 1.0, section 5.3; all rounding
+is to nearest, ties to even. Every function takes float32 and returns new tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool1d
+
+E2M1_MAX = 6.0
+E4M3_MAX = 448.0
+
+
+def round_through(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Round float32 values to `dtype` and back; None leaves them alone."""
+    return x if dtype in (None, torch.float32) else x.to(dtype).to(torch.float32)
+
+
+def group_amax(x: Tensor, group: int) -> Tensor:
+    """Largest magnitude of every `group` consecutive columns; NaN if one of them is NaN.
+
+    Args:
+        x: [rows, columns] float32, columns a multiple of group.
+        group: elements that share a scale.
+
+    Returns:
+        [rows, columns / group, 1] float32.
+    """
+    rows, columns = x.shape
+    if group <= 16:  # a reduction over so few elements is four times slower than pooling
+        return max_pool1d(x.abs().unsqueeze(0), group).view(rows, columns // group, 1)
+    grouped = x.view(rows, columns // group, group)
+    largest = torch.maximum(grouped.amax(2, keepdim=True), -grouped.amin(2, keepdim=True))
+    return largest.abs_()  # of zeros with signs, the largest may be -0
+
+
+def to_e4m3(x: Tensor) -> Tensor:
+    """Saturate to +-448 and round to E4M3; -0 stays -0."""
+    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+
+
+def from_e4m3(codes: Tensor) -> Tensor:
+    """The float32 values of E4M3 codes, without NaN.
+
+    Shifted by one, a code's exponent and mantissa are those of a float16 that is 2**8 smaller;
+    this is seven times faster than torch's own conversion.
+    """
+    bits = codes.view(torch.int8).to(torch.int16)
+    halves = ((bits << 7) & 0x3F80) | (bits & -0x8000)
+    return halves.view(torch.float16).to(torch.float32).mul_(256.0)
+
+
+def round_to_e2m1(x: Tensor) -> Tensor:
+    """Saturate to +-6 and round to the values of E2M1.
+
+    With 2**e <= |x|, E2M1 has steps of 2**e / 2 (1/2 below 1), which is the spacing of float32 at
+    3 * 2**(e+21): adding and subtracting that number rounds, ties to even.
+    """
+    x = x.clamp(-E2M1_MAX, E2M1_MAX)
+    power = (x.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(min=1.0)
+    magic = power.mul_(3 * 2.0**21)
+    return x.add_(magic).sub_(magic)
+
+
+def e2m1_codes(values: Tensor, negative: Tensor) -> Tensor:
+    """The 4-bit codes of E2M1 values.
+
+    Args:
+        values: values of E2M1, float32.
+        negative: what had the sign before rounding, float32; below zero sets the sign bit.
+
+    Returns:
+        uint8, sign << 3 | index into 0, .5, 1, 1.5, 2, 3, 4, 6.
+    """
+    doubled = values.mul(2.0).to(torch.int8).abs_()  # 0 1 2 3 4 6 8 12
+    index = doubled - (doubled - 4).clamp_(min=0).bitwise_right_shift_(1)  # 8 -> 6, 12 -> 8
+    index -= (doubled - 8).clamp_(min=0).bitwise_right_shift_(2)
+    positive_zero = negative + 0.0  # -0 is not below zero
+    sign = (positive_zero.view(torch.int32) >> 28).to(torch.int8) & 8
+    return (index | sign).view(torch.uint8)
+
+
+def from_e2m1(codes: Tensor) -> Tensor:
+    """The float32 values of 4-bit codes."""
+    magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    return torch.cat([magnitudes, -magnitudes])[codes.long()]
+
+
+def pow2(exponent: Tensor) -> Tensor:
+    """2**(exponent - 127) as float32, exactly.
+
+    Args:
+        exponent: biased exponents, int32, 0 to 254.
+    """
+    bits = (exponent << 23).masked_fill(exponent == 0, 1 << 22)  # 2**-127 is subnormal
+    return bits.view(torch.float32)

@@ -1,0 +1,59 @@
+"""Module patterns as compressed-tensors has them: exact names, or `re:` and an expression."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterable
+
+from ctcli.errors import CtcliError
+
+
+def matches(pattern: str, module: str) -> bool:
+    """Whether a pattern names a module; expressions are anchored at its start, not at its end."""
+    if pattern.startswith("re:"):
+        return re.match(pattern[3:], module) is not None
+    return pattern == module
+
+
+def check_patterns(patterns: Iterable[str], modules: Collection[str]) -> None:
+    """Refuse patterns that are no expressions, or that match nothing, naming what is near.
+
+    Raises:
+        CtcliError: lists them all.
+    """
+    problems = []
+    for pattern in patterns:
+        try:
+            if any(matches(pattern, module) for module in modules):
+                continue
+        except re.error as error:
+            problems.append(f"pattern {pattern!r} is no regular expression: {error}.")
+            continue
+        near = difflib.get_close_matches(pattern.removeprefix("re:"), modules, n=3, cutoff=0.4)
+        hint = f"; near names: {', '.join(near)}" if near else ""
+        problems.append(f"pattern {pattern!r} matches no module{hint}.")
+    if problems:
+        raise CtcliError(
+            problems, "Give a module's full name, or re: and an expression that matches its start."
+        )
+
+
+def cover(modules: Collection[str], others: Collection[str]) -> list[str]:
+    """Patterns that match exactly `modules` and none of `others`.
+
+    Numbers between dots are left open where no other module differs in them alone; the patterns
+    for two disjoint collections never overlap, so that their order cannot matter.
+    """
+    taken = {_shape(module) for module in others}
+    shapes: dict[str, list[str]] = {}
+    for module in modules:
+        shapes.setdefault(_shape(module), []).append(module)
+    found: list[str] = []
+    for shape, members in shapes.items():
+        found += members if shape in taken or len(members) == 1 else [f"re:^{shape}$"]
+    return sorted(found)
+
+
+def _shape(module: str) -> str:
+    return r"\.".join(r"\d+" if part.isdecimal() else re.escape(part) for part in module.split("."))

@@ -1,0 +1,56 @@
+"""The values that need a pass over the data, while they are being computed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ctcli.jobs import Job, ReduceJob
+from ctcli.tensors import Reduction, StoredTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Values:
+    """Collects the parts of every reduction among some jobs."""
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        self._lock = threading.Lock()
+        self._values: dict[Reduction, Tensor] = {}
+        self._parts: dict[Reduction, dict[tuple[StoredTensor, int], Tensor | None]] = {}
+        for job in jobs:
+            if isinstance(job, ReduceJob):
+                parts = self._parts.setdefault(job.reduction, {})
+                parts[job.source, job.rows.start] = None
+
+    def knows(self, reduction: Reduction) -> bool:
+        """Whether the value can be had now."""
+        return reduction in self._values
+
+    def get(self, reduction: Reduction | None) -> Tensor | None:
+        """The value; None for no reduction."""
+        return self._values[reduction] if reduction else None
+
+    def add(self, job: ReduceJob, part: Tensor) -> None:
+        """Take the part that a job found; the last one makes the value.
+
+        Parts are combined in the order of the jobs, so that no race shows in the value.
+        """
+        reduction = job.reduction
+        with self._lock:
+            parts = self._parts[reduction]
+            parts[job.source, job.rows.start] = part
+            found = [value for value in parts.values() if value is not None]
+            if len(found) == len(parts):
+                combined = combine(found, reduction.combine)
+                self._values[reduction] = reduction.finish(combined, self.get(reduction.after))
+
+
+def combine(parts: Iterable[Tensor], how: str) -> Tensor:
+    """Element-wise largest (NaN if one is) or sum of some tensors."""
+    import torch
+
+    stacked = torch.stack(list(parts))
+    return stacked.amax(0) if how == "max" else stacked.sum(0)

@@ -1,0 +1,99 @@
+"""What every numeric family offers, and the settings it works under."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from ctcli.schemes.arguments import Scheme
+from ctcli.tensors import Output, TensorSpec, torch_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ctcli.ops.ranges import Roundtrip
+
+Observer = Literal["minmax", "mse"]
+ComputeDtype = Literal["float32", "weight"]
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """Everything that decides the bytes of one quantized weight, but for the weight.
+
+    Attributes:
+        scheme: the scheme.
+        dtype: safetensors tag of the weight's dtype, D.
+        compute_dtype: `float32` keeps the quotient weight / scale in float32, as
+            compressed-tensors does on accelerators; `weight` rounds it to D, as it does on CPU.
+        observer: `minmax` takes the range of each group, `mse` the shrunk range with the least
+            squared error.
+    """
+
+    scheme: Scheme
+    dtype: str
+    compute_dtype: ComputeDtype
+    observer: Observer
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """D."""
+        return torch_dtype(self.dtype)
+
+    @property
+    def quotient_dtype(self) -> torch.dtype | None:
+        """What quotients are rounded to, if anything."""
+        return self.torch_dtype if self.compute_dtype == "weight" else None
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How to compute, without influence on the bytes of finite weights.
+
+    Attributes:
+        device: torch's name of the device.
+        allow_nonfinite: quantize NaN and infinities instead of refusing them.
+    """
+
+    device: str
+    allow_nonfinite: bool
+
+
+class Family(Protocol):
+    """A numeric family: one module with these functions."""
+
+    FORMATS: tuple[str, ...]
+
+    def accepts(self, scheme: Scheme) -> bool:
+        """Whether the family quantizes weights of this scheme."""
+
+    def outputs(self, numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:
+        """The tensors that stand for a weight, by suffix."""
+
+    def granule(self, scheme: Scheme) -> int:
+        """Rows of the weight that belong together."""
+
+    def quantize(
+        self, weight: Tensor, shape: tuple[int, ...], numerics: Numerics, whole: Tensor | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Quantize some rows.
+
+        Args:
+            weight: [rows, columns] float32, finite.
+            shape: of the whole weight.
+            numerics: how.
+            whole: what was found over the whole weight, or its fused set, where the scheme has
+                such a value: [low, high] for strategy tensor, [amax] for tensor_group.
+
+        Returns:
+            The rows of each output; and the rows as a reader of them computes them, float32.
+        """
+
+
+class WholeFamily(Family, Protocol):
+    """A family that also has schemes with one scale for the whole weight."""
+
+    def roundtrip(self, numerics: Numerics) -> Roundtrip:
+        """(grouped view, bounds) -> what a reader gets back of it."""

@@ -1,0 +1,71 @@
+"""FP8: E4M3 elements with scales of the weight's dtype; float-quantized and naive-quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ctcli.schemes.arguments import Scheme
+from ctcli.schemes.family import Numerics
+from ctcli.schemes.ranges import find_bounds, grouping_of, scale_output, stored_scale
+from ctcli.tensors import Output, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ctcli.ops.float8 import Float8
+    from ctcli.ops.ranges import Roundtrip
+
+FORMATS = ("float-quantized", "naive-quantized")
+STRATEGIES = ("tensor", "channel", "group", "block")
+
+
+def accepts(scheme: Scheme) -> bool:
+    """Whether the weights are eight-bit floats with floating-point scales."""
+    weights = scheme.weights
+    is_float8 = weights.type == "float" and weights.num_bits == 8 and weights.symmetric
+    return is_float8 and weights.scale_dtype is None and weights.strategy in STRATEGIES
+
+
+def granule(scheme: Scheme) -> int:
+    """A tile's rows."""
+    return scheme.weights.block_structure[0] if scheme.weights.block_structure else 1
+
+
+def outputs(numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:
+    """`weight` and `weight_scale`."""
+    rows = granule(numerics.scheme)
+    return {
+        "weight": Output(TensorSpec("F8_E4M3", weight.shape), rows),
+        "weight_scale": scale_output(numerics.scheme.weights, weight, numerics.dtype, rows),
+    }
+
+
+def quantize(
+    weight: Tensor,
+    shape: tuple[int, ...],  # noqa: ARG001 (families share one signature)
+    numerics: Numerics,
+    whole: Tensor | None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Quantize some rows. See `Family.quantize`."""
+    arguments, float8 = numerics.scheme.weights, _of(numerics)
+    grouping = grouping_of(arguments)
+    view = grouping.view(weight)
+    scale = float8.scale(find_bounds(view, numerics, whole, float8.roundtrip))
+    codes, values = float8.encode(view, scale)
+    found = {
+        "weight": grouping.flatten(codes, *weight.shape),
+        "weight_scale": stored_scale(scale, arguments).to(float8.dtype),
+    }
+    return found, grouping.flatten(values, *weight.shape)
+
+
+def roundtrip(numerics: Numerics) -> Roundtrip:
+    """See `Family.roundtrip`."""
+    return _of(numerics).roundtrip
+
+
+def _of(numerics: Numerics) -> Float8:
+    from ctcli.ops.float8 import Float8
+
+    return Float8(numerics.torch_dtype, numerics.quotient_dtype)

@@ -1,0 +1,111 @@
+"""Integers of 2 to 8 bits: int-quantized (int8 each) and pack-quantized (a dense bit stream)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ctcli.schemes.arguments import Scheme
+from ctcli.schemes.family import Numerics
+from ctcli.schemes.ranges import find_bounds, grouping_of, scale_output, stored_scale
+from ctcli.tensors import Output, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ctcli.ops.integers import Integers
+    from ctcli.ops.ranges import Roundtrip
+
+FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
+STRATEGIES = ("tensor", "channel", "group", "block")
+
+
+def accepts(scheme: Scheme) -> bool:
+    """Whether the weights are integers."""
+    return scheme.weights.type == "int" and scheme.weights.strategy in STRATEGIES
+
+
+def granule(scheme: Scheme) -> int:
+    """A tile's rows, or as many as fill whole words of packed zero points."""
+    if scheme.weights.block_structure:
+        return scheme.weights.block_structure[0]
+    return 32 // math.gcd(32, scheme.weights.num_bits) if _packs_zero_points(scheme) else 1
+
+
+def outputs(numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:
+    """`weight` or `weight_packed` and `weight_shape`; `weight_scale`; `weight_zero_point`."""
+    scheme, (rows, columns) = numerics.scheme, weight.shape
+    together, bits = granule(scheme), scheme.weights.num_bits
+    scale = scale_output(scheme.weights, weight, numerics.dtype, together)
+    found = {"weight_scale": scale}
+    if scheme.format == "pack-quantized":
+        packed = TensorSpec("I32", (rows, _words(columns, bits)))
+        found["weight_packed"] = Output(packed, together)
+        found["weight_shape"] = Output(TensorSpec("I64", (2,)), None)
+    else:
+        found["weight"] = Output(TensorSpec("I8", weight.shape), together)
+    if _packs_zero_points(scheme):
+        words = (_words(rows, bits), scale.spec.shape[1])
+        found["weight_zero_point"] = Output(TensorSpec("I32", words), together * bits // 32)
+    elif not scheme.weights.symmetric:
+        found["weight_zero_point"] = Output(TensorSpec("I8", scale.spec.shape), scale.rows)
+    return found
+
+
+def quantize(
+    weight: Tensor, shape: tuple[int, ...], numerics: Numerics, whole: Tensor | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Quantize some rows. See `Family.quantize`."""
+    import torch
+
+    from ctcli.ops.packing import pack_words
+
+    scheme, grouping, integers = (
+        numerics.scheme,
+        grouping_of(numerics.scheme.weights),
+        _of(numerics),
+    )
+    view = grouping.view(weight)
+    bounds = find_bounds(view, numerics, whole, integers.roundtrip)
+    scale, zero = integers.parameters(bounds)
+    codes, values = integers.encode(view, scale, zero)
+    flat = grouping.flatten(codes.to(torch.int8), *weight.shape)
+    found = {"weight_scale": stored_scale(scale, scheme.weights).to(integers.dtype)}
+    if scheme.format == "pack-quantized":
+        found["weight_packed"] = pack_words(integers.offset_binary(flat), integers.bits)
+        found["weight_shape"] = torch.tensor(shape)
+    else:
+        found["weight"] = flat
+    if zero is not None:
+        stored = stored_scale(zero, scheme.weights).to(torch.int8)
+        if _packs_zero_points(scheme):
+            stored = pack_words(integers.offset_binary(stored.T), integers.bits).T.contiguous()
+        found["weight_zero_point"] = stored
+    return found, grouping.flatten(values, *weight.shape)
+
+
+def roundtrip(numerics: Numerics) -> Roundtrip:
+    """See `Family.roundtrip`."""
+    return _of(numerics).roundtrip
+
+
+def _of(numerics: Numerics) -> Integers:
+    from ctcli.ops.integers import Integers
+
+    weights = numerics.scheme.weights
+    return Integers(
+        weights.num_bits, weights.symmetric, numerics.torch_dtype, numerics.quotient_dtype
+    )
+
+
+def _packs_zero_points(scheme: Scheme) -> bool:
+    """compressed-tensors packs zero points of rows and groups, along the rows, but no others."""
+    weights = scheme.weights
+    packs = scheme.format == "pack-quantized" and weights.strategy in ("channel", "group")
+    return packs and not weights.symmetric
+
+
+def _words(elements: int, bits: int) -> int:
+    """32-bit words that so many packed elements fill."""
+    return math.ceil(elements * bits / 32)

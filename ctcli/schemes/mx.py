@@ -1,0 +1,69 @@
+"""MXFP4 and MXFP8: E2M1 or E4M3 elements with a power of two for each 32.
+
+The powers are stored as biased exponents (E8M0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ctcli.schemes.arguments import Scheme
+from ctcli.schemes.family import Numerics
+from ctcli.schemes.ranges import find_bounds, grouping_of, stored_scale
+from ctcli.tensors import Output, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMATS = ("mxfp4-pack-quantized", "mxfp8-quantized")
+
+
+def accepts(scheme: Scheme) -> bool:
+    """Whether the weights are floats in groups of 32 with exponents for scales."""
+    weights = scheme.weights
+    kind = (weights.type, weights.strategy, weights.group_size, weights.scale_dtype)
+    return kind == ("float", "group", 32, "torch.uint8") and weights.symmetric
+
+
+def granule(scheme: Scheme) -> int:  # noqa: ARG001 (families share one signature)
+    """Each row stands alone."""
+    return 1
+
+
+def outputs(numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:
+    """`weight_packed` or `weight`, and `weight_scale`."""
+    rows, columns = weight.shape
+    scale = Output(TensorSpec("U8", (rows, columns // 32)), 1)
+    if numerics.scheme.weights.num_bits == 8:
+        return {"weight": Output(TensorSpec("F8_E4M3", weight.shape), 1), "weight_scale": scale}
+    packed = TensorSpec("U8", (rows, columns // 2))
+    return {"weight_packed": Output(packed, 1), "weight_scale": scale}
+
+
+def quantize(
+    weight: Tensor,
+    shape: tuple[int, ...],  # noqa: ARG001 (families share one signature)
+    numerics: Numerics,
+    whole: Tensor | None,  # noqa: ARG001
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Quantize some rows. See `Family.quantize`."""
+    import torch
+
+    from ctcli.ops.mx import Microscaling
+    from ctcli.ops.packing import pack_bytes
+    from ctcli.ops.rounding import e2m1_codes
+
+    arguments = numerics.scheme.weights
+    grouping = grouping_of(arguments)
+    view = grouping.view(weight)
+    mx = Microscaling(arguments.num_bits, numerics.torch_dtype, numerics.quotient_dtype)
+    exponents = mx.exponents(find_bounds(view, numerics, None, mx.roundtrip))
+    quotient, rounded, values = mx.encode(view, exponents)
+    found = {"weight_scale": stored_scale(exponents, arguments).to(torch.uint8)}
+    if mx.bits == 8:
+        found["weight"] = grouping.flatten(rounded, *weight.shape)
+    else:
+        codes = grouping.flatten(e2m1_codes(rounded, quotient), *weight.shape)
+        found["weight_packed"] = pack_bytes(codes, 4)
+    return found, grouping.flatten(values, *weight.shape)

@@ -1,0 +1,150 @@
+"""Schemes as users write them: preset names, single arguments, compressed-tensors' JSON."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ctcli.errors import CtcliError
+from ctcli.schemes import family_of
+from ctcli.schemes.arguments import QuantizationArgs, Scheme, Strategy, default_format
+from ctcli.schemes.presets import PRESETS, preset
+
+# A scheme and the modules it is for: a pattern, or None for all linears that nothing else matches.
+TargetedScheme = tuple[str | None, Scheme]
+_MADE_BY_HAND = "config_group_0"
+_HINT = f"Presets: {', '.join(PRESETS)}."
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """Single arguments of the weights; None leaves what the preset says."""
+
+    num_bits: int | None = None
+    type: Literal["int", "float"] | None = None
+    strategy: Strategy | None = None
+    group_size: int | None = None
+    block_structure: tuple[int, int] | None = None
+    symmetric: bool | None = None
+    format: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that are set."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+def parse_schemes(texts: Sequence[str], overrides: Overrides) -> tuple[TargetedScheme, ...]:
+    """Parse `NAME` and `PATTERN=NAME`, and apply single arguments to each.
+
+    Args:
+        texts: as given; none, if the scheme is made of single arguments.
+        overrides: the single arguments.
+
+    Raises:
+        CtcliError: unknown presets, or arguments that do not go together; lists them all.
+    """
+    if not texts and not overrides.given():
+        raise CtcliError("no scheme is given.", f"Give --scheme, --config or --bits. {_HINT}")
+    found: list[TargetedScheme] = []
+    problems = []
+    for text in texts or [""]:
+        pattern, _, name = text.rpartition("=")
+        try:
+            found.append((pattern or None, _scheme(name, overrides)))
+        except KeyError:
+            near = difflib.get_close_matches(name.upper(), PRESETS, n=3)
+            also = f"; near names: {', '.join(near)}" if near else ""
+            problems.append(f"--scheme {text}: there is no preset {name!r}{also}.")
+        except ValueError as error:
+            problems.append(f"--scheme {text}: {error}." if text else f"{error}.")
+    if problems:
+        raise CtcliError(problems, _HINT)
+    return tuple(found)
+
+
+def parse_config(
+    name: str, config: Mapping[str, Any]
+) -> tuple[tuple[TargetedScheme, ...], tuple[str, ...]]:
+    """Parse compressed-tensors' JSON: `config_groups` and `ignore`.
+
+    Args:
+        name: the file's, for messages.
+        config: its content; a whole config.json is fine, too.
+
+    Returns:
+        The schemes in order, and the patterns to leave alone.
+
+    Raises:
+        CtcliError: groups that ctcli cannot make; lists them all.
+    """
+    config = config.get("quantization_config", config)
+    problems = []
+    found: list[TargetedScheme] = []
+    for group, entry in config.get("config_groups", {}).items():
+        try:
+            scheme = _group(group, entry)
+            found += [(_pattern(target), scheme) for target in entry.get("targets", ["Linear"])]
+        except (ValueError, TypeError, AttributeError) as error:
+            problems.append(f"{name}: {group}: {error}.")
+    if not found and not problems:
+        problems.append(f"{name}: it has no config_groups.")
+    if problems:
+        raise CtcliError(problems, "See compressed-tensors' QuantizationConfig for the fields.")
+    return tuple(found), tuple(config.get("ignore") or ())
+
+
+def _scheme(name: str, overrides: Overrides) -> Scheme:
+    base = preset(name) if name else _by_hand(overrides)
+    changes = overrides.given()
+    layout = changes.pop("format", None)
+    if not changes and not layout:
+        return _checked(base)
+    if "block_structure" in changes:
+        changes.setdefault("strategy", "block")
+    elif changes.get("group_size"):
+        changes.setdefault(
+            "strategy", base.weights.strategy if base.weights.group_size else "group"
+        )
+    weights = replace(base.weights, **changes)
+    if weights.strategy not in ("group", "tensor_group"):
+        weights = replace(weights, group_size=None)
+    if weights.strategy != "block":
+        weights = replace(weights, block_structure=None)
+    chosen = layout or default_format(weights, base.input_activations)
+    return _checked(replace(base, weights=weights, format=chosen))
+
+
+def _by_hand(overrides: Overrides) -> Scheme:
+    bits = overrides.num_bits or 8
+    weights = QuantizationArgs(bits, overrides.type or "int", "channel")
+    if (weights.type, bits) == ("float", 4):
+        weights = replace(preset("NVFP4A16").weights)
+    return Scheme(_MADE_BY_HAND, weights, None, default_format(weights, None))
+
+
+def _group(name: str, entry: Mapping[str, Any]) -> Scheme:
+    if not entry.get("weights"):
+        raise ValueError("it does not quantize weights")
+    if entry.get("output_activations"):
+        raise ValueError("quantized output activations need calibration data")
+    weights = QuantizationArgs.from_config(entry["weights"])
+    inputs = entry.get("input_activations")
+    activations = QuantizationArgs.from_config(inputs) if inputs else None
+    chosen = entry.get("format") or default_format(weights, activations)
+    return _checked(Scheme(name, weights, activations, chosen))
+
+
+def _pattern(target: str) -> str | None:
+    if target == "Linear":
+        return None
+    if target[:1].isupper() and "." not in target:
+        raise ValueError(f"target {target!r}: of classes, only Linear is known")
+    return target
+
+
+def _checked(scheme: Scheme) -> Scheme:
+    scheme.weights.check()
+    family_of(scheme)
+    return scheme

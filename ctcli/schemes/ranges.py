@@ -1,0 +1,73 @@
+"""Tiles and scales of a weight: their shapes, and the bounds that an observer finds."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ctcli.schemes.arguments import QuantizationArgs
+from ctcli.schemes.family import Numerics
+from ctcli.tensors import Output, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ctcli.ops.grouping import Grouping
+    from ctcli.ops.ranges import Bounds, Roundtrip
+
+
+def tile_of(arguments: QuantizationArgs) -> tuple[int | None, int | None]:
+    """Rows and columns that share a scale; None stands for all there are."""
+    if arguments.block_structure:
+        return arguments.block_structure
+    return (None, None) if arguments.strategy == "tensor" else (1, arguments.group_size)
+
+
+def grouping_of(arguments: QuantizationArgs) -> Grouping:
+    """The same as views of tensors. Imports torch."""
+    from ctcli.ops.grouping import Grouping
+
+    return Grouping(*tile_of(arguments))
+
+
+def scale_output(arguments: QuantizationArgs, weight: TensorSpec, dtype: str, rows: int) -> Output:
+    """Shape of the scales of `weight`.
+
+    Args:
+        arguments: of the weights.
+        weight: the weight, [rows, columns].
+        dtype: safetensors tag of the scales.
+        rows: the granule: rows of the weight that are quantized together.
+    """
+    height, width = tile_of(arguments)
+    if height is None:
+        return Output(TensorSpec(dtype, (1,)), None)
+    down = math.ceil(weight.shape[0] / height)
+    across = math.ceil(weight.shape[1] / (width or weight.shape[1]))
+    return Output(TensorSpec(dtype, (down, across)), rows // height)
+
+
+def stored_scale(scale: Tensor, arguments: QuantizationArgs) -> Tensor:
+    """The scales of a grouped view in the shape that `scale_output` declares."""
+    return scale.view(1) if arguments.strategy == "tensor" else scale.squeeze(3).squeeze(1)
+
+
+def find_bounds(
+    view: Tensor, numerics: Numerics, whole: Tensor | None, roundtrip: Roundtrip
+) -> Bounds:
+    """The range of each group of a grouped view, as the observer has it.
+
+    Args:
+        view: the weight's rows, grouped.
+        numerics: observer and symmetry.
+        whole: the range of the whole weight, [low, high], where that is the group.
+        roundtrip: what quantizing with given bounds makes of the view.
+    """
+    from ctcli.ops.ranges import best_bounds, widest_bounds
+
+    if whole is not None:
+        return whole[0].view(1, 1, 1, 1), whole[1].view(1, 1, 1, 1)
+    symmetric = numerics.scheme.weights.symmetric
+    if numerics.observer == "minmax":
+        return widest_bounds(view, symmetric)
+    return best_bounds(view, symmetric, roundtrip)

@@ -1,0 +1,161 @@
+"""What a worker thread does with one job."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ctcli.errors import CtcliError, os_errors_of
+from ctcli.jobs import ComputeJob, CopyJob, Job, ReduceJob
+from ctcli.reductions import Values, combine
+from ctcli.storage.output import OpenOutput
+from ctcli.storage.rows import read_rows, write_rows
+from ctcli.storage.transfer import copy_bytes
+from ctcli.storage.writer import PartialDirectory
+from ctcli.tensors import NonFiniteError, SourceFile, StoredTensor
+from ctcli.units import Advance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LEAVE_ALONE = "Leave SRC alone while ctcli runs, then run the same command again."
+
+
+def _load_torch() -> None:
+    from ctcli.ops.runtime import prepare
+
+    prepare()
+
+
+class Cancelled(BaseException):
+    """Ends a worker after another one failed or a signal came."""
+
+
+class Worker:
+    """Does jobs, on any thread."""
+
+    def __init__(
+        self,
+        outputs: Mapping[str, OpenOutput],
+        values: Values,
+        partial: PartialDirectory,
+        link: bool,
+        advance: Advance,
+    ) -> None:
+        self._outputs = outputs
+        self._values = values
+        self._partial = partial
+        self._link = link
+        self._report = advance
+        self._stop = threading.Event()
+        self._torch: Future[None] | None = None
+
+    def prepare(self) -> None:
+        """Load torch on a thread of its own; copying needs none and goes on meanwhile."""
+        self._torch = ThreadPoolExecutor(1).submit(_load_torch)
+
+    def stop(self) -> None:
+        """Make every job that is under way end soon, with `Cancelled`."""
+        self._stop.set()
+
+    def do(self, job: Job) -> None:
+        """Do one job, and complete the output files that it was the last one of."""
+        if self._torch and not isinstance(job, CopyJob):
+            self._torch.result()
+        match job:
+            case CopyJob():
+                self._copy(job)
+            case ReduceJob():
+                self._reduce(job)
+            case ComputeJob():
+                self._compute(job)
+        for name in job.files:
+            self._outputs[name].job_done()
+
+    def _copy(self, job: CopyJob) -> None:
+        copy, name = job.copy, job.file.name
+        if copy is None:
+            self._outputs[name].descriptor()
+            return
+        if self._link and job.file.verbatim:
+            path = copy.source.fetch(self._advance)
+            if self._partial.link(name, path):
+                self._advance(job.file.size)
+                return
+        target = self._outputs[name].descriptor()
+        with self._reading(copy.source) as source, os_errors_of(name, "writing"):
+            copy_bytes(source, copy.start, target, copy.offset, copy.nbytes, self._advance)
+
+    def _reduce(self, job: ReduceJob) -> None:
+        after = self._values.get(job.reduction.after)
+        parts = [job.reduction.part(rows, after) for _, rows in self._blocks(job.source, job.rows)]
+        self._values.add(job, combine(parts, job.reduction.combine))
+
+    def _compute(self, job: ComputeJob) -> None:
+        derivation = job.derivation
+        value = self._values.get(derivation.needs)
+        sums = [0.0, 0.0]
+        for start, rows in self._blocks(derivation.source, job.rows):
+            try:
+                found, squares = derivation.compute(rows, value)
+            except NonFiniteError as error:
+                raise self._refusal(job) from error
+            sums = [total + float(square) for total, square in zip(sums, squares, strict=True)]
+            self._write(job, start, found)
+        self._outputs[job.targets[0].file].note_errors(derivation.name, job.rows.start, sums)
+
+    def _write(self, job: ComputeJob, start: int, found: Mapping[str, Tensor]) -> None:
+        for target in job.targets:
+            output = job.derivation.outputs[target.output]
+            if output.rows is None and start:
+                continue
+            row = start // job.derivation.granule * (output.rows or 0)
+            descriptor = self._outputs[target.file].descriptor()
+            with os_errors_of(target.file, "writing"):
+                tensor = found[target.output]
+                self._advance(write_rows(descriptor, target.offset, output.spec, row, tensor))
+
+    def _blocks(self, tensor: StoredTensor, rows: range) -> Iterator[tuple[int, Tensor]]:
+        """Blocks of rows with the number of their first row; each is overwritten by the next."""
+        with self._reading(tensor.file) as source:
+            for start in rows:
+                self._advance(0)
+                stop = min(start + rows.step, rows.stop)
+                with os_errors_of(tensor.file.name, "reading"):
+                    block = read_rows(source, tensor, start, stop)
+                yield start, block
+
+    @contextmanager
+    def _reading(self, file: SourceFile) -> Iterator[int]:
+        path = file.fetch(self._advance)
+        with os_errors_of(file.name, "reading"):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        except EOFError as error:
+            raise CtcliError(
+                f"{file.name}: it became shorter while it was being read.", _LEAVE_ALONE
+            ) from error
+        finally:
+            os.close(descriptor)
+
+    def _refusal(self, job: ComputeJob) -> CtcliError:
+        """The error for a weight with NaN or infinities: counts them all."""
+        import torch
+
+        source = job.derivation.source
+        every = range(0, source.spec.shape[0], job.rows.step)
+        count = sum(int((~torch.isfinite(rows)).sum()) for _, rows in self._blocks(source, every))
+        return CtcliError(
+            f"{job.derivation.name}.weight: {count} of its values are NaN or infinite.",
+            "Repair the checkpoint, leave the module out with --ignore, or give --allow-nonfinite.",
+        )
+
+    def _advance(self, nbytes: int) -> None:
+        if self._stop.is_set():
+            raise Cancelled
+        self._report(nbytes)
