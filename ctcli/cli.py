@@ -216,7 +216,9 @@ def _result(
     resumed = len(plan.leftover.complete)
     rows = report.rows()
     if resumed:
-        rows.append(("continued", f"{resumed} files were complete already"))
+        rows.append(
+            ("continued", f"complete already: {resumed} of {len(plan.layout.all_files)} files")
+        )
     if shared.dry_run:
         if plan.fetch_bytes:
             rows.append(("to download", format_bytes(plan.fetch_bytes)))

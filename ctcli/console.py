@@ -154,6 +154,7 @@ class _Lines:
 
 def _printable(text: str) -> str:
     """Names come from files: show control characters instead of obeying them, and no novels."""
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    if len(shown) <= _LONGEST:
+        return shown
+    return f"{shown[: _LONGEST // 2]} … {shown[-_LONGEST // 2 :]}"

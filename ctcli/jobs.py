@@ -15,10 +15,11 @@ from ctcli.tensors import Derivation, Reduction, StoredTensor, TensorSpec
 
 # A file is copied by several threads at once, in pieces of at most this many bytes.
 _COPY_BYTES = 256 * 1024 * 1024
-# Arithmetic goes over blocks of so many elements: in float32, one fits into a core's own cache.
-_BLOCK_ELEMENTS = 256 * 1024
+# Arithmetic goes over blocks of so many elements: small enough for their temporaries to stay in
+# cache, large enough for the hundred calls on each block not to matter.
+_BLOCK_ELEMENTS = 1024 * 1024
 # A job computes several blocks: few enough for a signal to be answered at once.
-_JOB_ELEMENTS = 16 * _BLOCK_ELEMENTS
+_JOB_ELEMENTS = 4 * _BLOCK_ELEMENTS
 # What a block needs while it is computed, beside its own bytes: float32 temporaries.
 _BYTES_PER_ELEMENT = 32
 

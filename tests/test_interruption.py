@@ -18,6 +18,12 @@ from signal import SIGINT, SIGKILL, SIGTERM
 import numpy as np
 import pytest
 
+from ctcli.engine import execute
+from ctcli.errors import CtcliError
+from ctcli.plan import Settings, make_plan
+from ctcli.rewrites.reindex import reindex
+from ctcli.storage.layout import lay_out
+from ctcli.storage.opening import open_checkpoint
 from tests.checkpoints import array, file_hashes, write_checkpoint
 from tests.conftest import Ctcli
 
@@ -390,3 +396,16 @@ def test_two_runs_cannot_write_the_same_dst(
     assert "another ctcli process is writing it" in second.stderr
     assert first.returncode == 0, errors
     assert file_hashes(place / "out") == undisturbed
+
+
+def test_a_plan_that_another_run_has_overtaken_is_refused(source: Path, place: Path) -> None:
+    interrupt_late(source, place / "out")
+    checkpoint, _ = reindex(open_checkpoint(str(source)))
+    settings = Settings(2, 10**9, overwrite=True)
+    overtaken = make_plan(lay_out(checkpoint), place / "out", settings)
+    assert overtaken.leftover.complete
+    execute(make_plan(lay_out(checkpoint), place / "out", settings), lambda _: None)
+    published = file_hashes(place / "out")
+    with pytest.raises(CtcliError, match="another ctcli process has just worked on it"):
+        execute(overtaken, lambda _: None)
+    assert file_hashes(place / "out") == published

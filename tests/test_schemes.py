@@ -182,18 +182,21 @@ def weights_for(draw: st.DrawFn, how: Numerics, shape: tuple[int, int]) -> F32:
         pattern: Any = np.uint32 if dtype == "F32" else np.uint16
         bits = np.frombuffer(draw(st.binary(min_size=size, max_size=size)), pattern).astype(int)
         if kind == "binades":
-            exponent = draw(st.integers(0, exponents - 4)) + (bits >> mantissa & 3)
+            first = draw(st.sampled_from((0, exponents - 4)) | st.integers(0, exponents - 4))
+            exponent = first + (bits >> mantissa & 3)
             bits = bits & ~(exponents << mantissa) | exponent << mantissa
         weight = reference.from_bits(bits.astype(pattern), dtype).reshape(shape)
     elif kind == "normals":
         weight = rng.normal(0, 10.0 ** draw(st.integers(-8, 3)), shape).astype(np.float32)
     else:
         low, high, ties = ends_and_ties(how.scheme.weights)
-        down, across = for_reference(how).tile
+        tiles, (down, across) = Tiles(shape, for_reference(how).tile), for_reference(how).tile
         weight = rng.choice(np.concatenate([ties, -ties]), shape).astype(np.float32)
         weight[:: down or shape[0], :: across or shape[1]] = low
         weight[:: down or shape[0], 1 :: across or shape[1]] = high
-        weight *= np.float32(2.0 ** draw(st.integers(-9, 6)))
+        # E4M3 scales under a global scale of 1024, which is 2688 / 2.625.
+        scales = E4M3[8:] / 1024 if how.scheme.weights == NVFP4 else 2.0 ** np.arange(-9, 7)
+        weight *= tiles.spread(rng.choice(scales, tiles.count))
     smallest = reference.SMALLEST_NORMAL[dtype]
     extremes = (0.0, -0.0, smallest, -smallest / 2, smallest / 2**mantissa, 1.0, -3e4, 6e4, 3e38)
     places = st.tuples(st.integers(0, shape[0] - 1), st.integers(0, shape[1] - 1))
@@ -228,7 +231,7 @@ def test_bytes_are_those_of_the_reference_in_any_blocks(
     granule = family_of(how.scheme).granule(how.scheme)
     rows = data.draw(st.integers(1, 20 + granule))
     weight = data.draw(weights_for(how, (rows, columns)))
-    others = data.draw(st.sampled_from((0, 1, 1024)))
+    others = data.draw(st.sampled_from((0, 2.625, 1024)))
     gmax = max(others, float(np.abs(weight).max()))
     expected = reference.quantize(weight, how.dtype, for_reference(how), gmax)
     for together in (-(-rows // granule) * granule, granule * data.draw(st.integers(1, 3))):
@@ -244,7 +247,6 @@ HAND_MADE = [
     (some("int", 4, "tensor", zero=True), PACKED),
     (some("int", 6, "block", (8, 16), zero=True), PACKED),
     (some("int", 8, "block", (16, 16), zero=True), BYTES),
-    (some("int", 8, "tensor", zero=True), BYTES),
     (some("int", 4, "channel", zero=True), NAIVE),
     (some("float", 8, "tensor"), NAIVE),
     (some("float", 8, "channel"), FLOAT),
@@ -347,9 +349,8 @@ def test_sums_of_squares_come_with_the_outputs_and_nonfinite_weights_are_refused
     weight = torch.from_numpy(np.random.default_rng(1).normal(size=(6, 32)).astype(np.float32))
     values = family_of(how.scheme).quantize(weight, (6, 32), how, None)[1]
     expected = [(x.double() ** 2).sum() for x in (values - weight, weight)]
-    # The difference, its square and a row's 31 additions are rounded to float32, then the root of
-    # their sum, which is squared.
-    np.testing.assert_allclose(compute(weight, None)[1], expected, rtol=36 * 2.0**-24)
+    # In float32: a difference, its square, and the sum of all 192 of them.
+    np.testing.assert_allclose(compute(weight, None)[1], expected, rtol=194 * 2.0**-24)
     weight[1, 2], weight[4, 0] = torch.nan, -torch.inf
     with pytest.raises(NonFiniteError):
         compute(weight, None)
@@ -370,7 +371,7 @@ def test_words_hold_a_dense_stream_of_bits(bits: int) -> None:
 
 def test_e4m3_rounds_to_nearest_even_and_reads_every_code() -> None:
     x = around(E4M3)
-    codes = rounding.to_e4m3(torch.from_numpy(x)).view(torch.uint8).numpy()
+    codes = rounding.to_e4m3(torch.tensor(x)).view(torch.uint8).numpy()
     np.testing.assert_array_equal(codes, reference.e4m3_codes(x))
     every = np.delete(np.arange(256, dtype=np.uint8), [0x7F, 0xFF])  # these are NaN
     values = rounding.from_e4m3(torch.from_numpy(every).view(torch.float8_e4m3fn))
@@ -379,7 +380,7 @@ def test_e4m3_rounds_to_nearest_even_and_reads_every_code() -> None:
 
 def test_e2m1_rounds_to_nearest_even_and_reads_every_code() -> None:
     x = around(E2M1)
-    values = rounding.round_to_e2m1(torch.from_numpy(x))
+    values = rounding.round_to_e2m1(torch.tensor(x))
     codes = rounding.e2m1_codes(values, torch.from_numpy(x)).numpy()
     np.testing.assert_array_equal(codes, reference.e2m1_codes(x))
     np.testing.assert_array_equal(values.numpy(), reference.e2m1_values(codes))

@@ -30,7 +30,7 @@ class Float8:
     def encode(self, view: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """E4M3 codes, and the float32 values that a reader computes from them."""
         codes = to_e4m3(round_through(view / scale, self.quotient_dtype))
-        return codes, from_e4m3(codes).mul_(scale)
+        return codes, from_e4m3(codes, scale)
 
     def roundtrip(self, view: Tensor, bounds: Bounds) -> Tensor:
         """What a reader gets back of a grouped view that was quantized with these bounds."""

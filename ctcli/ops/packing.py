@@ -54,12 +54,19 @@ def pack_bytes(codes: Tensor, bits: int) -> Tensor:
         if width % 8 == 0:
             break
         merged = merged.view(_LANES[step])
-        low, high = (1 << width) - 1, ((1 << width) - 1) << width
-        merged = (merged & low) | ((merged >> (lane - width)) & high)
+        upper = merged >> (lane - width)
+        if 2 * width > lane:  # then some bits of the lower element come along
+            mask = (1 << width) - 1
+            upper, merged = upper.bitwise_and_(mask << width), merged & mask
+        merged = upper.bitwise_or_(merged)
         width, lane = 2 * width, 2 * lane
-    if width < lane:
-        merged = merged.view(torch.uint8).view(rows, -1, lane // 8)[:, :, : width // 8]
-    return merged.contiguous().view(torch.uint8).reshape(rows, columns * bits // 8)
+        if width != 8:  # at 8, the conversion below drops what is above
+            merged = merged.bitwise_and_((1 << width) - 1)
+    if width == 8:
+        merged = merged.to(torch.uint8)
+    elif width < lane:
+        merged = merged.view(torch.uint8).view(-1, lane // 8)[:, : width // 8]
+    return merged.contiguous().view(torch.uint8).view(rows, columns * bits // 8)
 
 
 def unpack_words(packed: Tensor, bits: int, columns: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Rounding to the number formats of quantized weights, and reading them back.
 
 E4M3 (FP8) and E2M1 (FP4): OCP Microscaling Formats specification 1.0, section 5.3; all rounding
-is to nearest, ties to even. Every function takes float32 and returns new tensors.
+is to nearest, ties to even. Every function takes float32 and, unless it says so, returns new
+tensors.
 """
 
 from __future__ import annotations
@@ -38,19 +39,20 @@ def group_amax(x: Tensor, group: int) -> Tensor:
 
 
 def to_e4m3(x: Tensor) -> Tensor:
-    """Saturate to +-448 and round to E4M3; -0 stays -0."""
-    return x.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    """Saturate to +-448 and round to E4M3; -0 stays -0. Overwrites `x`."""
+    return x.clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
-def from_e4m3(codes: Tensor) -> Tensor:
-    """The float32 values of E4M3 codes, without NaN.
+def from_e4m3(codes: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """The float32 values of E4M3 codes (without NaN), times a scale below 2**120.
 
-    Shifted by one, a code's exponent and mantissa are those of a float16 that is 2**8 smaller;
+    Shifted by seven, a code's exponent and mantissa are those of a float16 that is 2**8 smaller;
     this is seven times faster than torch's own conversion.
     """
     bits = codes.view(torch.int8).to(torch.int16)
-    halves = ((bits << 7) & 0x3F80) | (bits & -0x8000)
-    return halves.view(torch.float16).to(torch.float32).mul_(256.0)
+    sign = bits.bitwise_and(-0x8000)
+    halves = bits.bitwise_left_shift_(7).bitwise_and_(0x3F80).bitwise_or_(sign)
+    return halves.view(torch.float16).to(torch.float32).mul_(scale * 256.0)
 
 
 def round_to_e2m1(x: Tensor) -> Tensor:

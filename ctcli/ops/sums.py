@@ -7,13 +7,10 @@ from torch import Tensor
 
 
 def sum_of_squares(x: Tensor) -> Tensor:
-    """Sum of squares of [rows, columns] float32, as float64.
-
-    Summed in float32 a row at a time, or, where that overflows, in float64.
-    """
-    norm = torch.linalg.vector_norm(x, dim=1).to(torch.float64)
-    total = norm.square_().sum()
-    return total if total.isfinite() else x.to(torch.float64).square().sum()
+    """Sum of squares of float32 values, as float64: summed in float32 unless that overflows."""
+    flat = x.reshape(-1)
+    total = torch.dot(flat, flat).to(torch.float64)
+    return total if total.isfinite() else flat.to(torch.float64).square().sum()
 
 
 def largest_magnitude(x: Tensor) -> Tensor:

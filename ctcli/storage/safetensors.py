@@ -8,7 +8,6 @@ only headers are parsed, so that tensors can be copied or computed in pieces.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -145,7 +144,7 @@ def _parse_entry(name: str, entry: Any) -> tuple[TensorSpec, int]:
     if not _is_counts(offsets) or len(offsets) != 2:
         raise _HeaderError(f"{label}: its data_offsets {offsets!r} are not two positions.")
     spec, (begin, end) = TensorSpec(dtype, tuple(shape)), offsets
-    if math.prod(size for size in shape if size) > _LARGEST:
+    if _exceeds_any_file(shape):
         raise _HeaderError(f"{label}: its shape {shape} is larger than any file.")
     if end < begin:
         raise _HeaderError(f"{label}: its offsets {begin}..{end} are reversed.")
@@ -163,6 +162,16 @@ def _is_counts(value: Any) -> bool:
     return isinstance(value, list) and all(
         type(item) is int and 0 <= item <= _LARGEST for item in value
     )
+
+
+def _exceeds_any_file(shape: list[int]) -> bool:
+    """Whether the sizes but for zeros multiply to too much; stops early, as there may be many."""
+    product = 1
+    for size in shape:
+        product *= size or 1
+        if product > _LARGEST:
+            return True
+    return False
 
 
 def _is_unicode(text: str) -> bool:

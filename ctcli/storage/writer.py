@@ -242,6 +242,11 @@ def open_partial(
         _lock(journal, destination)
         with os_errors_of(str(root), "preparing"):
             _restore_replaced(root, destination)
+            if not complete.keys() <= _read_journal(root, key).keys():
+                raise CtcliError(
+                    f"{destination}: another ctcli process has just worked on it.",
+                    "Run the same command again.",
+                )
             if destination.exists():
                 _check_replaceable(destination, destination, overwrite)
             if not complete:

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.bench.races import RACES, Race
-from tests.bench.timing import race, report
+from tests.bench.timing import race, report, words_of
 
 
 def main() -> None:
@@ -41,9 +41,15 @@ def main() -> None:
         )
         src = _checkpoint(arguments.folder, RACES[name])
         print(f"\n{name}: {arguments.runs} runs each, on {os.cpu_count()} cores, {src}")
-        samples = race(
-            src, arguments.folder / "out", {**RACES[name].commands, **peers}, arguments.runs
-        )
+        places = {
+            "src": str(src),
+            "dst": str(arguments.folder / "out"),
+            "made": str(arguments.folder / "made"),
+            "python": sys.executable,
+        }
+        if made := RACES[name].made:
+            subprocess.run(words_of(made, places), check=True)
+        samples = race({**RACES[name].commands, **peers}, places, arguments.runs)
         print("\n".join(report(samples)))
 
 

@@ -8,28 +8,56 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Race:
-    """Contenders that do the same job.
+    """Contenders that do the same job, or a part of it.
 
     Attributes:
         checkpoint: arguments for `tests.bench.make_checkpoint`.
         commands: a command line for each contender, with {src} and {dst}; ours comes first.
+        made: a command line that makes {made} once, beforehand, for contenders that copy it.
     """
 
     checkpoint: tuple[str, ...]
     commands: Mapping[str, str]
+    made: str | None = None
 
 
 _LLAMA_1B = (
     *("--hidden", "2048", "--intermediate", "8192", "--layers", "16", "--heads", "32"),
     *("--kv-heads", "8", "--vocabulary", "128256", "--shard-mb", "300"),
 )
+# The shapes of an 8B model, four layers of it, in one 5 GB shard: what memory depends on.
+_LLAMA_8B = (
+    *("--hidden", "4096", "--intermediate", "14336", "--layers", "4", "--heads", "32"),
+    *("--kv-heads", "8", "--vocabulary", "128256", "--shard-mb", "5000"),
+)
+_CTCLI = "{python} -m ctcli"
 
+
+def _quantize(scheme: str, checkpoint: tuple[str, ...] = _LLAMA_1B) -> Race:
+    """Ours, and what it is made of: start-up, loading torch, and copying as many bytes."""
+    command = f"{_CTCLI} quantize {{src}} {{dst}} --scheme {scheme} --quiet"
+    return Race(
+        checkpoint,
+        {
+            f"ctcli {scheme}": command,
+            "its start-up and plan": f"{command} --dry-run",
+            "import torch": "{python} -c 'import torch'",
+            "cp -r of its output": "cp -r {made} {dst}",
+            "cp -r of its source": "cp -r {src} {dst}",
+        },
+        command.replace("{dst}", "{made}") + " --overwrite",
+    )
+
+
+_SCHEMES = ("FP8_DYNAMIC", "FP8_BLOCK", "W8A8", "W4A16", "NVFP4A16", "MXFP4A16")
 RACES = {
     "reindex": Race(
         _LLAMA_1B,
         {
-            "ctcli reindex": "{python} -m ctcli reindex {src} {dst} --quiet",
+            "ctcli reindex": f"{_CTCLI} reindex {{src}} {{dst}} --quiet",
             "cp -r": "cp -r {src} {dst}",
         },
     ),
+    **{f"quantize-{scheme}": _quantize(scheme) for scheme in _SCHEMES},
+    "quantize-8B-shapes": _quantize("W4A16", _LLAMA_8B),
 }

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -28,20 +27,23 @@ class Sample:
     exit_status: int
 
 
-def race(src: Path, dst: Path, commands: Mapping[str, str], runs: int) -> dict[str, list[Sample]]:
+def words_of(command: str, places: Mapping[str, str]) -> list[str]:
+    """A command line's words, with {src}, {dst}, {made} and {python} filled in."""
+    return [word.format(**places) for word in shlex.split(command)]
+
+
+def race(
+    commands: Mapping[str, str], places: Mapping[str, str], runs: int
+) -> dict[str, list[Sample]]:
     """Run each command in turn, `runs` times after one uncounted round."""
     samples: dict[str, list[Sample]] = {name: [] for name in commands}
     for run in range(runs + 1):
         for name, command in commands.items():
-            shutil.rmtree(dst, ignore_errors=True)
-            words = [
-                word.format(src=src, dst=dst, python=sys.executable)
-                for word in shlex.split(command)
-            ]
-            sample = _run(words)
+            shutil.rmtree(places["dst"], ignore_errors=True)
+            sample = _run(words_of(command, places))
             if run:
                 samples[name].append(sample)
-    shutil.rmtree(dst, ignore_errors=True)
+    shutil.rmtree(places["dst"], ignore_errors=True)
     return samples
 
 
