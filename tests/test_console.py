@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ctcli import console
 from ctcli.units import format_bytes, format_seconds, parse_bytes
 from tests.conftest import Ctcli
 
@@ -104,3 +105,15 @@ def test_sizes_and_durations_are_shown_short() -> None:
         "1 min 1 s",
         "2 h 5 min",
     ]
+
+
+def test_without_a_terminal_progress_is_a_plain_line_with_rate_and_remaining_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "_SECONDS_BETWEEN_LINES", 0.0)
+    with console.Terminal().progress("reindex", 4_000_000) as advance:
+        advance(1_000_000)
+    assert re.fullmatch(
+        r"reindex: 25 %, 1 MB of 4 MB, [0-9.]+ [KMGT]?B/s, [0-9.]+ s left\n",
+        capsys.readouterr().err,
+    )

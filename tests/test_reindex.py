@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,14 @@ from ctcli.rewrites.reindex import reindex
 from ctcli.sharding import natural_key
 from ctcli.storage.local import LocalFile
 from ctcli.tensors import StoredTensor, TensorSpec
-from tests.checkpoints import Arrays, array, file_hashes, tensor_hashes, write_checkpoint
+from tests.checkpoints import (
+    Arrays,
+    array,
+    file_hashes,
+    tensor_hashes,
+    write_checkpoint,
+    write_raw,
+)
 from tests.conftest import Ctcli
 
 MODULES = (
@@ -251,3 +260,16 @@ def test_the_recipe_tells_the_source_and_continues_its_history(
     assert recipe["source"]["name"] == "a"
     assert recipe["history"] == [{"use": "reindex"}]
     assert recipe["steps"] == [{"use": "reindex", "max_shard_size": 2_000_000}]
+
+
+def test_a_disk_that_is_too_small_is_found_before_anything_is_written(
+    ctcli: Ctcli, tmp_path: Path
+) -> None:
+    size = 2 * shutil.disk_usage(tmp_path).free // 4 * 4
+    header = {"a.weight": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
+    file = write_raw(tmp_path / "source" / "model.safetensors", header)
+    os.truncate(file, file.stat().st_size + size)  # a hole takes no space
+    done = ctcli("reindex", tmp_path / "source", tmp_path / "out")
+    assert done.returncode == 1
+    assert "bytes are needed there" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

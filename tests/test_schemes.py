@@ -262,9 +262,8 @@ def test_compressed_tensors_writes_the_same_bytes_and_reads_them_back(
     weights: QuantizationArgs, layout: str, dtype: str
 ) -> None:
     how = numerics(weights, layout, dtype, "weight")
-    columns = 128 if weights.group_size else 120
     rng = np.random.default_rng(weights.num_bits)
-    weight = rng.normal(0, 0.02, (45, columns)).astype(np.float32)
+    weight = rng.normal(0, 0.02, (45, 128 if weights.group_size else 120)).astype(np.float32)
     weight[7, 30:60] *= 40
     # In float16, compressed-tensors' scale of an empty MX group underflows and becomes one.
     weight[3] = 0.001 if dtype == "F16" and weights.scale_dtype == "torch.uint8" else 0
