@@ -475,6 +475,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _stop)
     try:
         app()
+    except SystemExit as done:
+        _leave(int(done.code or 0))
     except CtcliError as error:
         Terminal().fail(error)
         _leave(1)
@@ -487,7 +489,7 @@ def main() -> None:
 
 
 def _leave(exit_code: int) -> NoReturn:
-    """End at once: a thread may still wait for a hub, and nothing is lost by not waiting for it."""
+    """End at once: threads may still wait for a hub, and taking torch apart takes a while."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)

@@ -17,9 +17,9 @@ from ctcli.tensors import Derivation, Reduction, StoredTensor, TensorSpec
 _COPY_BYTES = 256 * 1024 * 1024
 # Arithmetic goes over blocks of so many elements: small enough for their temporaries to stay in
 # cache, large enough for the hundred calls on each block not to matter.
-_BLOCK_ELEMENTS = 1024 * 1024
+_BLOCK_ELEMENTS = 512 * 1024
 # A job computes several blocks: few enough for a signal to be answered at once.
-_JOB_ELEMENTS = 4 * _BLOCK_ELEMENTS
+_JOB_ELEMENTS = 8 * _BLOCK_ELEMENTS
 # What a block needs while it is computed, beside its own bytes: float32 temporaries.
 _BYTES_PER_ELEMENT = 32
 

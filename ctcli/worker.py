@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -26,9 +27,12 @@ _LEAVE_ALONE = "Leave SRC alone while ctcli runs, then run the same command agai
 
 
 def _load_torch() -> None:
+    gc.disable()  # all that torch makes stays, and looking through it takes a tenth of the time
     from ctcli.ops.runtime import prepare
 
     prepare()
+    gc.freeze()
+    gc.enable()
 
 
 class Cancelled(BaseException):

@@ -95,7 +95,7 @@ def test_start_up_and_reindex_import_nothing_heavy(
 import sys
 import ctcli.cli
 try:
-    ctcli.cli.main()
+    ctcli.cli.app()
 except SystemExit as end:
     print("status", end.code or 0, "loaded", sorted(set({HEAVY}) & sys.modules.keys()))
 """

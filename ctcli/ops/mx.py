@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ctcli.ops.ranges import Bounds
-from ctcli.ops.rounding import from_e4m3, pow2, round_through, round_to_e2m1, to_e4m3
+from ctcli.ops.rounding import from_e4m3, pow2, round_through, to_e2m1, to_e4m3
 
 _EXPONENT_OF_LARGEST = {4: 2, 8: 8}
 # Mantissa bits, exponent bias, and the integer type of the same width.
@@ -46,16 +46,16 @@ class Microscaling:
         shift = 127 - bias - _EXPONENT_OF_LARGEST[self.bits]
         return (exponent + shift).clamp_(0, 254).masked_fill_(exponent == 0, 0)
 
-    def encode(self, view: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quotients, their E4M3 codes or E2M1 values, and the values that a reader computes."""
+    def encode(self, view: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
+        """E4M3 or E2M1 codes, and the float32 values that a reader computes from them."""
         scale = pow2(exponents)
         quotient = round_through(view / scale, self.quotient_dtype)
         if self.bits == 8:
             codes = to_e4m3(quotient)
-            return quotient, codes, from_e4m3(codes).mul_(scale)
-        rounded = round_to_e2m1(quotient)
-        return quotient, rounded, rounded * scale
+            return codes, from_e4m3(codes).mul_(scale)
+        codes, values = to_e2m1(quotient)
+        return codes, values.mul_(scale)
 
     def roundtrip(self, view: Tensor, bounds: Bounds) -> Tensor:
         """What a reader gets back of a grouped view that was quantized with these bounds."""
-        return self.encode(view, self.exponents(bounds))[2]
+        return self.encode(view, self.exponents(bounds))[1]

@@ -18,7 +18,7 @@ from ctcli.ops.rounding import (
     E4M3_MAX,
     from_e4m3,
     round_through,
-    round_to_e2m1,
+    to_e2m1,
     to_e4m3,
 )
 
@@ -56,13 +56,12 @@ class Nvfp4:
         empty = from_e4m3(codes) == 0
         return codes.view(torch.uint8).masked_fill(empty, _EIGHTH).view(codes.dtype)
 
-    def encode(self, view: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quotients, their E2M1 values, and the values that a reader computes; all float32."""
+    def encode(self, view: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """E2M1 codes, and the float32 values that a reader computes from them."""
         effective = from_e4m3(scale) / self.total
-        quotient = view / effective
-        rounded = round_to_e2m1(quotient)
-        return quotient, rounded, rounded * effective
+        codes, values = to_e2m1(view / effective)
+        return codes, values.mul_(effective)
 
     def roundtrip(self, view: Tensor, bounds: Bounds) -> Tensor:
         """What a reader gets back of a grouped view that was quantized with these bounds."""
-        return self.encode(view, self.scale(bounds))[2]
+        return self.encode(view, self.scale(bounds))[1]

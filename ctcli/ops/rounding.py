@@ -55,34 +55,24 @@ def from_e4m3(codes: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     return halves.view(torch.float16).to(torch.float32).mul_(scale * 256.0)
 
 
-def round_to_e2m1(x: Tensor) -> Tensor:
-    """Saturate to +-6 and round to the values of E2M1.
+def to_e2m1(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Saturate to +-6 and round to E2M1; what rounds to zero keeps its sign. Overwrites `x`.
 
     With 2**e <= |x|, E2M1 has steps of 2**e / 2 (1/2 below 1), which is the spacing of float32 at
     3 * 2**(e+21): adding and subtracting that number rounds, ties to even.
-    """
-    x = x.clamp(-E2M1_MAX, E2M1_MAX)
-    power = (x.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(min=1.0)
-    magic = power.mul_(3 * 2.0**21)
-    return x.add_(magic).sub_(magic)
-
-
-def e2m1_codes(values: Tensor, negative: Tensor) -> Tensor:
-    """The 4-bit codes of E2M1 values.
-
-    Args:
-        values: values of E2M1, float32.
-        negative: what had the sign before rounding, float32; below zero sets the sign bit.
 
     Returns:
-        uint8, sign << 3 | index into 0, .5, 1, 1.5, 2, 3, 4, 6.
+        The 4-bit codes, uint8: sign << 3 | index into 0, .5, 1, 1.5, 2, 3, 4, 6; and their values,
+        float32.
     """
-    doubled = values.mul(2.0).to(torch.int8).abs_()  # 0 1 2 3 4 6 8 12
-    index = doubled - (doubled - 4).clamp_(min=0).bitwise_right_shift_(1)  # 8 -> 6, 12 -> 8
-    index -= (doubled - 8).clamp_(min=0).bitwise_right_shift_(2)
-    positive_zero = negative + 0.0  # -0 is not below zero
-    sign = (positive_zero.view(torch.int32) >> 28).to(torch.int8) & 8
-    return (index | sign).view(torch.uint8)
+    x.clamp_(-E2M1_MAX, E2M1_MAX)
+    magic = (x.view(torch.int32) & 0x7F800000).view(torch.float32).clamp_(min=1.0)
+    values = torch.add(x, magic.mul_(3 * 2.0**21)).sub_(magic)
+    # 2**-14 is float16's smallest normal number: it counts up from there as E2M1 does from 1. A
+    # trace of x, too little to change anything else, gives zeros their sign.
+    scaled = torch.mul(values, 2.0**-14, out=magic).add_(x, alpha=2.0**-40)
+    codes = scaled.to(torch.float16).view(torch.int16).bitwise_right_shift_(9).to(torch.uint8)
+    return codes.bitwise_or_(codes >> 3).bitwise_and_(15), values
 
 
 def from_e2m1(codes: Tensor) -> Tensor:

@@ -52,18 +52,17 @@ def quantize(
 
     from ctcli.ops.mx import Microscaling
     from ctcli.ops.packing import pack_bytes
-    from ctcli.ops.rounding import e2m1_codes
 
     arguments = numerics.scheme.weights
     grouping = grouping_of(arguments)
     view = grouping.view(weight)
     mx = Microscaling(arguments.num_bits, numerics.torch_dtype, numerics.quotient_dtype)
     exponents = mx.exponents(find_bounds(view, numerics, None, mx.roundtrip))
-    quotient, rounded, values = mx.encode(view, exponents)
+    codes, values = mx.encode(view, exponents)
+    codes = grouping.flatten(codes, *weight.shape)
     found = {"weight_scale": stored_scale(exponents, arguments).to(torch.uint8)}
     if mx.bits == 8:
-        found["weight"] = grouping.flatten(rounded, *weight.shape)
+        found["weight"] = codes
     else:
-        codes = grouping.flatten(e2m1_codes(rounded, quotient), *weight.shape)
         found["weight_packed"] = pack_bytes(codes, 4)
     return found, grouping.flatten(values, *weight.shape)

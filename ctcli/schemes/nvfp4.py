@@ -47,7 +47,6 @@ def quantize(
     """Quantize some rows. See `Family.quantize`."""
     from ctcli.ops.nvfp4 import Nvfp4, global_scale
     from ctcli.ops.packing import pack_bytes
-    from ctcli.ops.rounding import e2m1_codes
 
     assert whole is not None, "the fused set's largest magnitude"
     arguments, dtype = numerics.scheme.weights, numerics.torch_dtype
@@ -55,8 +54,7 @@ def quantize(
     view = grouping.view(weight)
     nvfp4 = Nvfp4(dtype, global_scale(whole, dtype))
     scale = nvfp4.scale(find_bounds(view, numerics, None, nvfp4.roundtrip))
-    quotient, rounded, values = nvfp4.encode(view, scale)
-    codes = e2m1_codes(rounded, quotient)
+    codes, values = nvfp4.encode(view, scale)
     found = {
         "weight_packed": pack_bytes(grouping.flatten(codes, *weight.shape), 4),
         "weight_scale": stored_scale(scale, arguments),
