@@ -1,0 +1,80 @@
+"""Commands that compute, killed by SIGKILL: the same command continues to the same bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.checkpoints import array, file_hashes, write_checkpoint
+from tests.conftest import Ctcli
+
+COMMANDS = {
+    "quantize": ("quantize", "--scheme", "NVFP4A16"),
+}
+LAYERS = 6
+ROLES = [f"self_attn.{role}_proj" for role in "qkv"]
+ROLES += [f"mlp.{role}_proj" for role in ("gate", "up", "down")]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """72 MB in six shards, each with members of fused sets of its neighbours."""
+    values = array(1024, 1024).astype("float16")
+    names = [f"model.layers.{n}.{role}.weight" for n in range(LAYERS) for role in ROLES]
+    folder = write_checkpoint(
+        tmp_path_factory.mktemp("killed") / "source",
+        {
+            f"model-{i + 1:05d}-of-{LAYERS:05d}.safetensors": {
+                name: np.roll(values, 31 * i + j) for j, name in enumerate(names[i::LAYERS])
+            }
+            for i in range(LAYERS)
+        },
+    )
+    yield folder
+    shutil.rmtree(folder)
+
+
+def complete_files(destination: Path) -> int:
+    """How many files the journal beside `destination` calls complete."""
+    journal = destination.with_name(f".{destination.name}.ctcli-partial") / "journal"
+    with suppress(FileNotFoundError):
+        return max(0, journal.read_text().count("\n") - 1)
+    return 0
+
+
+def kill_after(files: int, destination: Path, *arguments: str) -> None:
+    """Start ctcli and kill it as soon as so many files are complete."""
+    process = subprocess.Popen([sys.executable, "-m", "ctcli", *arguments])
+    while complete_files(destination) < files:
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(0.0005)
+    process.kill()
+    process.wait()
+    assert not destination.exists()
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
+def test_a_killed_run_continues_to_the_same_bytes(
+    ctcli: Ctcli, source: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    command, *options = words
+    assert ctcli(command, source, tmp_path / "undisturbed", *options).returncode == 0
+    destination = tmp_path / "out"
+    arguments = (command, str(source), str(destination), *options, "--num-workers", "1")
+    complete = 0
+    for files in (1, 3):
+        kill_after(files, destination, *arguments)
+        assert complete_files(destination) >= complete, "a complete file was forgotten"
+        complete = complete_files(destination)
+    done = ctcli(*arguments, "--json")
+    assert json.loads(done.stdout)["files_continued"] == complete >= 3
+    assert file_hashes(destination) == file_hashes(tmp_path / "undisturbed")
