@@ -99,7 +99,7 @@ class _Run:
         if len(running) == self._settings.workers:
             return None
         for i, job in enumerate(self._waiting):
-            if job.needs is None or self._values.knows(job.needs):
+            if all(map(self._values.knows, job.needs)):
                 memory = sum(other.memory for other in running) + job.memory
                 if memory > self._settings.max_memory:
                     return None

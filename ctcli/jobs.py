@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ctcli.storage.layout import Copy, OutputFile
 from ctcli.storage.transfer import BUFFER_BYTES
-from ctcli.tensors import Derivation, Reduction, StoredTensor, TensorSpec
+from ctcli.tensors import Derivation, Reduction, StoredTensor
 
 # A file is copied by several threads at once, in pieces of at most this many bytes.
 _COPY_BYTES = 256 * 1024 * 1024
@@ -20,6 +20,8 @@ _COPY_BYTES = 256 * 1024 * 1024
 _BLOCK_ELEMENTS = 512 * 1024
 # A job computes several blocks: few enough for a signal to be answered at once.
 _JOB_ELEMENTS = 8 * _BLOCK_ELEMENTS
+# A file is read and written by columns in runs of at least so many: each costs two system calls.
+_COLUMNS_AT_ONCE = 1024
 # What a block needs while it is computed, beside its own bytes: float32 temporaries.
 _BYTES_PER_ELEMENT = 32
 
@@ -31,7 +33,7 @@ class CopyJob:
     file: OutputFile
     copy: Copy | None
     memory: int = BUFFER_BYTES
-    needs: Reduction | None = None
+    needs: tuple[Reduction, ...] = ()
 
     @property
     def files(self) -> frozenset[str]:
@@ -51,12 +53,12 @@ class ReduceJob:
     @property
     def memory(self) -> int:
         """Bytes it holds while it runs."""
-        return _memory(self.source.spec, self.rows)
+        return _memory(self.source.spec.shape, self.source.spec.nbytes, self.rows)
 
     @property
-    def needs(self) -> Reduction | None:
+    def needs(self) -> tuple[Reduction, ...]:
         """What must be known before."""
-        return self.reduction.after
+        return (self.reduction.after,) if self.reduction.after else ()
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,16 @@ class Target:
 
 @dataclass(frozen=True)
 class ComputeJob:
-    """Compute the outputs of a derivation for some of its source's rows, block by block.
+    """Compute the outputs of a derivation for some of its source's rows or columns, in blocks.
 
     Attributes:
         derivation: what to compute.
-        rows: from, to (exclusive) and block height.
+        span: rows or columns: from, to (exclusive) and how many in a block.
         targets: where the outputs go; those of complete files are left out.
     """
 
     derivation: Derivation
-    rows: range
+    span: range
     targets: tuple[Target, ...]
 
     @property
@@ -90,10 +92,12 @@ class ComputeJob:
     @property
     def memory(self) -> int:
         """Bytes it holds while it runs."""
-        return _memory(self.derivation.source.spec, self.rows)
+        spec = self.derivation.source.spec
+        shape = spec.shape[::-1] if self.derivation.columnwise else spec.shape
+        return _memory(shape, spec.nbytes, self.span)
 
     @property
-    def needs(self) -> Reduction | None:
+    def needs(self) -> tuple[Reduction, ...]:
         """What must be known before."""
         return self.derivation.needs
 
@@ -120,18 +124,26 @@ def make_jobs(files: Iterable[OutputFile], link: bool) -> list[Job]:
     for file in files:
         for derivation in dict.fromkeys(part.tensor.derivation for part in file.computed):
             if derivation in targets:
-                jobs += _reductions(derivation.needs, known)
+                for reduction in derivation.needs:
+                    jobs += _reductions(reduction, known)
                 jobs += _computations(derivation, tuple(targets.pop(derivation)))
     return jobs
 
 
-def blocks(spec: TensorSpec, granule: int, elements: int) -> Iterator[range]:
-    """The rows of a tensor in runs of about `elements` elements, of whole granules each."""
-    rows, columns = spec.shape
-    height = max(1, _BLOCK_ELEMENTS // max(1, columns * granule)) * granule
-    together = max(1, elements // max(1, columns * height)) * height
-    for start in range(0, rows, together):
-        yield range(start, min(start + together, rows), height)
+def _runs(shape: tuple[int, ...], granule: int, least: int = 1) -> Iterator[range]:
+    """The first dimension of `shape` in the runs of a job each, with the height of its blocks.
+
+    Args:
+        shape: rows and columns, or the other way round.
+        granule: how many belong together.
+        least: how many a block has at least.
+    """
+    length, across = shape
+    height = max(least, _BLOCK_ELEMENTS // max(1, across))
+    height = max(1, height // granule) * granule
+    together = max(1, _JOB_ELEMENTS // max(1, across * height)) * height
+    for start in range(0, length, together):
+        yield range(start, min(start + together, length), height)
 
 
 def _copies(file: OutputFile, link: bool) -> list[Job]:
@@ -149,15 +161,21 @@ def _reductions(reduction: Reduction | None, known: set[Reduction]) -> Iterator[
     known.add(reduction)
     yield from _reductions(reduction.after, known)
     for source in reduction.inputs:
-        for rows in blocks(source.spec, 1, _JOB_ELEMENTS):
+        for rows in _runs(source.spec.shape, 1):
             yield ReduceJob(reduction, source, rows)
 
 
 def _computations(derivation: Derivation, targets: tuple[Target, ...]) -> Iterator[Job]:
-    for rows in blocks(derivation.source.spec, derivation.granule, _JOB_ELEMENTS):
-        yield ComputeJob(derivation, rows, targets)
+    shape = derivation.source.spec.shape
+    runs = (
+        _runs(shape[::-1], derivation.granule, _COLUMNS_AT_ONCE)
+        if derivation.columnwise
+        else _runs(shape, derivation.granule)
+    )
+    for span in runs:
+        yield ComputeJob(derivation, span, targets)
 
 
-def _memory(spec: TensorSpec, rows: range) -> int:
-    row_bytes = spec.nbytes // spec.shape[0] + spec.shape[1] * _BYTES_PER_ELEMENT
-    return rows.step * row_bytes
+def _memory(shape: tuple[int, ...], nbytes: int, span: range) -> int:
+    length, across = shape
+    return min(span.step, length) * (nbytes // length + across * _BYTES_PER_ELEMENT)

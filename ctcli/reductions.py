@@ -29,9 +29,9 @@ class Values:
         """Whether the value can be had now."""
         return reduction in self._values
 
-    def get(self, reduction: Reduction | None) -> Tensor | None:
-        """The value; None for no reduction."""
-        return self._values[reduction] if reduction else None
+    def known(self, reduction: Reduction) -> Tensor:
+        """The value."""
+        return self._values[reduction]
 
     def add(self, job: ReduceJob, part: Tensor) -> None:
         """Take the part that a job found; the last one makes the value.
@@ -45,7 +45,8 @@ class Values:
             found = [value for value in parts.values() if value is not None]
             if len(found) == len(parts):
                 combined = combine(found, reduction.combine)
-                self._values[reduction] = reduction.finish(combined, self.get(reduction.after))
+                after = self.known(reduction.after) if reduction.after else None
+                self._values[reduction] = reduction.finish(combined, after)
 
 
 def combine(parts: Iterable[Tensor], how: str) -> Tensor:

@@ -160,24 +160,27 @@ class NonFiniteError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Derivation:
-    """Tensors that are computed together from the rows of a stored one.
+    """Tensors that are computed together from the rows of a stored one, or from its columns.
 
     Attributes:
         name: the module it belongs to, for messages and reports.
-        source: what to read.
-        granule: rows of the source that belong together.
-        outputs: what it makes, by local name.
-        compute: rows of the source as stored, and the reduction's value -> rows of each output,
-            and the squares of error and source summed over the block, [2] float64.
-        needs: a value to compute first.
+        source: what to read, [rows, columns].
+        granule: rows of the source that belong together; columns where it is columnwise.
+        outputs: what it makes, by local name; those that are columnwise have the source's shape.
+        compute: a block of the source as stored, the number of its first row (or column), and the
+            values of `needs` -> the block of each output, and the squares of error and source
+            summed over the block, [2] float64.
+        needs: values to compute first.
+        columnwise: the function mixes all rows, and takes blocks of whole columns.
     """
 
     name: str
     source: StoredTensor
     granule: int
     outputs: Mapping[str, Output]
-    compute: Callable[[Tensor, Tensor | None], tuple[Mapping[str, Tensor], Tensor]]
-    needs: Reduction | None = None
+    compute: Callable[[Tensor, int, tuple[Tensor, ...]], tuple[Mapping[str, Tensor], Tensor]]
+    needs: tuple[Reduction, ...] = ()
+    columnwise: bool = False
 
 
 @dataclass(frozen=True, slots=True)

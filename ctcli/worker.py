@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from ctcli.errors import CtcliError, os_errors_of
 from ctcli.jobs import ComputeJob, CopyJob, Job, ReduceJob
 from ctcli.reductions import Values, combine
 from ctcli.storage.output import OpenOutput
-from ctcli.storage.rows import read_rows, write_rows
+from ctcli.storage.rows import read_columns, read_rows, write_columns, write_rows
 from ctcli.storage.transfer import copy_bytes
 from ctcli.storage.writer import PartialDirectory
 from ctcli.tensors import NonFiniteError, SourceFile, StoredTensor
@@ -95,42 +95,46 @@ class Worker:
             copy_bytes(source, copy.start, target, copy.offset, copy.nbytes, self._advance)
 
     def _reduce(self, job: ReduceJob) -> None:
-        after = self._values.get(job.reduction.after)
-        parts = [job.reduction.part(rows, after) for _, rows in self._blocks(job.source, job.rows)]
+        after = self._values.known(job.reduction.after) if job.reduction.after else None
+        blocks = self._blocks(job.source, job.rows, read_rows)
+        parts = [job.reduction.part(rows, after) for _, rows in blocks]
         self._values.add(job, combine(parts, job.reduction.combine))
 
     def _compute(self, job: ComputeJob) -> None:
         derivation = job.derivation
-        value = self._values.get(derivation.needs)
+        values = tuple(map(self._values.known, derivation.needs))
+        read = read_columns if derivation.columnwise else read_rows
         sums = [0.0, 0.0]
-        for start, rows in self._blocks(derivation.source, job.rows):
+        for start, block in self._blocks(derivation.source, job.span, read):
             try:
-                found, squares = derivation.compute(rows, value)
+                found, squares = derivation.compute(block, start, values)
             except NonFiniteError as error:
                 raise self._refusal(job) from error
             sums = [total + float(square) for total, square in zip(sums, squares, strict=True)]
             self._write(job, start, found)
-        self._outputs[job.targets[0].file].note_errors(derivation.name, job.rows.start, sums)
+        self._outputs[job.targets[0].file].note_errors(derivation.name, job.span.start, sums)
 
     def _write(self, job: ComputeJob, start: int, found: Mapping[str, Tensor]) -> None:
         for target in job.targets:
             output = job.derivation.outputs[target.output]
             if output.rows is None and start:
                 continue
-            row = start // job.derivation.granule * (output.rows or 0)
-            descriptor = self._outputs[target.file].descriptor()
+            descriptor, tensor = self._outputs[target.file].descriptor(), found[target.output]
+            place = start // job.derivation.granule * (output.rows or 0)
+            write = write_columns if job.derivation.columnwise else write_rows
             with os_errors_of(target.file, "writing"):
-                tensor = found[target.output]
-                self._advance(write_rows(descriptor, target.offset, output.spec, row, tensor))
+                self._advance(write(descriptor, target.offset, output.spec, place, tensor))
 
-    def _blocks(self, tensor: StoredTensor, rows: range) -> Iterator[tuple[int, Tensor]]:
-        """Blocks of rows with the number of their first row; each is overwritten by the next."""
+    def _blocks(
+        self, tensor: StoredTensor, span: range, read: Callable[..., Tensor]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Blocks with the number of their first row or column; each is overwritten by the next."""
         with self._reading(tensor.file) as source:
-            for start in rows:
+            for start in span:
                 self._advance(0)
-                stop = min(start + rows.step, rows.stop)
+                stop = min(start + span.step, span.stop)
                 with os_errors_of(tensor.file.name, "reading"):
-                    block = read_rows(source, tensor, start, stop)
+                    block = read(source, tensor, start, stop)
                 yield start, block
 
     @contextmanager
@@ -152,8 +156,9 @@ class Worker:
         import torch
 
         source = job.derivation.source
-        every = range(0, source.spec.shape[0], job.rows.step)
-        count = sum(int((~torch.isfinite(rows)).sum()) for _, rows in self._blocks(source, every))
+        every = range(0, source.spec.shape[0], job.span.step)
+        blocks = self._blocks(source, every, read_rows)
+        count = sum(int((~torch.isfinite(rows)).sum()) for _, rows in blocks)
         return CtcliError(
             f"{job.derivation.name}.weight: {count} of its values are NaN or infinite.",
             "Repair the checkpoint, leave the module out with --ignore, or give --allow-nonfinite.",

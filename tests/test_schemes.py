@@ -75,10 +75,8 @@ def raw(tensor: NDArray[Any] | Tensor) -> NDArray[np.uint8]:
     return np.frombuffer(tensor.tobytes(), np.uint8)
 
 
-def value_of(reduction: Reduction | None, blocks: list[Tensor]) -> Tensor | None:
-    if reduction is None:
-        return None
-    after = value_of(reduction.after, blocks)
+def value_of(reduction: Reduction, blocks: list[Tensor]) -> Tensor:
+    after = value_of(reduction.after, blocks) if reduction.after else None
     parts = torch.stack([reduction.part(block, after) for block in blocks])
     return reduction.finish(parts.amax(0) if reduction.combine == "max" else parts.sum(0), after)
 
@@ -94,8 +92,8 @@ def quantize(
     rows = [slice(start, start + together) for start in range(0, len(weight), together)]
     blocks = [torch.from_numpy(weight[each]).to(DTYPES[how.dtype]) for each in rows]
     rest = [torch.full((1, 1), others, dtype=blocks[0].dtype)] if shared else []
-    whole = value_of(derivation.needs, blocks + rest)
-    computed = [derivation.compute(block, whole)[0] for block in blocks]
+    needed = tuple(value_of(reduction, blocks + rest) for reduction in derivation.needs)
+    computed = [derivation.compute(block, 0, needed)[0] for block in blocks]
     outputs = {}
     for name, declared in derivation.outputs.items():
         parts = [tensors[name] for tensors in computed][: None if declared.rows else 1]
@@ -104,6 +102,7 @@ def quantize(
         outputs[name] = torch.cat(parts)
         assert spec_of(outputs[name]) == declared.spec, name
     inputs = [block.float() for block in blocks]
+    whole = needed[0] if needed else None
     values = [family.quantize(block, weight.shape, how, whole)[1] for block in inputs]
     np.testing.assert_array_equal(raw(torch.cat(inputs)), raw(weight), "the input has changed")
     return outputs, torch.cat(values).numpy()
@@ -349,11 +348,11 @@ def test_sums_of_squares_come_with_the_outputs_and_nonfinite_weights_are_refused
     values = family_of(how.scheme).quantize(weight, (6, 32), how, None)[1]
     expected = [(x.double() ** 2).sum() for x in (values - weight, weight)]
     # In float32: a difference, its square, and the sum of all 192 of them.
-    np.testing.assert_allclose(compute(weight, None)[1], expected, rtol=194 * 2.0**-24)
+    np.testing.assert_allclose(compute(weight, 0, ())[1], expected, rtol=194 * 2.0**-24)
     weight[1, 2], weight[4, 0] = torch.nan, -torch.inf
     with pytest.raises(NonFiniteError):
-        compute(weight, None)
-    derive("module", stored, how, replace(CPU, allow_nonfinite=True), None).compute(weight, None)
+        compute(weight, 0, ())
+    derive("module", stored, how, replace(CPU, allow_nonfinite=True), None).compute(weight, 0, ())
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

@@ -32,9 +32,9 @@ def derive(
         shared: the largest magnitude of its fused set, for strategy tensor_group.
     """
     family = family_of(numerics.scheme)
-    needs = shared
+    needs = (shared,) if shared else ()
     if numerics.scheme.weights.strategy == "tensor":
-        needs = _range_of(source, numerics, execution)
+        needs = (_range_of(source, numerics, execution),)
     return Derivation(
         name,
         source,
@@ -50,9 +50,10 @@ def quantize_rows(
     numerics: Numerics,
     execution: Execution,
     block: Tensor,
-    whole: Tensor | None,
+    _start: int,
+    values: tuple[Tensor, ...],
 ) -> tuple[Mapping[str, Tensor], Tensor]:
-    """Quantize some rows of a weight of that shape.
+    """Quantize some rows of a weight of that shape, given the value over the whole if there is one.
 
     Returns:
         The rows of each output, and [2] float64: the sums of squares of the error (of what a
@@ -66,12 +67,12 @@ def quantize_rows(
     from ctcli.ops.sums import sum_of_squares
 
     weight = block.to(execution.device).to(torch.float32)
-    whole = None if whole is None else whole.to(execution.device)
+    whole = values[0].to(execution.device) if values else None
     energy = sum_of_squares(weight)
     if not energy.isfinite() and not execution.allow_nonfinite:
         raise NonFiniteError
-    outputs, values = family_of(numerics.scheme).quantize(weight, shape, numerics, whole)
-    sums = torch.stack((sum_of_squares(values.sub_(weight)), energy))
+    outputs, restored = family_of(numerics.scheme).quantize(weight, shape, numerics, whole)
+    sums = torch.stack((sum_of_squares(restored.sub_(weight)), energy))
     return {name: tensor.cpu() for name, tensor in outputs.items()}, sums.cpu()
 
 

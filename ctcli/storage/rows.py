@@ -1,4 +1,4 @@
-"""Rows of tensors between files and torch, through buffers that are used again and again."""
+"""Rows and columns of tensors between files and torch, through buffers that are reused."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ def read_rows(descriptor: int, tensor: StoredTensor, start: int, stop: int) -> T
     Raises:
         EOFError: the file ends before.
     """
-    import torch
-
     row_bytes = _row_bytes(tensor.spec)
-    nbytes = (stop - start) * row_bytes
-    if len(getattr(_buffers, "bytes", b"")) < nbytes:
-        _buffers.bytes = bytearray(nbytes)
-    view, position = memoryview(_buffers.bytes)[:nbytes], tensor.start + start * row_bytes
-    while view:
-        count = os.preadv(descriptor, [view], position)
-        if not count:
-            raise EOFError
-        view, position = view[count:], position + count
-    rows = torch.frombuffer(_buffers.bytes, dtype=torch.uint8, count=nbytes)
-    return rows.view(torch_dtype(tensor.spec.dtype)).view(stop - start, *tensor.spec.shape[1:])
+    content = _buffer((stop - start) * row_bytes)
+    _fill(descriptor, content, tensor.start + start * row_bytes)
+    return _as_tensor(content, tensor.spec.dtype, stop - start)
+
+
+def read_columns(descriptor: int, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+    """Read columns of a stored matrix, [rows, stop - start]; see `read_rows`."""
+    rows, row_bytes = tensor.spec.shape[0], _row_bytes(tensor.spec)
+    first, width = _columns(tensor.spec, start, stop)
+    content = _buffer(rows * width)
+    for row in range(rows):
+        piece = content[row * width : (row + 1) * width]
+        _fill(descriptor, piece, tensor.start + row * row_bytes + first)
+    return _as_tensor(content, tensor.spec.dtype, rows)
 
 
 def write_rows(descriptor: int, offset: int, spec: TensorSpec, start: int, rows: Tensor) -> int:
@@ -47,12 +48,57 @@ def write_rows(descriptor: int, offset: int, spec: TensorSpec, start: int, rows:
     Returns:
         The number of bytes written.
     """
-    import torch
-
-    content = rows.contiguous().view(-1).view(torch.uint8).numpy().data
+    content = _as_bytes(rows)
     write_bytes(descriptor, offset + start * _row_bytes(spec), content)
     return content.nbytes
 
 
+def write_columns(
+    descriptor: int, offset: int, spec: TensorSpec, start: int, columns: Tensor
+) -> int:
+    """Write columns of the matrix that begins at `offset`, from column `start` on."""
+    content, row_bytes = _as_bytes(columns), _row_bytes(spec)
+    first, width = _columns(spec, start, start + columns.shape[1])
+    for row in range(spec.shape[0]):
+        piece = content[row * width : (row + 1) * width]
+        write_bytes(descriptor, offset + row * row_bytes + first, piece)
+    return content.nbytes
+
+
+def _buffer(nbytes: int) -> memoryview:
+    if len(getattr(_buffers, "bytes", b"")) < nbytes:
+        _buffers.bytes = bytearray(nbytes)
+    return memoryview(_buffers.bytes)[:nbytes]
+
+
+def _fill(descriptor: int, view: memoryview, position: int) -> None:
+    while view:
+        count = os.preadv(descriptor, [view], position)
+        if not count:
+            raise EOFError
+        view, position = view[count:], position + count
+
+
+def _as_tensor(content: memoryview, dtype: str, rows: int) -> Tensor:
+    import torch
+
+    if not content:
+        return torch.empty((rows, 0), dtype=torch_dtype(dtype))
+    return torch.frombuffer(content, dtype=torch_dtype(dtype)).view(rows, -1)
+
+
+def _as_bytes(tensor: Tensor) -> memoryview:
+    import torch
+
+    content: memoryview = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+    return content
+
+
 def _row_bytes(spec: TensorSpec) -> int:
     return spec.nbytes // spec.shape[0]
+
+
+def _columns(spec: TensorSpec, start: int, stop: int) -> tuple[int, int]:
+    """Where the columns begin in a row, and how wide they are together, in bytes."""
+    element = _row_bytes(spec) // spec.shape[1]
+    return start * element, (stop - start) * element
