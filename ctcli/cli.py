@@ -26,9 +26,9 @@ from ctcli.rewrites.reindex import reindex as reindex_checkpoint
 from ctcli.rewrites.selection import OnIndivisible
 from ctcli.schemes.family import ComputeDtype, Observer
 from ctcli.schemes.parsing import Overrides
+from ctcli.storage.destination import check_destination
 from ctcli.storage.layout import lay_out
 from ctcli.storage.opening import local_directory, open_checkpoint
-from ctcli.storage.writer import check_destination
 from ctcli.units import format_bytes, format_seconds, parse_bytes
 
 app = typer.Typer(

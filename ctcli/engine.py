@@ -38,7 +38,12 @@ def execute(plan: Plan, advance: Advance) -> Errors:
     _allow_many_files()
     errors = [*leftover.values()]
     with open_partial(
-        plan.destination, plan.key, leftover, settings.fsync, settings.overwrite
+        plan.destination,
+        plan.key,
+        leftover,
+        settings.fsync,
+        settings.overwrite,
+        plan.layout.is_file,
     ) as partial:
         for jobs, files in zip(plan.jobs, (plan.layout.files, plan.layout.closing), strict=True):
             errors += _Run(jobs, plan.pending(files), settings, partial, advance).write()

@@ -9,14 +9,9 @@ from pathlib import Path
 
 from ctcli.errors import CtcliError
 from ctcli.jobs import Job, make_jobs
+from ctcli.storage.destination import check_beside, check_sources, device_of, free_bytes
 from ctcli.storage.layout import Layout, OutputFile, sources_of
-from ctcli.storage.writer import (
-    Leftover,
-    check_sources,
-    device_of,
-    free_bytes,
-    look_for_leftover,
-)
+from ctcli.storage.writer import Leftover, look_for_leftover
 
 
 @dataclass(frozen=True)
@@ -110,6 +105,7 @@ def check_resources(plan: Plan) -> None:
         CtcliError: lists every file system that is too small, and the budget.
     """
     check_sources(plan.destination, (source.location for source in sources_of(plan.files)))
+    check_beside(plan.destination, plan.layout.beside, plan.settings.overwrite)
     problems, hints = [], []
     largest = max((job.memory for jobs in plan.jobs for job in jobs), default=0)
     if plan.settings.max_memory < largest:

@@ -81,15 +81,28 @@ class OutputFile:
 
 @dataclass(frozen=True)
 class Layout:
-    """All output files. `closing` ones make the output a checkpoint and are written last."""
+    """All output files.
+
+    Attributes:
+        files: what is written first.
+        closing: what makes the output a checkpoint and is written last.
+        is_file: whether DST is the first of `files` itself, and the others go beside it, rather
+            than a directory of all.
+    """
 
     files: tuple[OutputFile, ...]
     closing: tuple[OutputFile, ...]
+    is_file: bool = False
 
     @property
     def all_files(self) -> tuple[OutputFile, ...]:
         """The closing files behind the others."""
         return (*self.files, *self.closing)
+
+    @property
+    def beside(self) -> dict[str, bytes]:
+        """What files that go beside a DST which is a file will hold, by name."""
+        return {file.name: file.head for file in self.files[1:]} if self.is_file else {}
 
     @property
     def key(self) -> str:

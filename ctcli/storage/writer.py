@@ -1,8 +1,8 @@
-"""The output directory: built beside its final place, journaled, published by one rename.
+"""The output: built beside its final place, journaled, published by a rename.
 
     .DST.ctcli-partial/
         journal       first line: the layout's key; then a line for each complete file
-        checkpoint/   becomes DST
+        checkpoint/   becomes DST; where DST is a file, what is in here goes to its folder
         replaced/     the former DST, for the moment between two renames (--overwrite)
 
 A killed run leaves DST as it was, and a partial directory from which the same command continues.
@@ -10,105 +10,22 @@ A killed run leaves DST as it was, and a partial directory from which the same c
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from ctcli.errors import CtcliError, os_errors_of
+from ctcli.storage.destination import check_replaceable, partial_of
 
 # For every module that was computed: the squares of its error and of its values, summed.
 Errors = Mapping[str, Sequence[float]]
-_HINT_ELSEWHERE = "Choose another DST."
-
-
-def check_destination(destination: Path, source: Path | None, overwrite: bool) -> None:
-    """Refuse a DST that cannot be published to, before any work is done.
-
-    Args:
-        destination: the directory to make.
-        source: the source directory, if it is a local one.
-        overwrite: whether a DST with content may be replaced.
-    """
-    with os_errors_of(str(destination), "opening"):
-        try:
-            target = destination.resolve()
-        except RuntimeError as error:  # a link to itself
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
-        exists = destination.exists()
-        _root(destination).exists()  # its name is longer, perhaps too long
-    if source:
-        _check_apart(destination, target, source.resolve())
-    if exists:
-        _check_replaceable(destination, target, overwrite)
-    parent = _nearest_existing(target.parent)
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise CtcliError(
-            f"{destination}: cannot write into {parent}.",
-            "Check its permissions, or choose another DST.",
-        )
-
-
-def check_sources(destination: Path, sources: Iterable[Path]) -> None:
-    """Refuse to replace a directory that files of SRC really lie in, behind links.
-
-    Raises:
-        CtcliError: lists them all.
-    """
-    target = destination.resolve()
-    problems = [
-        f"{destination}: {path.name} of SRC is a link into DST."
-        for path in sources
-        if path.resolve().is_relative_to(target)
-    ]
-    if problems:
-        raise CtcliError(problems, _HINT_ELSEWHERE)
-
-
-def _check_apart(destination: Path, target: Path, source: Path) -> None:
-    if target == source:
-        raise CtcliError(f"{destination}: DST is SRC.", _HINT_ELSEWHERE)
-    if target.is_relative_to(source):
-        raise CtcliError(f"{destination}: DST lies inside SRC.", _HINT_ELSEWHERE)
-    if source.is_relative_to(target):
-        raise CtcliError(f"{destination}: SRC lies inside DST.", _HINT_ELSEWHERE)
-
-
-def _check_replaceable(destination: Path, target: Path, overwrite: bool) -> None:
-    if not destination.is_dir():
-        raise CtcliError(f"{destination}: a file of this name exists.", _HINT_ELSEWHERE)
-    with os_errors_of(str(destination), "reading"):
-        is_empty = not any(destination.iterdir())
-    if not is_empty and not overwrite:
-        raise CtcliError(
-            f"{destination}: DST exists and is not empty.",
-            "Give --overwrite to replace it, or choose another DST.",
-        )
-    if os.path.ismount(target):
-        raise CtcliError(
-            f"{destination}: a mount point cannot be replaced.", "Name a directory inside it."
-        )
-
-
-def free_bytes(path: Path) -> int:
-    """Bytes that can still be written to the file system of `path`, which need not exist yet."""
-    return shutil.disk_usage(_nearest_existing(path.resolve())).free
-
-
-def device_of(path: Path) -> int:
-    """The file system that `path` lies on, or will lie on once it is made."""
-    return _nearest_existing(path.resolve()).stat().st_dev
-
-
-def _nearest_existing(path: Path) -> Path:
-    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 @dataclass(frozen=True)
@@ -128,11 +45,11 @@ def look_for_leftover(destination: Path, key: str, sizes: Mapping[str, int]) -> 
     """See what an earlier run left in the partial directory. Changes nothing.
 
     Args:
-        destination: the directory to publish in the end.
+        destination: the directory or file to publish in the end.
         key: identifies the output's bytes; files made under another key do not count.
         sizes: length of every output file by name, to check those called complete.
     """
-    root = _root(destination)
+    root = partial_of(destination)
     files = [path for path in (root / "checkpoint").rglob("*") if path.is_file()]
     found = {path.relative_to(root / "checkpoint").as_posix(): path.stat() for path in files}
     complete = {
@@ -151,13 +68,16 @@ def look_for_leftover(destination: Path, key: str, sizes: Mapping[str, int]) -> 
 class PartialDirectory:
     """An output that is not yet complete. Use `open_partial` to get one."""
 
-    def __init__(self, destination: Path, journal: IO[str], fsync: bool, overwrite: bool) -> None:
+    def __init__(
+        self, destination: Path, journal: IO[str], fsync: bool, overwrite: bool, is_file: bool
+    ) -> None:
         self._destination = destination
-        self._root = _root(destination)
+        self._root = partial_of(destination)
         self._journal = journal
         self._lock = threading.Lock()
         self._fsync = fsync
         self._overwrite = overwrite
+        self._is_file = is_file
 
     def create(self, name: str, size: int) -> int:
         """Create the file `name` at full length and return its descriptor."""
@@ -189,17 +109,29 @@ class PartialDirectory:
             self._note(name, errors)
 
     def publish(self) -> None:
-        """Rename the checkpoint to DST, in place of what was there if that was asked for."""
+        """Rename the output to DST, in place of what was there if that was asked for."""
         with os_errors_of(str(self._destination), "publishing"):
             if self._fsync:
                 for folder, _, _ in os.walk(self._root / "checkpoint"):
                     _sync_folder(Path(folder))
-            if self._overwrite and self._destination.exists():
-                self._destination.rename(self._root / "replaced")
-            (self._root / "checkpoint").rename(self._destination)
+            if self._is_file:
+                self._publish_files()
+            else:
+                self._publish_directory()
             if self._fsync:
                 _sync_folder(self._destination.parent)
         shutil.rmtree(self._root, ignore_errors=True)
+
+    def _publish_directory(self) -> None:
+        if self._overwrite and self._destination.exists():
+            self._destination.rename(self._root / "replaced")
+        (self._root / "checkpoint").rename(self._destination)
+
+    def _publish_files(self) -> None:
+        """DST comes last: once it is there, all is."""
+        made = (self._root / "checkpoint").iterdir()
+        for path in sorted(made, key=lambda path: path.name == self._destination.name):
+            path.replace(self._destination.with_name(path.name))
 
     def _fresh_path(self, name: str) -> Path:
         """A path to create `name` at. What a killed run left there may be a link to the source."""
@@ -219,22 +151,28 @@ class PartialDirectory:
 
 @contextmanager
 def open_partial(
-    destination: Path, key: str, complete: Mapping[str, Errors], fsync: bool, overwrite: bool
+    destination: Path,
+    key: str,
+    complete: Mapping[str, Errors],
+    fsync: bool,
+    overwrite: bool,
+    is_file: bool,
 ) -> Iterator[PartialDirectory]:
     """Open the partial directory of `destination`, keeping the `complete` files of an earlier run.
 
     Args:
-        destination: the directory to publish in the end.
+        destination: the directory or file to publish in the end.
         key: identifies the output's bytes.
         complete: the files to keep, from `look_for_leftover`.
         fsync: whether every file must reach the disk before it is called complete.
         overwrite: whether a DST with content is replaced.
+        is_file: whether DST is a file, beside which other output files go.
 
     Raises:
         CtcliError: another process is writing the same destination.
     """
     destination = destination.resolve()
-    root = _root(destination)
+    root = partial_of(destination)
     with os_errors_of(str(destination), "creating"):
         root.mkdir(parents=True, exist_ok=True)
         journal = (root / "journal").open("a+", encoding="utf-8")
@@ -248,19 +186,14 @@ def open_partial(
                     "Run the same command again.",
                 )
             if destination.exists():
-                _check_replaceable(destination, destination, overwrite)
+                check_replaceable(destination, overwrite, is_file)
             if not complete:
                 shutil.rmtree(root / "checkpoint", ignore_errors=True)
             (root / "checkpoint").mkdir(exist_ok=True)
             journal.truncate(0)
             journal.writelines(f"{json.dumps(line)}\n" for line in (key, *complete.items()))
             journal.flush()
-        yield PartialDirectory(destination, journal, fsync, overwrite)
-
-
-def _root(destination: Path) -> Path:
-    destination = destination.resolve()
-    return destination.with_name(f".{destination.name}.ctcli-partial")
+        yield PartialDirectory(destination, journal, fsync, overwrite, is_file)
 
 
 def _lock(journal: IO[str], destination: Path) -> None:

@@ -1,0 +1,143 @@
+"""Where the output goes: what may be replaced, and what room there is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ctcli.errors import CtcliError, os_errors_of
+
+_HINT_ELSEWHERE = "Choose another DST."
+
+
+def partial_of(destination: Path) -> Path:
+    """The directory in which DST grows."""
+    destination = destination.resolve()
+    return destination.with_name(f".{destination.name}.ctcli-partial")
+
+
+def check_destination(
+    destination: Path, source: Path | None, overwrite: bool, is_file: bool = False
+) -> None:
+    """Refuse a DST that cannot be published to, before any work is done.
+
+    Args:
+        destination: what to make.
+        source: the source directory, if it is a local one.
+        overwrite: whether a DST with content may be replaced.
+        is_file: whether DST is a file rather than a directory.
+    """
+    with os_errors_of(str(destination), "opening"):
+        try:
+            target = destination.resolve()
+        except RuntimeError as error:  # a link to itself
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+        exists = destination.exists()
+        partial_of(destination).exists()  # its name is longer, perhaps too long
+    if source:
+        _check_apart(destination, target, source.resolve())
+    if exists:
+        check_replaceable(destination, overwrite, is_file)
+    parent = _nearest_existing(target.parent)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise CtcliError(
+            f"{destination}: cannot write into {parent}.",
+            "Check its permissions, or choose another DST.",
+        )
+
+
+def check_sources(destination: Path, sources: Iterable[Path]) -> None:
+    """Refuse to replace a directory that files of SRC really lie in, behind links.
+
+    Raises:
+        CtcliError: lists them all.
+    """
+    target = destination.resolve()
+    problems = [
+        f"{destination}: {path.name} of SRC is a link into DST."
+        for path in sources
+        if path.resolve().is_relative_to(target)
+    ]
+    if problems:
+        raise CtcliError(problems, _HINT_ELSEWHERE)
+
+
+def _check_apart(destination: Path, target: Path, source: Path) -> None:
+    if target == source:
+        raise CtcliError(f"{destination}: DST is SRC.", _HINT_ELSEWHERE)
+    if target.is_relative_to(source):
+        raise CtcliError(f"{destination}: DST lies inside SRC.", _HINT_ELSEWHERE)
+    if source.is_relative_to(target):
+        raise CtcliError(f"{destination}: SRC lies inside DST.", _HINT_ELSEWHERE)
+
+
+def check_replaceable(destination: Path, overwrite: bool, is_file: bool) -> None:
+    """Refuse an existing DST that is of the wrong kind, or must not be replaced."""
+    if is_file:
+        _check_replaceable_file(destination, overwrite)
+    else:
+        _check_replaceable_directory(destination, overwrite)
+
+
+def _check_replaceable_file(destination: Path, overwrite: bool) -> None:
+    if not destination.is_file():
+        raise CtcliError(f"{destination}: no file, but it exists.", "Name a file to make.")
+    if not overwrite:
+        raise CtcliError(
+            f"{destination}: DST exists.", "Give --overwrite to replace it, or choose another DST."
+        )
+
+
+def _check_replaceable_directory(destination: Path, overwrite: bool) -> None:
+    if not destination.is_dir():
+        raise CtcliError(f"{destination}: a file of this name exists.", _HINT_ELSEWHERE)
+    with os_errors_of(str(destination), "reading"):
+        is_empty = not any(destination.iterdir())
+    if not is_empty and not overwrite:
+        raise CtcliError(
+            f"{destination}: DST exists and is not empty.",
+            "Give --overwrite to replace it, or choose another DST.",
+        )
+    if os.path.ismount(destination.resolve()):
+        raise CtcliError(
+            f"{destination}: a mount point cannot be replaced.", "Name a directory inside it."
+        )
+
+
+def check_beside(destination: Path, contents: Mapping[str, bytes], overwrite: bool) -> None:
+    """Refuse to replace files beside DST, unless they are already what they would become.
+
+    Args:
+        destination: DST, a file.
+        contents: what the files beside it will hold, by name.
+        overwrite: whether they may be replaced.
+
+    Raises:
+        CtcliError: lists them all.
+    """
+    problems = []
+    for name, content in contents.items():
+        path = destination.resolve().with_name(name)
+        with os_errors_of(str(path), "reading"):
+            same = path.is_file() and (overwrite or path.read_bytes() == content)
+            if path.exists() and not same:
+                problems.append(f"{path}: it exists and would be replaced.")
+    if problems:
+        raise CtcliError(problems, "Give --overwrite to replace it, or choose another folder.")
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that can still be written to the file system of `path`, which need not exist yet."""
+    return shutil.disk_usage(_nearest_existing(path.resolve())).free
+
+
+def device_of(path: Path) -> int:
+    """The file system that `path` lies on, or will lie on once it is made."""
+    return _nearest_existing(path.resolve()).stat().st_dev
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
