@@ -42,8 +42,8 @@ class Result:
 class Report(Protocol):
     """What a rewrite says of itself."""
 
-    def with_errors(self, sums: Mapping[str, Sequence[float]]) -> Report:
-        """The same with what was measured: squares of error and weight, summed, by module."""
+    def with_errors(self, measured: Mapping[str, Sequence[float]]) -> Report:
+        """The same with what its derivations measured, by module."""
 
     def rows(self) -> list[tuple[str, str]]:
         """Labels and values, for people."""

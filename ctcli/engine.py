@@ -29,7 +29,7 @@ def execute(plan: Plan, advance: Advance) -> Errors:
         advance: told of every byte downloaded and written, from any thread.
 
     Returns:
-        For every module that was computed, the squares of its error and of its values, summed.
+        What its derivation measured, for every module that was computed.
 
     Raises:
         CtcliError: reading or writing failed; DST is as it was, and the plan can be continued.
@@ -48,7 +48,7 @@ def execute(plan: Plan, advance: Advance) -> Errors:
         for jobs, files in zip(plan.jobs, (plan.layout.files, plan.layout.closing), strict=True):
             errors += _Run(jobs, plan.pending(files), settings, partial, advance).write()
         partial.publish()
-    return {module: sums for of_file in errors for module, sums in of_file.items()}
+    return {module: measured for of_file in errors for module, measured in of_file.items()}
 
 
 def _allow_many_files() -> None:

@@ -155,7 +155,7 @@ class Reduction:
 
 
 class NonFiniteError(ValueError):
-    """A block of a weight holds NaN or infinities."""
+    """A block of a weight holds NaN or infinities; the message says what to do next."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,10 +168,11 @@ class Derivation:
         granule: rows of the source that belong together; columns where it is columnwise.
         outputs: what it makes, by local name; those that are columnwise have the source's shape.
         compute: a block of the source as stored, the number of its first row (or column), and the
-            values of `needs` -> the block of each output, and the squares of error and source
-            summed over the block, [2] float64.
+            values of `needs` -> the block of each output, and what was measured on the block,
+            [any number] float64.
         needs: values to compute first.
         columnwise: the function mixes all rows, and takes blocks of whole columns.
+        measures: how what was measured on two blocks becomes one, element by element.
     """
 
     name: str
@@ -181,6 +182,7 @@ class Derivation:
     compute: Callable[[Tensor, int, tuple[Tensor, ...]], tuple[Mapping[str, Tensor], Tensor]]
     needs: tuple[Reduction, ...] = ()
     columnwise: bool = False
+    measures: Literal["max", "sum"] = "sum"
 
 
 @dataclass(frozen=True, slots=True)

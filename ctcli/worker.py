@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.jobs import ComputeJob, CopyJob, Job, ReduceJob
 from ctcli.reductions import Values, combine
-from ctcli.storage.output import OpenOutput
+from ctcli.storage.output import OpenOutput, combine_measures
 from ctcli.storage.rows import read_columns, read_rows, write_columns, write_rows
 from ctcli.storage.transfer import copy_bytes
 from ctcli.storage.writer import PartialDirectory
@@ -104,15 +104,16 @@ class Worker:
         derivation = job.derivation
         values = tuple(map(self._values.known, derivation.needs))
         read = read_columns if derivation.columnwise else read_rows
-        sums = [0.0, 0.0]
+        measures = []
         for start, block in self._blocks(derivation.source, job.span, read):
             try:
-                found, squares = derivation.compute(block, start, values)
+                found, measured = derivation.compute(block, start, values)
             except NonFiniteError as error:
-                raise self._refusal(job) from error
-            sums = [total + float(square) for total, square in zip(sums, squares, strict=True)]
+                raise self._refusal(job, str(error)) from error
+            measures.append(measured.tolist())
             self._write(job, start, found)
-        self._outputs[job.targets[0].file].note_errors(derivation.name, job.span.start, sums)
+        output = self._outputs[job.targets[0].file]
+        output.note_errors(derivation, job.span.start, combine_measures(derivation, measures))
 
     def _write(self, job: ComputeJob, start: int, found: Mapping[str, Tensor]) -> None:
         for target in job.targets:
@@ -151,7 +152,7 @@ class Worker:
         finally:
             os.close(descriptor)
 
-    def _refusal(self, job: ComputeJob) -> CtcliError:
+    def _refusal(self, job: ComputeJob, hint: str) -> CtcliError:
         """The error for a weight with NaN or infinities: counts them all."""
         import torch
 
@@ -160,8 +161,7 @@ class Worker:
         blocks = self._blocks(source, every, read_rows)
         count = sum(int((~torch.isfinite(rows)).sum()) for _, rows in blocks)
         return CtcliError(
-            f"{job.derivation.name}.weight: {count} of its values are NaN or infinite.",
-            "Repair the checkpoint, leave the module out with --ignore, or give --allow-nonfinite.",
+            f"{job.derivation.name}.weight: {count} of its values are NaN or infinite.", hint
         )
 
     def _advance(self, nbytes: int) -> None:

@@ -43,11 +43,11 @@ class QuantizeReport:
     bytes_after: int
     errors: Mapping[str, float]
 
-    def with_errors(self, sums: Mapping[str, Sequence[float]]) -> QuantizeReport:
+    def with_errors(self, measured: Mapping[str, Sequence[float]]) -> QuantizeReport:
         """The same with what was measured: squares of error and of weight, summed, by module."""
         errors = {
             module: math.sqrt(error / weight) if weight else 0.0
-            for module, (error, weight) in sums.items()
+            for module, (error, weight) in measured.items()
         }
         return replace(self, errors=errors)
 

@@ -51,7 +51,7 @@ class ReindexReport:
         """Bytes of tensor data brought together."""
         return sum(move.nbytes for move in self.moves)
 
-    def with_errors(self, sums: Mapping[str, Sequence[float]]) -> ReindexReport:  # noqa: ARG002
+    def with_errors(self, measured: Mapping[str, Sequence[float]]) -> ReindexReport:  # noqa: ARG002
         """Itself: nothing is computed, so nothing was measured."""
         return self
 

@@ -70,7 +70,9 @@ def quantize_rows(
     whole = values[0].to(execution.device) if values else None
     energy = sum_of_squares(weight)
     if not energy.isfinite() and not execution.allow_nonfinite:
-        raise NonFiniteError
+        raise NonFiniteError(
+            "Repair the checkpoint, leave the module out with --ignore, or give --allow-nonfinite."
+        )
     outputs, restored = family_of(numerics.scheme).quantize(weight, shape, numerics, whole)
     sums = torch.stack((sum_of_squares(restored.sub_(weight)), energy))
     return {name: tensor.cpu() for name, tensor in outputs.items()}, sums.cpu()

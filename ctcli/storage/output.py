@@ -5,11 +5,19 @@ from __future__ import annotations
 import os
 import threading
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 from ctcli.errors import os_errors_of
 from ctcli.storage.layout import OutputFile
 from ctcli.storage.transfer import write_bytes
 from ctcli.storage.writer import PartialDirectory
+from ctcli.tensors import Derivation
+
+
+def combine_measures(derivation: Derivation, measures: Iterable[Sequence[float]]) -> list[float]:
+    """What was measured on several blocks of rows of a derivation, as one."""
+    combine = max if derivation.measures == "max" else sum
+    return [combine(column) for column in zip(*measures, strict=True)]
 
 
 class OpenOutput:
@@ -21,7 +29,7 @@ class OpenOutput:
         self._lock = threading.Lock()
         self._left = jobs
         self._descriptor: int | None = None
-        self._sums: dict[str, dict[int, list[float]]] = defaultdict(dict)
+        self._measures: dict[Derivation, dict[int, list[float]]] = defaultdict(dict)
 
     def descriptor(self) -> int:
         """The file's descriptor; creates it, with the bytes known beforehand, when first asked."""
@@ -32,18 +40,18 @@ class OpenOutput:
                     write_bytes(self._descriptor, 0, self.file.head)
             return self._descriptor
 
-    def note_errors(self, module: str, row: int, sums: list[float]) -> None:
-        """Keep the sums over a module's rows from `row` on."""
+    def note_errors(self, derivation: Derivation, row: int, measures: list[float]) -> None:
+        """Keep what was measured on a derivation's rows from `row` on."""
         with self._lock:
-            self._sums[module][row] = sums
+            self._measures[derivation][row] = measures
 
     def errors(self) -> dict[str, list[float]]:
-        """The sums of each module: in the order of its rows, so that no race shows in them."""
+        """What was measured of each module: by rows in order, so that no race shows in a sum."""
         return {
-            module: [
-                sum(column) for column in zip(*(s for _, s in sorted(rows.items())), strict=True)
-            ]
-            for module, rows in self._sums.items()
+            derivation.name: combine_measures(
+                derivation, [measures for _, measures in sorted(rows.items())]
+            )
+            for derivation, rows in self._measures.items()
         }
 
     def job_done(self) -> None:

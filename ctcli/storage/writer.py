@@ -24,7 +24,7 @@ from typing import IO
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.storage.destination import check_replaceable, partial_of
 
-# For every module that was computed: the squares of its error and of its values, summed.
+# What its derivation measured, for every module that was computed.
 Errors = Mapping[str, Sequence[float]]
 
 
