@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,17 @@ Ctcli = Callable[..., subprocess.CompletedProcess[str]]
 def pylm() -> Path:
     """The bundled checkpoint: a small trained Llama in six shards."""
     return ROOT / "fixtures" / "pylm"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """As `ctcli` computes: threads of torch that wait for a core cost tests several times more."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
