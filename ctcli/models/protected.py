@@ -53,3 +53,8 @@ def is_embedding(module: str) -> bool:
 def is_head(module: str) -> bool:
     """Whether a module is the output head."""
     return _PATTERNS["lm_head"].fullmatch(module) is not None
+
+
+def is_tower(name: str) -> bool:
+    """Whether a tensor belongs to a vision or audio tower, or leads from one to the text."""
+    return _PATTERNS["vision and audio towers"].fullmatch(name) is not None

@@ -1,0 +1,129 @@
+"""Does an architecture fit its checkpoint: every tensor has a part, every shape is right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from ctcli.errors import CtcliError
+from ctcli.models.architecture import Architecture, AttentionRole, MlpRole
+
+Shapes = Mapping[str, tuple[int, ...]]
+# A tensor's name and the shape it has to have; None: any size.
+Demand = tuple[str, tuple[int | None, ...]]
+_SHOWN = 20  # problems beyond these are only counted
+
+
+def check(architecture: Architecture, shapes: Shapes, others: Sequence[re.Pattern[str]]) -> None:
+    """Refuse a checkpoint that is not exactly what its architecture says.
+
+    Args:
+        architecture: the parts of its modules.
+        shapes: shape by tensor name.
+        others: match the whole names of tensors that need no part.
+
+    Raises:
+        CtcliError: names every tensor that is missing, misshapen or unknown.
+    """
+    demands = dict.fromkeys([*_weights(architecture, shapes), *_biases(architecture, shapes)])
+    problems = [problem for demand in demands if (problem := _problem(demand, shapes))]
+    known = {name for name, _ in demands}
+    problems += [
+        f"{name}: no part of the model is known to have this tensor."
+        for name in shapes
+        if name not in known and not any(pattern.fullmatch(name) for pattern in others)
+    ]
+    if problems:
+        rest = len(problems) - _SHOWN
+        shown = problems[:_SHOWN] + ([f"... and {rest:,} more."] if rest > 0 else [])
+        raise CtcliError(
+            [f"{architecture.family}: {problem}" for problem in shown],
+            "Check that config.json belongs to these weights. If this is a variant of the "
+            "architecture, describe it in a file and give --mapping FILE.",
+        )
+
+
+def _problem(demand: Demand, shapes: Shapes) -> str | None:
+    name, expected = demand
+    if name not in shapes:
+        return f"{name} is missing."
+    shape = shapes[name]
+    if len(shape) == len(expected) and all(
+        want in {None, size} for size, want in zip(shape, expected, strict=True)
+    ):
+        return None
+    wanted = ", ".join("any" if want is None else str(want) for want in expected)
+    return f"{name} has the shape {list(shape)}, not [{wanted}]."
+
+
+def _size(shapes: Shapes, module: str, dimension: int) -> int | None:
+    """One dimension of a module's weight, if it is there."""
+    shape = shapes.get(f"{module}.weight", ())
+    return shape[dimension] if dimension < len(shape) else None
+
+
+def _weights(architecture: Architecture, shapes: Shapes) -> Iterator[Demand]:
+    """Every weight there has to be, some more than once: each role has a demand of its own."""
+    hidden = architecture.hidden_size
+    yield from _ends(architecture, shapes)
+    stream_norms = [norm.module for norm in architecture.norms if norm.on_stream]
+    for module in (*stream_norms, *architecture.kept_norms):
+        yield f"{module}.weight", (hidden,)
+    for norm in architecture.norms:
+        if not norm.on_stream:
+            yield f"{norm.module}.weight", (_size(shapes, norm.linears[0], 1),)
+    for module in architecture.readers:
+        if module != architecture.lm_head:
+            yield f"{module}.weight", (None, hidden)
+    for module in architecture.writers:
+        yield f"{module}.weight", (hidden, None)
+    for attention in architecture.attentions:
+        yield from _attention(attention)
+    for mlp in architecture.mlps:
+        yield from _mlp(mlp, shapes)
+
+
+def _ends(architecture: Architecture, shapes: Shapes) -> Iterator[Demand]:
+    """Embeddings and head, which are narrower than the stream if they are projected."""
+    before, after = architecture.project_in, architecture.project_out
+    hidden = architecture.hidden_size
+    yield (
+        f"{architecture.token_embedding}.weight",
+        (None, _size(shapes, before, 1) if before else hidden),
+    )
+    for module in architecture.embeddings:
+        yield f"{module}.weight", (None, hidden)
+    if not architecture.tied:
+        width = _size(shapes, after, 0) if after else hidden
+        yield f"{architecture.lm_head}.weight", (None, width)
+
+
+def _attention(attention: AttentionRole) -> Iterator[Demand]:
+    roles = (attention.q, attention.k, attention.v)
+    for module in dict.fromkeys(role.module for role in roles):
+        ends = [role.of(role.heads - 1).stop for role in roles if role.module == module]
+        yield f"{module}.weight", (max(ends), None)
+    yield f"{attention.o}.weight", (None, attention.q.heads * attention.v.size)
+
+
+def _mlp(mlp: MlpRole, shapes: Shapes) -> Iterator[Demand]:
+    inner = _size(shapes, mlp.output, 1)
+    for module in mlp.inputs:
+        # One linear alone may hold gate above up.
+        rows = _size(shapes, module, 0)
+        fused = len(mlp.inputs) == 1 and inner is not None and rows == 2 * inner
+        yield f"{module}.weight", (rows if fused else inner, None)
+
+
+def _biases(architecture: Architecture, shapes: Shapes) -> Iterator[Demand]:
+    """The biases there are; the head has none in any model, so one would be out of place."""
+    linears = {*architecture.readers, *architecture.writers} - {architecture.lm_head}
+    for norm in architecture.norms:
+        linears |= {*norm.linears} - {architecture.lm_head}
+    for module in sorted(linears):
+        if f"{module}.bias" in shapes:
+            yield f"{module}.bias", (_size(shapes, module, 0),)
+    if architecture.norm_kind == "layer":
+        for module in (*(norm.module for norm in architecture.norms), *architecture.kept_norms):
+            if f"{module}.bias" in shapes:
+                yield f"{module}.bias", (_size(shapes, module, 0),)

@@ -1,0 +1,182 @@
+"""From config.json and tensor names to the architecture at hand."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from ctcli.errors import CtcliError
+from ctcli.models.architecture import Architecture, BiasSwitch, NormRole, Operation
+from ctcli.models.checking import Shapes, check
+from ctcli.models.families import Family, family_of, model_type, text_config
+from ctcli.models.layers import Source, layer_of
+from ctcli.models.protected import is_tower
+
+# What may stand before the names of a language model, and what its head is called then.
+_PLACES = (
+    ("model.", "lm_head"),
+    ("model.language_model.", "lm_head"),
+    ("language_model.model.", "language_model.lm_head"),
+)
+# Saved by old versions of transformers; computed anew by every reader.
+_BUFFERS = re.compile(r".*rotary_emb\.inv_freq")
+# Tensors outside the language model proper: where they stand to its residual stream.
+_Beside = Literal["tower", "prediction"]
+_BESIDE: Mapping[_Beside, tuple[tuple[Operation, ...], str]] = {
+    "tower": (
+        ("center", "R1"),
+        "it belongs to a tower whose features enter the residual stream as they are",
+    ),
+    "prediction": (
+        ("fuse-norms", "center", "R1"),
+        "it belongs to a layer for multi-token prediction, which reads the stream behind the "
+        "final norm",
+    ),
+}
+
+
+def resolve(config: Mapping[str, Any], shapes: Shapes) -> Architecture:
+    """The architecture of a checkpoint.
+
+    Args:
+        config: config.json.
+        shapes: shape by tensor name, of the whole checkpoint.
+
+    Raises:
+        CtcliError: the model type is unknown, config.json lacks a size, or tensors are missing,
+            misshapen or unknown; every one is named.
+    """
+    name, family = model_type(config), family_of(config)
+    root, head = _place(name, family, shapes)
+    source = Source(text_config(config), shapes)
+    base = root + family.base
+    beside = _beside(shapes, f"{base}layers.", source.number("num_hidden_layers"))
+    found = _assembled(name, family, base, head, source)
+    found = replace(
+        found,
+        tied=not source.has(head) and _may_be_tied(config, family),
+        refusals={**refusals(found, source.text, beside), **dict(family.refusals)},
+    )
+    own = {tensor: shape for tensor, shape in shapes.items() if tensor not in beside}
+    layer = rf"{re.escape(base)}layers\.[0-9]+\."
+    check(found, own, [_BUFFERS, *(re.compile(layer + other) for other in family.others)])
+    return found
+
+
+def _assembled(name: str, family: Family, base: str, head: str, source: Source) -> Architecture:
+    """All parts of all layers, and what is around them; nothing is checked yet."""
+    count = source.number("num_hidden_layers")
+    layers = [layer_of(family, f"{base}layers.{i}.", source) for i in range(count)]
+    embedding, project_in, project_out = (
+        base + part for part in ("embed_tokens", "project_in", "project_out")
+    )
+    projected = source.has(project_in)
+    linears = [part for layer in layers for part in layer.linears]
+    switch = _bias_switch(family, source, linears)
+    norms = [norm for layer in layers for norm in layer.norms]
+    kept = [norm for layer in layers for norm in layer.kept_norms]
+    if family.final_norm:
+        norms.append(NormRole(base + family.final_norm, (project_out if projected else head,)))
+    if family.affine_switch and source.text.get(family.affine_switch) is False:
+        norms, kept = [], []
+    return Architecture(
+        family=name,
+        hidden_size=source.number("hidden_size"),
+        norm_kind=family.norm_kind,
+        gain_offset=family.gain_offset,
+        norms=tuple(with_bias(norm, source.shapes, switch) for norm in norms),
+        kept_norms=tuple(kept),
+        token_embedding=embedding,
+        embeddings=(
+            *([] if projected else [embedding]),
+            *([base + family.positions] if family.positions else []),
+        ),
+        project_in=project_in if projected else None,
+        attentions=tuple(layer.attention for layer in layers),
+        mlps=tuple(mlp for layer in layers for mlp in layer.mlps),
+        routers=tuple(router for layer in layers for router in layer.routers),
+        project_out=project_out if projected else None,
+        lm_head=head,
+        tied=False,
+        bias_switch=switch,
+        refusals={},
+    )
+
+
+def _place(name: str, family: Family, shapes: Shapes) -> tuple[str, str]:
+    """The language model's prefix and its head's name."""
+    embedding = f"{family.base}embed_tokens.weight"
+    for root, head in _PLACES:
+        if root + embedding in shapes:
+            return root, head
+    raise CtcliError(
+        f"{name}: none of {', '.join(root + embedding for root, _ in _PLACES)} is there.",
+        "Check that the checkpoint is complete, and that it is a causal language model's.",
+    )
+
+
+def _beside(shapes: Shapes, layers: str, count: int) -> dict[str, _Beside]:
+    """Tensors of towers, and of layers beyond the model's own."""
+    found: dict[str, _Beside] = {}
+    for name in shapes:
+        number = name.removeprefix(layers).partition(".")[0]
+        if name.startswith(layers) and number.isdecimal() and int(number) >= count:
+            found[name] = "prediction"
+        elif is_tower(name):
+            found[name] = "tower"
+    return found
+
+
+def _may_be_tied(config: Mapping[str, Any], family: Family) -> bool:
+    """Whether config.json, or the default of its class, lets the head be the embedding.
+
+    Classes that wrap a language model have defaults of their own, most of them true.
+    """
+    return bool(config.get("tie_word_embeddings", "text_config" in config or family.tied))
+
+
+def _bias_switch(family: Family, source: Source, linears: Iterable[str]) -> BiasSwitch | None:
+    """The switch, if config.json has it off."""
+    if family.bias_switch is None or source.text.get(family.bias_switch) is not False:
+        return None
+    missing = tuple(name for name in linears if f"{name}.bias" not in source.shapes)
+    return BiasSwitch(family.bias_switch, missing)
+
+
+def with_bias(norm: NormRole, shapes: Shapes, switch: BiasSwitch | None) -> NormRole:
+    """The same norm, knowing whether it has a bias and where that can go."""
+    if f"{norm.module}.bias" not in shapes:
+        return norm
+    switched = switch.linears if switch else ()
+    able = all(f"{name}.bias" in shapes or name in switched for name in norm.linears)
+    return replace(norm, bias="linears" if able else "norm")
+
+
+def refusals(
+    found: Architecture, text: Mapping[str, Any], beside: Mapping[str, _Beside]
+) -> dict[Operation, str]:
+    """What is not exact, whatever the family.
+
+    Args:
+        found: the architecture.
+        text: the language model's config.
+        beside: tensors outside the language model proper.
+    """
+    refused: dict[Operation, str] = {}
+    for name, kind in beside.items():
+        operations, reason = _BESIDE[kind]
+        refused |= dict.fromkeys(operations, f"{name}: {reason}")
+    if found.kept_norms:
+        refused["R1"] = (
+            f"{found.kept_norms[0]} scales what a block writes before it joins the residual "
+            "stream, and such a gain does not commute with a rotation"
+        )
+        refused["center"] = f"{found.kept_norms[0]} normalises what a block writes"
+    if found.norm_kind == "rms":
+        refused["center"] = "RMSNorm does not subtract the mean, so that it matters to the model"
+    if text.get("clip_qkv"):
+        reason = "clip_qkv cuts queries, keys and values off at a bound, one by one"
+        refused |= {"R2": reason, "R3": reason}
+    return refused
