@@ -33,6 +33,12 @@ def check(architecture: Architecture, shapes: Shapes, others: Sequence[re.Patter
         for name in shapes
         if name not in known and not any(pattern.fullmatch(name) for pattern in others)
     ]
+    problems += [
+        f"{attention.module} has {attention.q.heads} query heads, which do not divide into groups "
+        f"for {attention.v.heads} value heads."
+        for attention in architecture.attentions
+        if attention.v.heads < 1 or attention.q.heads % attention.v.heads
+    ]
     if problems:
         rest = len(problems) - _SHOWN
         shown = problems[:_SHOWN] + ([f"... and {rest:,} more."] if rest > 0 else [])

@@ -132,6 +132,11 @@ _OPT_POST_NORM = replace(
     final_norm=None,
     refusals=(("fuse-norms", "every norm is behind a block, in the stream itself"),),
 )
+_OPT_NO_FINAL_NORM = replace(
+    _OPT,
+    final_norm=None,
+    refusals=(("center", "the head reads the stream without a norm that subtracts the mean"),),
+)
 
 # By model type, which is that of `text_config` in models of several modalities.
 FAMILIES: Mapping[str, Family] = {
@@ -168,7 +173,7 @@ FAMILIES: Mapping[str, Family] = {
         _OPT,
         variants=(
             ("do_layer_norm_before", False, _OPT_POST_NORM),
-            ("_remove_final_layer_norm", True, replace(_OPT, final_norm=None)),
+            ("_remove_final_layer_norm", True, _OPT_NO_FINAL_NORM),
         ),
     ),
     "phi3": replace(

@@ -167,7 +167,7 @@ def refusals(
     refused: dict[Operation, str] = {}
     for name, kind in beside.items():
         operations, reason = _BESIDE[kind]
-        refused |= dict.fromkeys(operations, f"{name}: {reason}")
+        refused = {**dict.fromkeys(operations, f"{name}: {reason}"), **refused}
     if found.kept_norms:
         refused["R1"] = (
             f"{found.kept_norms[0]} scales what a block writes before it joins the residual "
