@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, cast, get_type_hints
 
 import typer
 
@@ -23,6 +23,7 @@ from ctcli.errors import CtcliError, Stopped
 from ctcli.plan import Plan, Settings, check_resources, make_plan
 from ctcli.rewrites.quantize_options import quantize_options
 from ctcli.rewrites.reindex import reindex as reindex_checkpoint
+from ctcli.rewrites.rotate import Precision, RotationName, TransformType
 from ctcli.rewrites.selection import OnIndivisible
 from ctcli.schemes.family import ComputeDtype, Observer
 from ctcli.schemes.parsing import Overrides
@@ -294,6 +295,161 @@ def reindex(
     )
 
 
+MappingFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        show_default="by model_type",
+        help="TOML or JSON that says what embeds, reads and writes, for a model type that is not "
+        "known (SpinQuantMapping's and NormMapping's fields).",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(metavar="NAME", show_default="cpu", help="Where to compute: cpu, cuda, ..."),
+]
+
+
+@_command
+def fuse_norms(
+    source: Source,
+    destination: Destination,
+    shared: Shared,
+    center: Annotated[
+        bool,
+        typer.Option(
+            "--center",
+            show_default=OFF,
+            help="LayerNorm models: take the mean out of what is written into the residual "
+            "stream, so that each LayerNorm computes what an RMSNorm would.",
+        ),
+    ] = False,
+    dtype: Annotated[
+        Literal["float32"] | None,
+        typer.Option(
+            show_default="the tensors' own",
+            help="Write all floats in this dtype, for a chain without rounding in between.",
+        ),
+    ] = None,
+    mapping: MappingFile = None,
+    device: Device = "cpu",
+) -> None:
+    """Move the gain of every norm into the linears that read it.
+
+    The model computes the same, and its norms have gains of one. Tied embeddings are untied where
+    the final norm goes into lm_head.
+    """
+    from ctcli.rewrites.fuse_norms import fuse_norms as fuse
+    from ctcli.rewrites.surgery_options import fuse_options
+
+    options = fuse_options(
+        mapping=mapping,
+        center=center,
+        dtype=dtype,
+        device=device,
+        max_shard_size=shared.max_shard_size,
+    )
+    _rewrite(
+        source, destination, lambda checkpoint: fuse(checkpoint, options), shared, shared.settings()
+    )
+
+
+def _rotations(text: str) -> str:
+    names = [name.strip().upper() for name in text.split(",")]
+    if not set(names) <= {"R1", "R2", "R3", "R4"} or len(set(names)) < len(names):
+        raise typer.BadParameter(f"{text!r}: give some of R1,R2,R3,R4.")
+    return ",".join(sorted(names))
+
+
+@_command
+def rotate(
+    source: Source,
+    destination: Destination,
+    shared: Shared,
+    rotations: Annotated[
+        str,
+        typer.Option(
+            parser=_rotations,
+            metavar="NAMES",
+            show_default="R1,R2",
+            help="R1: the residual stream. R2: values. R3, R4: queries and keys, and the MLPs' "
+            "inner activations, for servers that rotate these while they run.",
+        ),
+    ] = "R1,R2",
+    transform_type: Annotated[
+        TransformType,
+        typer.Option(show_default="hadamard", help="Where the matrices come from."),
+    ] = "hadamard",
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            show_default="compressed-tensors' constant",
+            help="Of random signs and matrices.",
+        ),
+    ] = None,
+    randomize: Annotated[
+        bool,
+        typer.Option(
+            "--randomize", show_default=OFF, help="R2, R4: a different matrix for each layer."
+        ),
+    ] = False,
+    block_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            show_default="all together",
+            help="R1, R4: rotate blocks of so many coordinates.",
+        ),
+    ] = None,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            show_default="auto",
+            help="Arithmetic; auto is float32 for 16-bit weights, float64 for wider ones.",
+        ),
+    ] = "auto",
+    rotation_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default="none",
+            help="Learned matrices as SpinQuant publishes them: R1, <attention>.R2.",
+        ),
+    ] = None,
+    mapping: MappingFile = None,
+    device: Device = "cpu",
+) -> None:
+    """Rotate the weights, so that no coordinate stands out; the model computes the same.
+
+    Norms are fused first. With R1 and R2 the result is an ordinary checkpoint.
+    """
+    from ctcli.rewrites.rotate import rotate as rotate_checkpoint
+    from ctcli.rewrites.surgery_options import rotate_options
+
+    options = rotate_options(
+        mapping=mapping,
+        rotations=cast(list[RotationName], rotations.split(",")),
+        transform_type=transform_type,
+        seed=seed,
+        randomize=randomize,
+        block_size=block_size,
+        precision=precision,
+        rotation_file=rotation_file,
+        device=device,
+        max_shard_size=shared.max_shard_size,
+    )
+    _rewrite(
+        source,
+        destination,
+        lambda checkpoint: rotate_checkpoint(checkpoint, options),
+        shared,
+        shared.settings(),
+    )
+
+
 def _block(text: str) -> tuple[int, int]:
     rows, _, columns = text.lower().partition("x")
     if not (rows.isdecimal() and columns.isdecimal()):
@@ -429,10 +585,7 @@ def quantize(
             "--allow-nonfinite", show_default=OFF, help="Let NaN and infinite weights through."
         ),
     ] = False,
-    device: Annotated[
-        str,
-        typer.Option(metavar="NAME", show_default="cpu", help="Where to compute: cpu, cuda, ..."),
-    ] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Quantize linears into a compressed-tensors checkpoint, without a model and without data.
 

@@ -21,7 +21,7 @@ _BLOCK_ELEMENTS = 512 * 1024
 # A job computes several blocks: few enough for a signal to be answered at once.
 _JOB_ELEMENTS = 8 * _BLOCK_ELEMENTS
 # A file is read and written by columns in runs of at least so many: each costs two system calls.
-_COLUMNS_AT_ONCE = 1024
+COLUMNS_AT_ONCE = 1024
 # What a block needs while it is computed, beside its own bytes: float32 temporaries.
 _BYTES_PER_ELEMENT = 32
 
@@ -168,7 +168,7 @@ def _reductions(reduction: Reduction | None, known: set[Reduction]) -> Iterator[
 def _computations(derivation: Derivation, targets: tuple[Target, ...]) -> Iterator[Job]:
     shape = derivation.source.spec.shape
     runs = (
-        _runs(shape[::-1], derivation.granule, _COLUMNS_AT_ONCE)
+        _runs(shape[::-1], derivation.granule, COLUMNS_AT_ONCE)
         if derivation.columnwise
         else _runs(shape, derivation.granule)
     )

@@ -153,16 +153,21 @@ class Worker:
             os.close(descriptor)
 
     def _refusal(self, job: ComputeJob, hint: str) -> CtcliError:
-        """The error for a weight with NaN or infinities: counts them all."""
+        """The error for a weight with NaN or infinities: counts them all.
+
+        Where it has none, the result has: it does not fit its dtype, or was divided by zero.
+        """
         import torch
 
         source = job.derivation.source
         every = range(0, source.spec.shape[0], job.span.step)
         blocks = self._blocks(source, every, read_rows)
         count = sum(int((~torch.isfinite(rows)).sum()) for _, rows in blocks)
-        return CtcliError(
-            f"{job.derivation.name}.weight: {count} of its values are NaN or infinite.", hint
-        )
+        problem = f".weight: {count} of its values are NaN or infinite."
+        if not count:
+            dtypes = {output.spec.dtype for output in job.derivation.outputs.values()}
+            problem = f": the result is not finite, or too large for {', '.join(sorted(dtypes))}."
+        return CtcliError(job.derivation.name + problem, hint)
 
     def _advance(self, nbytes: int) -> None:
         if self._stop.is_set():

@@ -14,8 +14,8 @@ def sum_of_squares(x: Tensor) -> Tensor:
 
 
 def largest_magnitude(x: Tensor) -> Tensor:
-    """Largest magnitude of bfloat16, float16 or float32 values: [1] float32, NaN if one is NaN."""
+    """Largest magnitude of values of any float dtype: [1] float32, NaN if one is NaN."""
     # Magnitudes are ordered as their bits are, and NaN above all.
-    integer = {2: torch.int16, 4: torch.int32}[x.element_size()]
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     bits = x.view(integer).bitwise_and(torch.iinfo(integer).max).amax().view(1)
     return bits.view(x.dtype).to(torch.float32)

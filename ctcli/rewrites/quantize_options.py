@@ -87,7 +87,7 @@ def quantize_options(
         ignore = (*ignore, *left_alone)
     else:
         chosen = parse_schemes(schemes, overrides)
-    _check_device(device)
+    check_device(device)
     return QuantizeOptions(
         Choice(chosen, tuple(targets), tuple(ignore), default_ignore, on_indivisible),
         observer,
@@ -129,7 +129,8 @@ def _read_scales(path: Path) -> dict[str, LazyTensor]:
     return scales
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that torch cannot use here."""
     if device == "cpu":
         return
     import torch

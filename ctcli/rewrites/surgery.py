@@ -1,0 +1,223 @@
+"""Edits of many modules, collected, and the checkpoint that they make."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ctcli.checkpoint import Checkpoint
+from ctcli.errors import CtcliError
+from ctcli.models.architecture import Architecture
+from ctcli.models.mapped import resolve_mapping
+from ctcli.models.mapping import ArchitectureMapping
+from ctcli.models.quantized import quantized_format
+from ctcli.models.resolve import resolve
+from ctcli.rewrites.edits import (
+    Arithmetic,
+    Edit,
+    Gain,
+    Map,
+    RowMap,
+    constant,
+    edited,
+    edited_bias,
+)
+from ctcli.tensors import DTYPES, Derivation, DerivedTensor, LazyTensor, StoredTensor, TensorSpec
+
+FLOATS = ("BF16", "F16", "F32", "F64")
+TORCH_NAMES = {tag: DTYPES[tag].torch_name for tag in FLOATS}
+
+
+@dataclass
+class Surgery:
+    """What is to be done to a checkpoint.
+
+    Attributes:
+        architecture: its parts.
+        stored: its tensors, with the head's own weight if the head is to be untied.
+        gains: norms to fuse, by the linear that reads them. A norm's bias that stays is edited,
+            too, and goes by its tensor's name.
+        columns: maps of columns, by module, in order.
+        rows: maps of rows, by module, in order.
+        neutral: norms whose gain becomes one, and whose bias, if it moves, zero.
+        switched: linears that get a bias of zeros where they have none.
+    """
+
+    architecture: Architecture
+    stored: dict[str, StoredTensor]
+    gains: dict[str, Gain] = field(default_factory=dict)
+    columns: dict[str, list[Map]] = field(default_factory=lambda: defaultdict(list))
+    rows: dict[str, list[RowMap]] = field(default_factory=lambda: defaultdict(list))
+    neutral: list[str] = field(default_factory=list)
+    switched: tuple[str, ...] = ()
+
+    def edit(self, name: str) -> Edit:
+        """All that happens to a module's weight, or to a norm's bias."""
+        columns, rows = self.columns.get(name, ()), self.rows.get(name, ())
+        return Edit(self.gains.get(name), tuple(columns), tuple(rows))
+
+    @property
+    def modules(self) -> list[str]:
+        """Every module that changes."""
+        names = (*self.neutral, *self.gains, *self.columns, *self.rows, *self.switched)
+        return [name for name in dict.fromkeys(names) if f"{name}.weight" in self.stored]
+
+
+def architecture_of(checkpoint: Checkpoint, mapping: ArchitectureMapping | None) -> Architecture:
+    """The parts of a checkpoint: as declared for its family, or as a user describes them."""
+    shapes = {name: tensor.spec.shape for name, tensor in checkpoint.tensors()}
+    if mapping:
+        return resolve_mapping(mapping, checkpoint.config, shapes)
+    return resolve(checkpoint.config, shapes)
+
+
+def begin(checkpoint: Checkpoint, architecture: Architecture, unties: bool) -> Surgery:
+    """Nothing done yet.
+
+    Args:
+        checkpoint: the source.
+        architecture: its parts.
+        unties: whether a tied head gets a weight of its own.
+    """
+    stored = {name: t for name, t in checkpoint.tensors() if isinstance(t, StoredTensor)}
+    if unties and architecture.tied:
+        embedding = stored[f"{architecture.token_embedding}.weight"]
+        stored[f"{architecture.lm_head}.weight"] = embedding
+    return Surgery(architecture, stored)
+
+
+def check_editable(checkpoint: Checkpoint) -> None:
+    """Refuse what is quantized, or stored in a dtype that cannot be computed with.
+
+    Raises:
+        CtcliError: names the format, or every such tensor.
+    """
+    specs = {name: tensor.spec for name, tensor in checkpoint.tensors()}
+    if found := quantized_format(specs.items(), checkpoint.config):
+        raise CtcliError(
+            f"{checkpoint.origin.name}: it is quantized already: {found}.",
+            "Start from the original checkpoint, and quantize last.",
+        )
+    problems = [
+        f"{name}: {spec.dtype} cannot be computed with."
+        for name, spec in specs.items()
+        if name.endswith((".weight", ".bias")) and spec.dtype not in FLOATS
+    ]
+    if problems:
+        raise CtcliError(problems, f"Store these in one of {', '.join(FLOATS)}.")
+
+
+def perform(
+    checkpoint: Checkpoint, surgery: Surgery, arithmetic: Arithmetic, dtype: str | None
+) -> Checkpoint:
+    """The checkpoint with all edits.
+
+    Args:
+        checkpoint: the source.
+        surgery: what to do.
+        arithmetic: how to compute.
+        dtype: safetensors tag that all floats get; None keeps each tensor's own.
+    """
+    operation = _Operation(surgery, arithmetic, dtype)
+    made: dict[str, LazyTensor] = {}
+    beside: dict[str, list[str]] = defaultdict(list)
+    for module in surgery.modules:
+        home = f"{module}.weight"
+        if module == surgery.architecture.lm_head and surgery.architecture.tied:
+            home = f"{surgery.architecture.token_embedding}.weight"
+        for name, tensor in operation.tensors(module).items():
+            made[name] = tensor
+            beside[home].append(name)
+    present = {name for name, _ in checkpoint.tensors()}
+    shards = []
+    for shard in checkpoint.shards:
+        tensors: dict[str, LazyTensor] = {}
+        for name, tensor in shard.tensors.items():
+            tensors[name] = made.get(name) or operation.untouched(name, tensor)
+            tensors |= {new: made[new] for new in beside.get(name, ()) if new not in present}
+        shards.append(replace(shard, tensors=tensors))
+    config = _config(checkpoint.config, surgery, dtype)
+    result = replace(checkpoint, shards=tuple(shards))
+    return result if config == checkpoint.config else result.with_config(config)
+
+
+@dataclass
+class _Operation:
+    """What becomes of each tensor."""
+
+    surgery: Surgery
+    arithmetic: Arithmetic
+    dtype: str | None
+
+    def tensors(self, module: str) -> dict[str, LazyTensor]:
+        """A changed module's weight and bias, by name."""
+        neutral = module in self.surgery.neutral
+        made = self._norm(module) if neutral else self._linear(module)
+        return {
+            f"{module}.{output}": DerivedTensor(derivation, output)
+            for derivation in made
+            for output in derivation.outputs
+        }
+
+    def untouched(self, name: str, tensor: LazyTensor) -> LazyTensor:
+        """A tensor that no edit concerns, in the dtype asked for."""
+        if not isinstance(tensor, StoredTensor) or self._tag(tensor) == tensor.spec.dtype:
+            return tensor
+        made = edited(name, tensor, Edit(), self._tag(tensor), self.arithmetic)
+        return DerivedTensor(made, "weight")
+
+    def _linear(self, module: str) -> list[Derivation]:
+        weight = self.surgery.stored[f"{module}.weight"]
+        bias = self.surgery.stored.get(f"{module}.bias")
+        edit, tag = self.surgery.edit(module), self._tag(weight)
+        made = [edited(module, weight, edit, tag, self.arithmetic, bias)]
+        if "bias" in made[0].outputs:
+            return made
+        if bias:
+            made.append(edited_bias(module, bias, edit, self._tag(bias), self.arithmetic))
+        elif module in self.surgery.switched:
+            spec = TensorSpec(tag, weight.spec.shape[:1])
+            made.append(constant(module, "bias", spec, 0.0, weight))
+        return made
+
+    def _norm(self, module: str) -> list[Derivation]:
+        weight = self.surgery.stored[f"{module}.weight"]
+        one = 1.0 - self.surgery.architecture.gain_offset
+        made = [constant(module, "weight", self._spec(weight), one, weight)]
+        name = f"{module}.bias"
+        if bias := self.surgery.stored.get(name):
+            edit = self.surgery.edit(name)
+            if edit.gain:
+                kept = edited(module, bias, edit, self._tag(bias), self.arithmetic, output="bias")
+            else:
+                kept = constant(module, "bias", self._spec(bias), 0.0, bias)
+            made.append(kept)
+        return made
+
+    def _tag(self, tensor: StoredTensor) -> str:
+        own = tensor.spec.dtype
+        return self.dtype if self.dtype and own in FLOATS else own
+
+    def _spec(self, tensor: StoredTensor) -> TensorSpec:
+        return TensorSpec(self._tag(tensor), tensor.spec.shape)
+
+
+def _config(config: Mapping[str, Any], surgery: Surgery, dtype: str | None) -> dict[str, Any]:
+    """config.json as it has to be now; what stands in nested parts changes there, too."""
+    architecture = surgery.architecture
+    new: dict[str, Any] = {}
+    if architecture.tied and f"{architecture.lm_head}.weight" in surgery.stored:
+        new["tie_word_embeddings"] = False
+    if surgery.switched and architecture.bias_switch:
+        new[architecture.bias_switch.key] = True
+    if dtype:
+        new |= dict.fromkeys(("dtype", "torch_dtype"), TORCH_NAMES[dtype])
+    parts = {
+        key: {**part, **{k: v for k, v in new.items() if k in part}}
+        for key, part in config.items()
+        if isinstance(part, Mapping) and key.endswith("_config")
+    }
+    own = {k: v for k, v in new.items() if k in config or k == "tie_word_embeddings"}
+    return {**config, **parts, **own}

@@ -1,0 +1,119 @@
+"""The options of `ctcli fuse-norms` and `ctcli rotate`, from what a user typed."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctcli.errors import CtcliError, os_errors_of
+from ctcli.models.mapping import ArchitectureMapping, parse_mapping
+from ctcli.rewrites.fuse_norms import FuseOptions
+from ctcli.rewrites.quantize_options import check_device
+from ctcli.rewrites.rotate import Precision, RotateOptions, RotationName, TransformType
+
+if TYPE_CHECKING:
+    import torch
+
+
+def fuse_options(
+    *,
+    mapping: Path | None,
+    center: bool,
+    dtype: str | None,
+    device: str,
+    max_shard_size: int | None,
+) -> FuseOptions:
+    """Read the mapping, if one is given.
+
+    Raises:
+        CtcliError: it cannot be read, or the device is not there.
+    """
+    recipe = {
+        "mapping": str(mapping) if mapping else None,
+        "center": center,
+        "dtype": dtype,
+        "max_shard_size": max_shard_size,
+    }
+    check_device(device)
+    tag = {"float32": "F32"}[dtype] if dtype else None
+    return FuseOptions(_read_mapping(mapping), center, tag, device, max_shard_size, recipe)
+
+
+def rotate_options(
+    *,
+    mapping: Path | None,
+    rotations: Sequence[RotationName],
+    transform_type: TransformType,
+    seed: int | None,
+    randomize: bool,
+    block_size: int | None,
+    precision: Precision,
+    rotation_file: Path | None,
+    device: str,
+    max_shard_size: int | None,
+) -> RotateOptions:
+    """Read the files that options name.
+
+    Raises:
+        CtcliError: they cannot be read, or the device is not there.
+    """
+    recipe = {
+        "mapping": str(mapping) if mapping else None,
+        "rotations": list(rotations),
+        "transform_type": transform_type,
+        "seed": seed,
+        "randomize": randomize,
+        "block_size": block_size,
+        "precision": precision,
+        "rotation_file": str(rotation_file) if rotation_file else None,
+        "max_shard_size": max_shard_size,
+    }
+    check_device(device)
+    return RotateOptions(
+        _read_mapping(mapping),
+        tuple(rotations),
+        transform_type,
+        seed,
+        randomize,
+        block_size,
+        precision,
+        _read_rotations(rotation_file) if rotation_file else None,
+        device,
+        max_shard_size,
+        recipe,
+    )
+
+
+def _read_mapping(path: Path | None) -> ArchitectureMapping | None:
+    if path is None:
+        return None
+    with os_errors_of(str(path), "reading"):
+        content = path.read_bytes()
+    try:
+        return parse_mapping(str(path), content.decode())
+    except UnicodeDecodeError as error:
+        raise CtcliError(f"{path}: not text: {error}.", "Give TOML or JSON.") from error
+
+
+def _read_rotations(path: Path) -> Mapping[str, torch.Tensor]:
+    """The matrices of a file as SpinQuant publishes them: torch's pickle, or safetensors."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    with os_errors_of(str(path), "reading"):
+        try:
+            if path.suffix == ".safetensors":
+                found = load_file(path)
+            else:
+                found = torch.load(path, map_location="cpu", weights_only=True)
+        except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise CtcliError(
+                f"{path}: no file of tensors: {reason}", "Give safetensors, or torch's own format."
+            ) from error
+    if not (isinstance(found, dict) and all(torch.is_tensor(t) for t in found.values())):
+        raise CtcliError(f"{path}: not a table of tensors.", "Give matrices by name.")
+    return {str(name): tensor for name, tensor in found.items()}
