@@ -117,11 +117,11 @@ def test_every_declaration_has_a_tiny_model() -> None:
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_defaults_are_those_of_the_models_class(model_type: str) -> None:
-    family, default = FAMILIES[model_type], AutoConfig.for_model(model_type)
-    size = default.hidden_size // default.num_attention_heads
+    family = FAMILIES[model_type]
+    default = AutoConfig.for_model(model_type, hidden_size=48, num_attention_heads=4)
     assert family.tied == default.tie_word_embeddings
     if family.attention.layout != "latent":
-        assert (family.head_dim or size) == (getattr(default, "head_dim", None) or size)
+        assert (family.head_dim or 12) == (getattr(default, "head_dim", None) or 12)
     for switch in (family.bias_switch, family.affine_switch):
         assert switch is None or getattr(default, switch) is True
     for key, value, _ in family.variants:
@@ -228,6 +228,14 @@ def test_every_change_is_needed(
         forgotten = {name: before[name] for name in changed if name.endswith(kind)}
         wrong = load(write(tmp_path / kind, model.config, {**after, **forgotten}))
         assert difference(logits(wrong), model.logits) > 10 * EXACT, kind
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "opt_projected"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_who_needs_a_head_of_its_own(name: str, tied: bool, tiny: Models) -> None:
+    assert tiny(name, tied=tied).architecture.unties_for_stream == (
+        tied and name != "opt_projected"
+    )
 
 
 # ---- Refusals
@@ -377,6 +385,18 @@ def test_wrong_shapes(name: str, tensor: str, tiny: Models) -> None:
     problems = problems_of(model.config, {**model.shapes, tensor: shape})
     family = model.architecture.family
     assert any(p.startswith(f"{family}: {tensor} has the shape {list(shape)}") for p in problems)
+
+
+def test_heads_that_do_not_divide(tiny: Models) -> None:
+    model = tiny("mistral")
+    shapes = model.shapes
+    for layer in range(2):
+        for part in "kv":
+            shapes[f"model.layers.{layer}.self_attn.{part}_proj.weight"] = (3 * 24, 64)
+    problems = problems_of({**model.config, "num_key_value_heads": 3}, shapes)
+    assert [p.partition(",")[0] for p in problems] == [
+        f"mistral: model.layers.{layer}.self_attn has 4 query heads" for layer in range(2)
+    ]
 
 
 def test_many_problems_are_counted(tiny: Models) -> None:
