@@ -21,9 +21,10 @@ from ctcli.console import Report, Result, Terminal
 from ctcli.engine import execute
 from ctcli.errors import CtcliError, Stopped
 from ctcli.plan import Plan, Settings, check_resources, make_plan
+from ctcli.rewrites.matrices import TransformType
 from ctcli.rewrites.quantize_options import quantize_options
 from ctcli.rewrites.reindex import reindex as reindex_checkpoint
-from ctcli.rewrites.rotate import Precision, RotationName, TransformType
+from ctcli.rewrites.rotate import Precision, RotationName
 from ctcli.rewrites.selection import OnIndivisible
 from ctcli.schemes.family import ComputeDtype, Observer
 from ctcli.schemes.parsing import Overrides
@@ -392,7 +393,7 @@ def rotate(
     randomize: Annotated[
         bool,
         typer.Option(
-            "--randomize", show_default=OFF, help="R2, R4: a different matrix for each layer."
+            "--randomize", show_default=OFF, help="R2: a different matrix for each layer."
         ),
     ] = False,
     block_size: Annotated[
@@ -411,6 +412,23 @@ def rotate(
             help="Arithmetic; auto is float32 for 16-bit weights, float64 for wider ones.",
         ),
     ] = "auto",
+    save_online_weights: Annotated[
+        bool,
+        typer.Option(
+            "--save-online-weights",
+            show_default=OFF,
+            help="R3: write its matrix too, which vLLM cannot load.",
+        ),
+    ] = False,
+    transform_config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default="none",
+            help="compressed-tensors' TransformConfig as JSON, instead of --rotations. Norms are "
+            "not fused.",
+        ),
+    ] = None,
     rotation_file: Annotated[
         Path | None,
         typer.Option(
@@ -437,6 +455,8 @@ def rotate(
         randomize=randomize,
         block_size=block_size,
         precision=precision,
+        save_online_weights=save_online_weights,
+        transform_config=transform_config,
         rotation_file=rotation_file,
         device=device,
         max_shard_size=shared.max_shard_size,

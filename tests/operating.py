@@ -30,6 +30,8 @@ ROTATE: Mapping[str, Any] = {
     "randomize": False,
     "block_size": None,
     "precision": "auto",
+    "save_online_weights": False,
+    "transform_config": None,
     "rotation_file": None,
     "device": "cpu",
     "max_shard_size": None,

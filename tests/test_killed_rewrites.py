@@ -19,25 +19,43 @@ from tests.conftest import Ctcli
 
 COMMANDS = {
     "quantize": ("quantize", "--scheme", "NVFP4A16"),
+    "fuse-norms": ("fuse-norms",),
+    "rotate": ("rotate", "--transform-type", "random-hadamard", "--seed", "1"),
 }
 LAYERS = 6
-ROLES = [f"self_attn.{role}_proj" for role in "qkv"]
+ROLES = [f"self_attn.{role}_proj" for role in "qkvo"]
 ROLES += [f"mlp.{role}_proj" for role in ("gate", "up", "down")]
+NORMS = ("input_layernorm", "post_attention_layernorm")
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 1024,
+    "intermediate_size": 1024,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "tie_word_embeddings": True,
+}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """72 MB in six shards, each with members of fused sets of its neighbours."""
+    """A Llama of 86 MB in six shards, each with members of fused sets of its neighbours."""
     values = array(1024, 1024).astype("float16")
     names = [f"model.layers.{n}.{role}.weight" for n in range(LAYERS) for role in ROLES]
+    shards = [
+        {name: np.roll(values, 31 * i + j) for j, name in enumerate(names[i::LAYERS])}
+        for i in range(LAYERS)
+    ]
+    gains = [f"model.layers.{n}.{norm}.weight" for n in range(LAYERS) for norm in NORMS]
+    shards[0] |= {name: 1 + abs(values[0]) / 4 for name in (*gains, "model.norm.weight")}
+    shards[-1]["model.embed_tokens.weight"] = values[:512]
     folder = write_checkpoint(
         tmp_path_factory.mktemp("killed") / "source",
         {
-            f"model-{i + 1:05d}-of-{LAYERS:05d}.safetensors": {
-                name: np.roll(values, 31 * i + j) for j, name in enumerate(names[i::LAYERS])
-            }
-            for i in range(LAYERS)
+            f"model-{i:05d}-of-{LAYERS:05d}.safetensors": shard
+            for i, shard in enumerate(shards, start=1)
         },
+        others={"config.json": json.dumps(CONFIG)},
     )
     yield folder
     shutil.rmtree(folder)

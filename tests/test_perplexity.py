@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from ctcli.schemes.presets import PRESETS
+from tests.operating import run_fuse_norms, run_rotate
 from tests.quantizing import run_quantize
 
 WINDOWS, WINDOW = 8, 512
@@ -113,3 +114,20 @@ def test_perplexity_stays_near_that_of_the_source(
     )
     rise = perplexity(tmp_path / "out", tokens) / unquantized - 1
     assert abs(rise) <= BOUNDS[preset]
+
+
+@pytest.mark.parametrize("transform_type", ["hadamard", "random-hadamard", "random-matrix"])
+@pytest.mark.parametrize("rotations", [("R1",), ("R2",), ("R1", "R2")], ids="-".join)
+def test_rotations_leave_perplexity_alone(
+    transform_type: str,
+    rotations: tuple[str, ...],
+    pylm: Path,
+    tmp_path: Path,
+    tokens: Tensor,
+) -> None:
+    wide = run_fuse_norms(pylm, tmp_path / "wide", dtype="float32")
+    rotated = run_rotate(
+        wide, tmp_path / "rotated", rotations=rotations, transform_type=transform_type, seed=1
+    )
+    # Four digits and more: float32 rounding over four layers.
+    assert perplexity(rotated, tokens) == pytest.approx(perplexity(wide, tokens), rel=2e-5)

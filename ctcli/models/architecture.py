@@ -167,6 +167,12 @@ class Architecture:
         return (*inputs, *self.routers, self.project_out or self.lm_head)
 
     @property
+    def linears(self) -> tuple[str, ...]:
+        """The linears of all blocks, in the order in which a model of this kind holds them."""
+        names = [name for a in self.attentions for name in (*a.inputs, a.o)]
+        return (*names, *(name for mlp in self.mlps for name in (*mlp.inputs, mlp.output)))
+
+    @property
     def unties_for_stream(self) -> bool:
         """Whether fusing the final norm, or R1, changes the head and the embedding differently."""
         return self.tied and self.project_out is None

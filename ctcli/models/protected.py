@@ -20,6 +20,7 @@ _KINDS = {
     "convolutions": r".*\bconv[0-9a-z_]*(\..*)?",
     "vision and audio towers": r"(.*\.)?(vision|visual|audio|speech|image)[a-z_]*\..*"
     r"|(.*\.)?(multi_modal_projector|mm_projector|img_projection|connector)(\..*)?",
+    "online transforms": r".*\.[^.]+_(input|output|q_attn|k_cache)",
     "multi-token prediction": r"(.*\.)?(mtp|nextn)[a-z_0-9]*(\..*)?",
 }
 _PATTERNS = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}

@@ -31,7 +31,8 @@ def quantized_format(
         config: config.json.
     """
     for part in (config, config.get("text_config") or {}):
-        if found := part.get("quantization_config") or part.get("compression_config"):
+        found = part.get("quantization_config") or part.get("compression_config")
+        if found and not _only_transforms(found):
             return str(found.get("quant_method", "an unnamed format"))
     for name, spec in tensors:
         leaf = name.rpartition(".")[2]
@@ -40,3 +41,8 @@ def quantized_format(
         if leaf == "weight" and spec.dtype in _QUANTIZED_DTYPES:
             return f"{spec.dtype} ({name})"
     return None
+
+
+def _only_transforms(config: Mapping[str, Any]) -> bool:
+    """Whether such a config quantizes nothing, and is there for rotations that a server applies."""
+    return bool(config.get("transform_config")) and not config.get("config_groups")

@@ -15,7 +15,7 @@ from ctcli.rewrites.selection import Selection
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 
 # The release of compressed-tensors whose formats these are.
-_VERSION = "0.19.0"
+VERSION = "0.19.0"
 _FP8_KV_CACHE = QuantizationArgs(8, "float", "tensor")
 
 
@@ -45,7 +45,7 @@ def quantization_config(
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
         "transform_config": {},
-        "version": _VERSION,
+        "version": VERSION,
     }
 
 

@@ -106,6 +106,9 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     shards = tuple(_quantized(shard, experts, derivations, added) for shard in untied.shards)
     kv_cache = any(name.endswith(CACHE_SCALES) for name in options.input_scales)
     config = quantization_config(selection, tied, kv_cache)
+    # What `rotate` declared for the server stays.
+    declared = untied.config.get("quantization_config") or {}
+    config["transform_config"] = declared.get("transform_config", {})
     step = {"use": "quantize", **options.recipe}
     result = replace(untied, shards=shards, steps=(*untied.steps, step))
     if options.max_shard_size:

@@ -83,7 +83,7 @@ def quantize_options(
             "Give one or the other.",
         )
     if config:
-        chosen, left_alone = parse_config(config.name, _read_json(config))
+        chosen, left_alone = parse_config(config.name, read_json(config))
         ignore = (*ignore, *left_alone)
     else:
         chosen = parse_schemes(schemes, overrides)
@@ -99,7 +99,12 @@ def quantize_options(
     )
 
 
-def _read_json(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CtcliError: it cannot be read, or holds something else.
+    """
     with os_errors_of(str(path), "reading"):
         content = path.read_bytes()
     try:

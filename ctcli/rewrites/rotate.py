@@ -9,25 +9,34 @@ activations while it runs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ctcli.checkpoint import Checkpoint
-from ctcli.errors import CtcliError
-from ctcli.models.architecture import Architecture, AttentionRole
+from ctcli.models.architecture import Architecture
 from ctcli.models.mapping import ArchitectureMapping
 from ctcli.rewrites.edits import Arithmetic, RowMap
 from ctcli.rewrites.fuse_norms import SurgeryReport, finish, fuse, write_stream
+from ctcli.rewrites.matrices import Matrices, TransformType
+from ctcli.rewrites.online import apply, matrix, scheme, transforming
 from ctcli.rewrites.surgery import FLOATS, Surgery, architecture_of, begin, check_editable
+from ctcli.rewrites.transform_config import TransformScheme, transform
 
 if TYPE_CHECKING:
     import torch
 
     from ctcli.ops.rotation import Rotation
 
-TransformType = Literal["hadamard", "random-hadamard", "random-matrix"]
 Precision = Literal["auto", "float32", "float64"]
 RotationName = Literal["R1", "R2", "R3", "R4"]
+# The type of matrices that readers take from the checkpoint.
+_SAVED = "random-hadamard"
+_READERS = {
+    "R3": "R3 is done by the server: vLLM leaves it out, which changes nothing; transformers, too.",
+    "R4": "Online rotations need a server that rotates activations. vLLM does, on GPUs, without "
+    "tensor parallelism and for linears without bias; transformers does not, and computes "
+    "something else.",
+}
 
 
 @dataclass(frozen=True)
@@ -39,9 +48,11 @@ class RotateOptions:
         rotations: which of R1 to R4.
         transform_type: where the matrices come from.
         seed: of the random ones; None: compressed-tensors' own constant.
-        randomize: a matrix of its own for each place where that is possible (R2, R4).
+        randomize: R2 has a matrix of its own in each layer.
         block_size: R1 and R4 rotate blocks of so many coordinates; None: all together.
         precision: what to compute in; auto is float32 for 16-bit weights, else float64.
+        save_online_weights: write R3's matrix, which vLLM cannot load.
+        transforms: schemes of a TransformConfig, in place of `rotations`.
         learned: matrices by name, `R1` and `<attention>.R2`, in place of made ones.
         device: torch's name of the device to compute on.
         max_shard_size: bytes of tensor data that a shard may hold; None leaves the shards.
@@ -55,10 +66,17 @@ class RotateOptions:
     randomize: bool
     block_size: int | None
     precision: Precision
+    save_online_weights: bool
+    transforms: tuple[TransformScheme, ...]
     learned: Mapping[str, torch.Tensor] | None
     device: str
     max_shard_size: int | None
     recipe: Mapping[str, Any]
+
+    @property
+    def step(self) -> dict[str, Any]:
+        """The step of the recipe."""
+        return {"use": "rotate", **self.recipe}
 
 
 def rotate(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint, SurgeryReport]:
@@ -70,10 +88,19 @@ def rotate(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint, 
     """
     check_editable(checkpoint)
     architecture, chosen = architecture_of(checkpoint, options.mapping), options.rotations
+    if options.transforms:
+        return _transformed(checkpoint, architecture, options)
     architecture.require(*(("fuse-norms",) if "R1" in chosen else ()), *chosen)
     unties = "R1" in chosen and architecture.unties_for_stream
     surgery = begin(checkpoint, architecture, unties)
-    matrices = _Matrices(options, architecture)
+    matrices = Matrices(
+        architecture,
+        options.transform_type,
+        options.seed,
+        options.randomize,
+        options.block_size,
+        options.learned,
+    )
     changes = []
     if "R1" in chosen:
         fuse(surgery)
@@ -85,8 +112,36 @@ def rotate(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint, 
         rotate_values(surgery, {a.module: matrices.values(a) for a in architecture.attentions})
         changes.append(("R2", _words(matrices.values(a) for a in architecture.attentions)))
     arithmetic = Arithmetic(_precision(checkpoint, options.precision), options.device)
-    step = {"use": "rotate", **options.recipe}
-    return finish(checkpoint, surgery, arithmetic, None, options.max_shard_size, step, changes)
+    online = [*_rotate_keys(surgery, matrices, options), *_rotate_inner(surgery, matrices, options)]
+    changes += [(name, f"{words}, online") for name, words, _ in online]
+    result, report = finish(
+        checkpoint, surgery, arithmetic, None, options.max_shard_size, options.step, changes
+    )
+    if online:
+        schemes = _offline_schemes(architecture, options)
+        schemes |= {name: scheme for name, _, scheme in online}
+        warnings = [_READERS[name] for name, _, _ in online]
+        result = replace(result, warnings=(*result.warnings, *warnings))
+        result = result.with_config(transforming(result.config, schemes))
+    return result, report
+
+
+def _transformed(
+    checkpoint: Checkpoint, architecture: Architecture, options: RotateOptions
+) -> tuple[Checkpoint, SurgeryReport]:
+    """What a TransformConfig asks for; norms stay as they are."""
+    surgery = begin(checkpoint, architecture, unties=True)
+    changes = transform(surgery, options.transforms, options.seed, options.save_online_weights)
+    arithmetic = Arithmetic(_precision(checkpoint, options.precision), options.device)
+    result, report = finish(
+        checkpoint, surgery, arithmetic, None, options.max_shard_size, options.step, changes
+    )
+    if any(scheme.is_online for scheme in options.transforms):
+        result = replace(result, warnings=(*result.warnings, _READERS["R4"]))
+        result = result.with_config(
+            transforming(result.config, {s.name: s.declaration for s in options.transforms})
+        )
+    return result, report
 
 
 def rotate_stream(surgery: Surgery, rotation: Rotation) -> None:
@@ -107,82 +162,71 @@ def rotate_values(surgery: Surgery, rotations: Mapping[str, Rotation]) -> None:
         surgery.columns[attention.o].append(rotation)
 
 
-class _Matrices:
-    """The rotations of a run, each made once."""
+def _rotate_inner(
+    surgery: Surgery, matrices: Matrices, options: RotateOptions
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """R4: the columns of every MLP's output linear, whose input the server rotates."""
+    if "R4" not in options.rotations:
+        return []
+    outputs = [mlp.output for mlp in surgery.architecture.mlps]
+    used: dict[int, Rotation] = {}
+    for module in outputs:
+        weight = surgery.stored[f"{module}.weight"]
+        size = weight.spec.shape[1]
+        rotation = matrices.inner(size)
+        surgery.columns[module].append(rotation)
+        once = matrices.inner(options.block_size or size)
+        if once.size not in used:
+            used[once.size] = once
+            surgery.added[f"{module}.weight"] |= matrix(f"{module}.R4_input", once, weight)
+    places = [apply(outputs, "input"), apply(outputs, "weight_input", inverse=True)]
+    declared = scheme(_declared_type(options, used), options.block_size, places)
+    return [("R4", _words(used.values()), declared)]
 
-    def __init__(self, options: RotateOptions, architecture: Architecture) -> None:
-        self._options = options
-        self._architecture = architecture
-        self._made: dict[str, Rotation] = {}
 
-    def stream(self) -> Rotation:
-        """R1."""
-        keeps_ones = self._architecture.norm_kind == "layer"
-        size, block = self._architecture.hidden_size, self._options.block_size
-        return self._get("R1", "R1", size, block, keeps_ones)
+def _rotate_keys(
+    surgery: Surgery, matrices: Matrices, options: RotateOptions
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """R3: queries and keys, which the server rotates both; weights stay."""
+    if "R3" not in options.rotations:
+        return []
+    attentions = surgery.architecture.attentions
+    used: dict[int, Rotation] = {}
+    for attention in attentions:
+        size = attention.q.size
+        if size not in used:
+            used[size] = matrices.keys(size)
+            if options.save_online_weights:
+                home = f"{attention.q.module}.weight"
+                name = f"{attention.module}.R3_q_attn"
+                surgery.added[home] |= matrix(name, used[size], surgery.stored[home])
+    modules = [attention.module for attention in attentions]
+    places = [apply(modules, "q_attn"), apply(modules, "k_cache")]
+    declared = scheme(_declared_type(options, used), attentions[0].q.size, places)
+    return [("R3", _words(used.values()), declared)]
 
-    def values(self, attention: AttentionRole) -> Rotation:
-        """R2 of one attention block."""
-        own = self._options.randomize or self._options.learned is not None
-        name = f"{attention.module}.R2" if own else f"R2 of {attention.v.size}"
-        return self._get(name, "R2", attention.v.size, None)
 
-    def _get(
-        self, name: str, scheme: str, size: int, block: int | None, keeps_ones: bool = False
-    ) -> Rotation:
-        if name not in self._made:
-            if self._options.learned is not None:
-                self._made[name] = self._learned(name, size, keeps_ones)
-            else:
-                self._made[name] = self._make(name, scheme, size, block, keeps_ones)
-        return self._made[name]
+def _declared_type(options: RotateOptions, sizes: Iterable[int]) -> str:
+    """Readers make the matrix of type hadamard themselves, and can for powers of two alone."""
+    made_by_reader = all(size & (size - 1) == 0 for size in sizes)
+    return "hadamard" if options.transform_type == "hadamard" and made_by_reader else _SAVED
 
-    def _make(
-        self, name: str, scheme: str, size: int, block: int | None, keeps_ones: bool
-    ) -> Rotation:
-        from ctcli.ops.transforms import make_rotation, seed_for, seeded
 
-        seed = self._options.seed
-        if self._options.randomize and scheme != "R1":
-            seed = seed_for(seed, name)
-        try:
-            return make_rotation(
-                self._options.transform_type,
-                size,
-                seeded(seed),
-                block_size=block,
-                keeps_ones=keeps_ones,
-            )
-        except ValueError as error:
-            raise CtcliError(
-                f"{scheme}: {error}.", "Give another --block-size, or leave this rotation out."
-            ) from error
-
-    def _learned(self, name: str, size: int, keeps_ones: bool) -> Rotation:
-        import torch
-
-        from ctcli.ops.rotation import ORTHOGONALITY_TOLERANCE, from_matrix
-
-        matrices = self._options.learned or {}
-        hint = (
-            "Give a file with R1 [hidden, hidden] and <attention>.R2 [head, head] for each layer."
-        )
-        if name not in matrices:
-            raise CtcliError(f"{name}: not in the rotation file.", hint)
-        try:
-            rotation = from_matrix(matrices[name])
-        except ValueError as error:
-            raise CtcliError(f"{name}: {error}.", hint) from error
-        if rotation.size != size:
-            raise CtcliError(f"{name}: it rotates {rotation.size} coordinates, not {size}.", hint)
-        ones = torch.ones(1, size, dtype=torch.float64)
-        moved = float((rotation.apply(ones) - ones).abs().max())
-        if keeps_ones and moved > ORTHOGONALITY_TOLERANCE:
-            raise CtcliError(
-                f"{name}: a LayerNorm subtracts the mean, which this one moves by {moved:.1e}.",
-                "Such models need a rotation that keeps the vector of ones; leave R1 out.",
-            )
-        return rotation
+def _offline_schemes(architecture: Architecture, options: RotateOptions) -> dict[str, Any]:
+    """R1 and R2 as they are declared beside online ones; readers do not apply them again."""
+    schemes = {}
+    if "R1" in options.rotations:
+        written = [*architecture.embeddings, *architecture.writers]
+        places = [apply(written, "weight_output")]
+        places.append(apply(architecture.readers, "weight_input", inverse=True))
+        schemes["R1"] = scheme(options.transform_type, options.block_size, places)
+    if "R2" in options.rotations:
+        values = [attention.v.module for attention in architecture.attentions]
+        outputs = [attention.o for attention in architecture.attentions]
+        places = [apply(values, "weight_output"), apply(outputs, "weight_input", inverse=True)]
+        size = architecture.attentions[0].v.size
+        schemes["R2"] = scheme(options.transform_type, size, places)
+    return schemes
 
 
 def _precision(checkpoint: Checkpoint, precision: Precision) -> str:

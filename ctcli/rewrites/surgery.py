@@ -43,6 +43,7 @@ class Surgery:
         rows: maps of rows, by module, in order.
         neutral: norms whose gain becomes one, and whose bias, if it moves, zero.
         switched: linears that get a bias of zeros where they have none.
+        added: new tensors by name, by the tensor that they go beside.
     """
 
     architecture: Architecture
@@ -52,6 +53,7 @@ class Surgery:
     rows: dict[str, list[RowMap]] = field(default_factory=lambda: defaultdict(list))
     neutral: list[str] = field(default_factory=list)
     switched: tuple[str, ...] = ()
+    added: dict[str, dict[str, LazyTensor]] = field(default_factory=lambda: defaultdict(dict))
 
     def edit(self, name: str) -> Edit:
         """All that happens to a module's weight, or to a norm's bias."""
@@ -61,7 +63,9 @@ class Surgery:
     @property
     def modules(self) -> list[str]:
         """Every module that changes."""
-        names = (*self.neutral, *self.gains, *self.columns, *self.rows, *self.switched)
+        names = [*self.neutral, *self.gains, *self.columns, *self.rows, *self.switched]
+        if self.architecture.tied:
+            names.append(self.architecture.lm_head)
         return [name for name in dict.fromkeys(names) if f"{name}.weight" in self.stored]
 
 
@@ -130,14 +134,17 @@ def perform(
         for name, tensor in operation.tensors(module).items():
             made[name] = tensor
             beside[home].append(name)
+    for home, tensors in surgery.added.items():
+        made |= tensors
+        beside[home] += tensors
     present = {name for name, _ in checkpoint.tensors()}
     shards = []
     for shard in checkpoint.shards:
-        tensors: dict[str, LazyTensor] = {}
+        rewritten: dict[str, LazyTensor] = {}
         for name, tensor in shard.tensors.items():
-            tensors[name] = made.get(name) or operation.untouched(name, tensor)
-            tensors |= {new: made[new] for new in beside.get(name, ()) if new not in present}
-        shards.append(replace(shard, tensors=tensors))
+            rewritten[name] = made.get(name) or operation.untouched(name, tensor)
+            rewritten |= {new: made[new] for new in beside.get(name, ()) if new not in present}
+        shards.append(replace(shard, tensors=rewritten))
     config = _config(checkpoint.config, surgery, dtype)
     result = replace(checkpoint, shards=tuple(shards))
     return result if config == checkpoint.config else result.with_config(config)
@@ -208,7 +215,8 @@ def _config(config: Mapping[str, Any], surgery: Surgery, dtype: str | None) -> d
     """config.json as it has to be now; what stands in nested parts changes there, too."""
     architecture = surgery.architecture
     new: dict[str, Any] = {}
-    if architecture.tied and f"{architecture.lm_head}.weight" in surgery.stored:
+    ties = architecture.tied or config.get("tie_word_embeddings")
+    if ties and f"{architecture.lm_head}.weight" in surgery.stored:
         new["tie_word_embeddings"] = False
     if surgery.switched and architecture.bias_switch:
         new[architecture.bias_switch.key] = True

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.models.mapping import ArchitectureMapping, parse_mapping
 from ctcli.rewrites.fuse_norms import FuseOptions
-from ctcli.rewrites.quantize_options import check_device
-from ctcli.rewrites.rotate import Precision, RotateOptions, RotationName, TransformType
+from ctcli.rewrites.matrices import TransformType
+from ctcli.rewrites.quantize_options import check_device, read_json
+from ctcli.rewrites.rotate import Precision, RotateOptions, RotationName
+from ctcli.rewrites.transform_config import TransformScheme, parse_transform_config
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +52,8 @@ def rotate_options(
     randomize: bool,
     block_size: int | None,
     precision: Precision,
+    save_online_weights: bool,
+    transform_config: Path | None,
     rotation_file: Path | None,
     device: str,
     max_shard_size: int | None,
@@ -67,6 +71,8 @@ def rotate_options(
         "randomize": randomize,
         "block_size": block_size,
         "precision": precision,
+        "save_online_weights": save_online_weights,
+        "transform_config": str(transform_config) if transform_config else None,
         "rotation_file": str(rotation_file) if rotation_file else None,
         "max_shard_size": max_shard_size,
     }
@@ -79,6 +85,8 @@ def rotate_options(
         randomize,
         block_size,
         precision,
+        save_online_weights,
+        _read_transforms(transform_config) if transform_config else (),
         _read_rotations(rotation_file) if rotation_file else None,
         device,
         max_shard_size,
@@ -95,6 +103,10 @@ def _read_mapping(path: Path | None) -> ArchitectureMapping | None:
         return parse_mapping(str(path), content.decode())
     except UnicodeDecodeError as error:
         raise CtcliError(f"{path}: not text: {error}.", "Give TOML or JSON.") from error
+
+
+def _read_transforms(path: Path) -> tuple[TransformScheme, ...]:
+    return parse_transform_config(str(path), read_json(path))
 
 
 def _read_rotations(path: Path) -> Mapping[str, torch.Tensor]:
