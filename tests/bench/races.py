@@ -58,6 +58,21 @@ RACES = {
             "cp -r": "cp -r {src} {dst}",
         },
     ),
+    "fuse-norms": Race(
+        _LLAMA_1B,
+        {
+            "ctcli fuse-norms": f"{_CTCLI} fuse-norms {{src}} {{dst}} --quiet",
+            "cp -r": "cp -r {src} {dst}",
+        },
+    ),
+    "rotate": Race(
+        _LLAMA_1B,
+        {
+            "ctcli rotate": f"{_CTCLI} rotate {{src}} {{dst}} --quiet",
+            "import torch": "{python} -c 'import torch'",
+            "cp -r": "cp -r {src} {dst}",
+        },
+    ),
     **{f"quantize-{scheme}": _quantize(scheme) for scheme in _SCHEMES},
     "quantize-8B-shapes": _quantize("W4A16", _LLAMA_8B),
 }
