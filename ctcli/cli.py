@@ -21,6 +21,9 @@ from ctcli.console import Report, Result, Terminal
 from ctcli.engine import execute
 from ctcli.errors import CtcliError, Stopped
 from ctcli.plan import Plan, Settings, check_resources, make_plan
+from ctcli.rewrites.export_bin import ExportOptions
+from ctcli.rewrites.export_bin import export_bin as export_checkpoint
+from ctcli.rewrites.export_tokenizer import TOKENIZER_NAME
 from ctcli.rewrites.matrices import TransformType
 from ctcli.rewrites.quantize_options import quantize_options
 from ctcli.rewrites.reindex import reindex as reindex_checkpoint
@@ -29,7 +32,8 @@ from ctcli.rewrites.selection import OnIndivisible
 from ctcli.schemes.family import ComputeDtype, Observer
 from ctcli.schemes.parsing import Overrides
 from ctcli.storage.destination import check_destination
-from ctcli.storage.layout import lay_out
+from ctcli.storage.layout import Layout, lay_out
+from ctcli.storage.llama2c import Version, lay_out_bin
 from ctcli.storage.opening import local_directory, open_checkpoint
 from ctcli.units import format_bytes, format_seconds, parse_bytes
 
@@ -72,6 +76,16 @@ Destination = Annotated[
         metavar="DST",
         parser=lambda text: Path(_path(str(text))),
         help="Directory to make; it must not exist yet, or be empty.",
+    ),
+]
+
+
+BinFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUT.bin",
+        parser=lambda text: Path(_path(str(text))),
+        help="File to make; it must not exist yet.",
     ),
 ]
 
@@ -186,13 +200,14 @@ def _rewrite(
     rewrite: Callable[[Checkpoint], tuple[Checkpoint, Report]],
     shared: Shared,
     settings: Settings,
+    lay_out: Callable[[Checkpoint], Layout] = lay_out,
 ) -> None:
     """Open, rewrite, plan, check; then, unless it is a dry run, write."""
     terminal = Terminal(shared.quiet, shared.json)
     directory = local_directory(source)
     if directory and shared.revision:
         raise typer.BadParameter("--revision is for hub ids, and SRC is a directory.")
-    check_destination(destination, directory, shared.overwrite)
+    check_destination(destination, directory, shared.overwrite, lay_out is lay_out_bin)
     checkpoint, report = rewrite(open_checkpoint(source, shared.revision))
     for warning in checkpoint.warnings:
         terminal.warn(warning)
@@ -635,6 +650,82 @@ def quantize(
         lambda checkpoint: quantize_checkpoint(checkpoint, options),
         shared,
         shared.settings(),
+    )
+
+
+@_command
+def export_bin(
+    source: Source,
+    destination: BinFile,
+    shared: Shared,
+    version: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2,
+            metavar="0|1|2",
+            show_default="2",
+            help="Format: 0 is float32 for run.c, 1 float32 with a longer header, 2 Q8_0 for "
+            "runq.c.",
+        ),
+    ] = 2,
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            show_default="64, halved until it divides dim and hidden_dim",
+            help="Elements that share a scale in version 2.",
+        ),
+    ] = None,
+    max_seq_len: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=2**31 - 1,
+            metavar="N",
+            show_default="max_position_embeddings",
+            help="Positions that the reader makes room for in its key-value cache.",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--tokenizer",
+            show_default=OFF,
+            help="Write tokenizer.bin beside OUT.bin, from tokenizer.model or tokenizer.json.",
+        ),
+    ] = False,
+    allow_nonstandard: Annotated[
+        bool,
+        typer.Option(
+            "--allow-nonstandard",
+            show_default=OFF,
+            help="Let a RoPE base or a norm's epsilon through that the stock readers do not use.",
+        ),
+    ] = False,
+) -> None:
+    """Export a Llama to one .bin file for llama2.c.
+
+    What the format cannot hold (biases, RoPE scaling, other architectures, ...) is refused.
+    """
+    if shared.max_shard_size:
+        raise typer.BadParameter("--max-shard-size is for checkpoints, and OUT.bin is one file.")
+    if group_size and version != 2:
+        raise typer.BadParameter("--group-size is for --version 2: the others are not quantized.")
+    name = destination.resolve().name
+    if tokenizer and name == TOKENIZER_NAME:
+        raise typer.BadParameter(f"--tokenizer writes {TOKENIZER_NAME}: name OUT.bin otherwise.")
+    options = ExportOptions(
+        name, cast(Version, version), group_size, max_seq_len, tokenizer, allow_nonstandard
+    )
+    _rewrite(
+        source,
+        destination,
+        lambda checkpoint: export_checkpoint(checkpoint, options),
+        shared,
+        shared.settings(),
+        lay_out_bin,
     )
 
 

@@ -198,4 +198,12 @@ class DerivedTensor:
         return self.derivation.outputs[self.output].spec
 
 
-LazyTensor = StoredTensor | DerivedTensor
+@dataclass(frozen=True, slots=True)
+class KnownTensor:
+    """A small tensor whose bytes are known beforehand."""
+
+    spec: TensorSpec
+    content: bytes
+
+
+LazyTensor = StoredTensor | DerivedTensor | KnownTensor

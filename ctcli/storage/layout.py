@@ -12,7 +12,7 @@ from ctcli.checkpoint import CONFIG_NAME, RECIPE_NAME, Checkpoint, Shard
 from ctcli.storage.index import encode_index
 from ctcli.storage.recipe import encode_recipe
 from ctcli.storage.safetensors import encode_header, file_order
-from ctcli.tensors import DerivedTensor, LazyTensor, SourceFile, StoredTensor
+from ctcli.tensors import DerivedTensor, KnownTensor, LazyTensor, SourceFile, StoredTensor
 
 _CLOSING_FILES = (CONFIG_NAME, "params.json")
 
@@ -51,6 +51,14 @@ class Computed:
         return self.tensor.spec.nbytes
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Bytes inside an output file that are known beforehand."""
+
+    content: bytes
+    offset: int
+
+
 @dataclass(frozen=True)
 class OutputFile:
     """One file of the output: bytes known now, runs copied from source files, computed tensors."""
@@ -59,13 +67,15 @@ class OutputFile:
     head: bytes
     copies: tuple[Copy, ...] = ()
     computed: tuple[Computed, ...] = ()
+    known: tuple[Known, ...] = ()
     is_shard: bool = False
 
     @property
     def size(self) -> int:
         """Length in bytes."""
         copied = sum(copy.nbytes for copy in self.copies)
-        return len(self.head) + copied + sum(part.nbytes for part in self.computed)
+        known = len(self.head) + sum(len(part.content) for part in self.known)
+        return known + copied + sum(part.nbytes for part in self.computed)
 
     @property
     def verbatim(self) -> SourceFile | None:
@@ -112,7 +122,8 @@ class Layout:
             digest.update(os.fsencode(f"\n{source.name}\0{source.size}\0{source.stamp}"))
         for file in self.all_files:
             digest.update(os.fsencode(f"\n{file.name}\0"))
-            digest.update(file.head)
+            for known in (file.head, *(part.content for part in file.known)):
+                digest.update(known)
             for copy in file.copies:
                 place = f"\n{copy.source.name}\0{copy.start}\0{copy.nbytes}"
                 digest.update(os.fsencode(place))
@@ -155,26 +166,31 @@ def _weights_file(shard: Shard, source: SourceFile | None) -> OutputFile:
     # Readers of safetensors in the wild insist on a format wherever there is metadata.
     metadata = {"format": "pt", **shard.metadata}
     head = encode_header({name: tensor.spec for name, tensor in tensors.items()}, metadata)
-    return OutputFile(shard.name, head, *_parts(tensors.values(), len(head)))
+    return output_file(shard.name, head, tensors.values())
 
 
 def _whole(name: str, file: SourceFile) -> OutputFile:
     return OutputFile(name, b"", (Copy(file, 0, file.size, 0),))
 
 
-def _parts(
-    tensors: Iterable[LazyTensor], offset: int
-) -> tuple[tuple[Copy, ...], tuple[Computed, ...]]:
-    """One copy for each run of tensors that are neighbours in the source as in the output."""
+def output_file(name: str, head: bytes, tensors: Iterable[LazyTensor]) -> OutputFile:
+    """A file of `head` and then the tensors, without gaps.
+
+    There is one copy for each run of tensors that are neighbours in the source as in the output.
+    """
     copies: list[Copy] = []
     computed: list[Computed] = []
+    known: list[Known] = []
+    offset = len(head)
     for tensor in tensors:
         nbytes = tensor.spec.nbytes
         if isinstance(tensor, DerivedTensor):
             computed.append(Computed(tensor, offset))
+        elif isinstance(tensor, KnownTensor):
+            known.append(Known(tensor.content, offset))
         elif copies and copies[-1].is_followed_by(tensor, offset):
             copies[-1] = replace(copies[-1], nbytes=copies[-1].nbytes + nbytes)
         else:
             copies.append(Copy(tensor.file, tensor.start, nbytes, offset))
         offset += nbytes
-    return tuple(copies), tuple(computed)
+    return OutputFile(name, head, tuple(copies), tuple(computed), tuple(known))

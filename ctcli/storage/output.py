@@ -38,6 +38,8 @@ class OpenOutput:
                 self._descriptor = self._partial.create(self.file.name, self.file.size)
                 with os_errors_of(self.file.name, "writing"):
                     write_bytes(self._descriptor, 0, self.file.head)
+                    for part in self.file.known:
+                        write_bytes(self._descriptor, part.offset, part.content)
             return self._descriptor
 
     def note_errors(self, derivation: Derivation, row: int, measures: list[float]) -> None:
