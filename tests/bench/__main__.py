@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.bench.races import RACES, Race
-from tests.bench.timing import race, report, words_of
+from tests.bench.timing import race, remove, report, words_of
 
 
 def main() -> None:
@@ -47,6 +47,7 @@ def main() -> None:
             "made": str(arguments.folder / "made"),
             "python": sys.executable,
         }
+        remove(arguments.folder / "made")
         if made := RACES[name].made:
             subprocess.run(words_of(made, places), check=True)
         samples = race({**RACES[name].commands, **peers}, places, arguments.runs)

@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     for size in ("hidden", "intermediate", "layers", "heads", "kv-heads", "vocabulary", "shard-mb"):
         parser.add_argument(f"--{size}", type=int, required=True)
+    parser.add_argument("--untied", action="store_true", help="with an lm_head of its own")
     options = parser.parse_args()
     options.folder.mkdir(parents=True)
     shards: list[list[str]] = [[]]
@@ -46,6 +47,8 @@ def _shapes(options: argparse.Namespace) -> Iterator[tuple[str, tuple[int, ...]]
         yield prefix + "self_attn.q_proj.weight", (hidden, hidden)
         yield prefix + "self_attn.v_proj.weight", (kv, hidden)
     yield "model.norm.weight", (hidden,)
+    if options.untied:
+        yield "lm_head.weight", (options.vocabulary, hidden)
 
 
 def _write(
@@ -73,7 +76,7 @@ def _write(
         "num_attention_heads": options.heads,
         "num_key_value_heads": options.kv_heads,
         "vocab_size": options.vocabulary,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": not options.untied,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "max_position_embeddings": 2048,

@@ -30,16 +30,22 @@ _LLAMA_8B = (
     *("--hidden", "4096", "--intermediate", "14336", "--layers", "4", "--heads", "32"),
     *("--kv-heads", "8", "--vocabulary", "128256", "--shard-mb", "5000"),
 )
+# The shapes of Llama-2-7B, four layers of it: with as many key as query heads, as llama2.c's own
+# exporter needs them.
+_LLAMA_2_7B = (
+    *("--hidden", "4096", "--intermediate", "11008", "--layers", "4", "--heads", "32"),
+    *("--kv-heads", "32", "--vocabulary", "32000", "--shard-mb", "2500", "--untied"),
+)
 _CTCLI = "{python} -m ctcli"
 
 
-def _quantize(scheme: str, checkpoint: tuple[str, ...] = _LLAMA_1B) -> Race:
+def _computing(name: str, command: str, checkpoint: tuple[str, ...]) -> Race:
     """Ours, and what it is made of: start-up, loading torch, and copying as many bytes."""
-    command = f"{_CTCLI} quantize {{src}} {{dst}} --scheme {scheme} --quiet"
+    command = f"{_CTCLI} {command} --quiet"
     return Race(
         checkpoint,
         {
-            f"ctcli {scheme}": command,
+            f"ctcli {name}": command,
             "its start-up and plan": f"{command} --dry-run",
             "import torch": "{python} -c 'import torch'",
             "cp -r of its output": "cp -r {made} {dst}",
@@ -47,6 +53,10 @@ def _quantize(scheme: str, checkpoint: tuple[str, ...] = _LLAMA_1B) -> Race:
         },
         command.replace("{dst}", "{made}") + " --overwrite",
     )
+
+
+def _quantize(scheme: str, checkpoint: tuple[str, ...] = _LLAMA_1B) -> Race:
+    return _computing(scheme, f"quantize {{src}} {{dst}} --scheme {scheme}", checkpoint)
 
 
 _SCHEMES = ("FP8_DYNAMIC", "FP8_BLOCK", "W8A8", "W4A16", "NVFP4A16", "MXFP4A16")
@@ -75,4 +85,5 @@ RACES = {
     ),
     **{f"quantize-{scheme}": _quantize(scheme) for scheme in _SCHEMES},
     "quantize-8B-shapes": _quantize("W4A16", _LLAMA_8B),
+    "export-bin": _computing("export-bin", "export-bin {src} {dst}", _LLAMA_2_7B),
 }

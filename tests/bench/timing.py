@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,11 @@ def race(
     samples: dict[str, list[Sample]] = {name: [] for name in commands}
     for run in range(runs + 1):
         for name, command in commands.items():
-            shutil.rmtree(places["dst"], ignore_errors=True)
+            remove(Path(places["dst"]))
             sample = _run(words_of(command, places))
             if run:
                 samples[name].append(sample)
-    shutil.rmtree(places["dst"], ignore_errors=True)
+    remove(Path(places["dst"]))
     return samples
 
 
@@ -68,6 +69,13 @@ def report(samples: Mapping[str, Sequence[Sample]]) -> list[str]:
                 f"min {min(ratios):.2f}, max {max(ratios):.2f}"
             )
     return lines
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a directory, if there is one."""
+    if path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _run(words: Sequence[str]) -> Sample:
