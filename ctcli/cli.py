@@ -230,12 +230,12 @@ def _result(
     seconds: float,
 ) -> Result:
     written = plan.write_bytes
-    resumed = len(plan.leftover.complete)
+    resumed = len(plan.leftover.journal.complete)
     rows = report.rows()
-    if resumed:
-        rows.append(
-            ("continued", f"complete already: {resumed} of {len(plan.layout.all_files)} files")
-        )
+    if resumed or plan.continued_bytes:
+        text = f"complete already: {resumed} of {len(plan.layout.all_files)} files"
+        parts = f", and {format_bytes(plan.continued_bytes)} of others"
+        rows.append(("continued", text + (parts if plan.continued_bytes else "")))
     if shared.dry_run:
         if plan.fetch_bytes:
             rows.append(("to download", format_bytes(plan.fetch_bytes)))
@@ -254,6 +254,7 @@ def _result(
         "dry_run": shared.dry_run,
         **report.data(),
         "files_continued": resumed,
+        "bytes_continued": plan.continued_bytes,
         "bytes_to_download": plan.fetch_bytes,
         "bytes_written": 0 if shared.dry_run else written,
         "bytes_to_write": written,

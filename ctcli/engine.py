@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import resource
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from ctcli.jobs import CopyJob, Job
 from ctcli.plan import Plan, Settings
 from ctcli.reductions import Values
+from ctcli.storage.journal import Errors, Journal, Part
 from ctcli.storage.layout import OutputFile
 from ctcli.storage.output import OpenOutput
-from ctcli.storage.writer import Errors, PartialDirectory, open_partial
+from ctcli.storage.writer import PartialDirectory, open_partial
 from ctcli.units import Advance
 from ctcli.worker import Worker
 
@@ -34,19 +35,19 @@ def execute(plan: Plan, advance: Advance) -> Errors:
     Raises:
         CtcliError: reading or writing failed; DST is as it was, and the plan can be continued.
     """
-    settings, leftover = plan.settings, plan.leftover.complete
+    settings, kept = plan.settings, plan.leftover.journal
     _allow_many_files()
-    errors = [*leftover.values()]
+    errors = [*kept.complete.values()]
     with open_partial(
         plan.destination,
         plan.key,
-        leftover,
+        kept,
         settings.fsync,
         settings.overwrite,
         plan.layout.is_file,
     ) as partial:
         for jobs, files in zip(plan.jobs, (plan.layout.files, plan.layout.closing), strict=True):
-            errors += _Run(jobs, plan.pending(files), settings, partial, advance).write()
+            errors += _Run(jobs, plan.pending(files), settings, partial, kept, advance).write()
         partial.publish()
     return {module: measured for of_file in errors for module, measured in of_file.items()}
 
@@ -68,13 +69,20 @@ class _Run:
         files: Iterable[OutputFile],
         settings: Settings,
         partial: PartialDirectory,
+        kept: Journal,
         advance: Advance,
     ) -> None:
         counts = Counter(name for job in jobs for name in job.files)
         self._settings = settings
         self._waiting = deque(jobs)
         self._values = Values(jobs)
-        self._outputs = {file.name: OpenOutput(file, counts[file.name], partial) for file in files}
+        parts: dict[str, list[Part]] = defaultdict(list)
+        for part in kept.parts.values():
+            parts[part.file].append(part)
+        self._outputs = {
+            file.name: OpenOutput(file, counts[file.name], partial, parts[file.name])
+            for file in files
+        }
         self._worker = Worker(self._outputs, self._values, partial, settings.link, advance)
         self._computes = not all(isinstance(job, CopyJob) for job in jobs)
 

@@ -6,9 +6,10 @@ How a run is cut into jobs depends on the layout alone, never on the number of w
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from ctcli.storage.journal import Place
 from ctcli.storage.layout import Copy, OutputFile
 from ctcli.storage.transfer import BUFFER_BYTES
 from ctcli.tensors import Derivation, Reduction, StoredTensor
@@ -39,6 +40,11 @@ class CopyJob:
     def files(self) -> frozenset[str]:
         """The output files that the job writes to."""
         return frozenset({self.file.name})
+
+    @property
+    def place(self) -> Place:
+        """Tells it from the file's other jobs."""
+        return self.copy.offset if self.copy else 0, 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,11 @@ class ComputeJob:
         return frozenset(target.file for target in self.targets)
 
     @property
+    def place(self) -> Place:
+        """Tells it from other jobs of its first target's file."""
+        return self.targets[0].offset, self.span.start
+
+    @property
     def memory(self) -> int:
         """Bytes it holds while it runs."""
         spec = self.derivation.source.spec
@@ -105,12 +116,15 @@ class ComputeJob:
 Job = CopyJob | ReduceJob | ComputeJob
 
 
-def make_jobs(files: Iterable[OutputFile], link: bool) -> list[Job]:
+def make_jobs(
+    files: Iterable[OutputFile], link: bool, done: Collection[tuple[str, Place]] = ()
+) -> list[Job]:
     """Cut the writing of `files` into jobs; what a job needs stands before it.
 
     Args:
         files: what to write.
         link: files that are taken over whole stay whole, to be linked.
+        done: file and place of jobs that need not be done again.
     """
     files = list(files)
     targets: dict[Derivation, list[Target]] = defaultdict(list)
@@ -119,14 +133,16 @@ def make_jobs(files: Iterable[OutputFile], link: bool) -> list[Job]:
             target = Target(file.name, part.tensor.output, part.offset)
             targets[part.tensor.derivation].append(target)
     # Copies come first: they need no torch, which takes a second to load.
-    jobs: list[Job] = [job for file in files for job in _copies(file, link)]
+    copies = (job for file in files for job in _copies(file, link))
+    jobs: list[Job] = [job for job in copies if (job.file.name, job.place) not in done]
     known: set[Reduction] = set()
     for file in files:
         for derivation in dict.fromkeys(part.tensor.derivation for part in file.computed):
-            if derivation in targets:
+            every = _computations(derivation, tuple(targets.pop(derivation, ())))
+            if todo := [job for job in every if (job.targets[0].file, job.place) not in done]:
                 for reduction in derivation.needs:
                     jobs += _reductions(reduction, known)
-                jobs += _computations(derivation, tuple(targets.pop(derivation)))
+                jobs += todo
     return jobs
 
 
@@ -146,7 +162,7 @@ def _runs(shape: tuple[int, ...], granule: int, least: int = 1) -> Iterator[rang
         yield range(start, min(start + together, length), height)
 
 
-def _copies(file: OutputFile, link: bool) -> list[Job]:
+def _copies(file: OutputFile, link: bool) -> list[CopyJob]:
     if link and file.verbatim:
         return [CopyJob(file, file.copies[0])]
     pieces = [piece for copy in file.copies for piece in copy.split(_COPY_BYTES)]
@@ -165,7 +181,9 @@ def _reductions(reduction: Reduction | None, known: set[Reduction]) -> Iterator[
             yield ReduceJob(reduction, source, rows)
 
 
-def _computations(derivation: Derivation, targets: tuple[Target, ...]) -> Iterator[Job]:
+def _computations(derivation: Derivation, targets: tuple[Target, ...]) -> Iterator[ComputeJob]:
+    if not targets:
+        return
     shape = derivation.source.spec.shape
     runs = (
         _runs(shape[::-1], derivation.granule, COLUMNS_AT_ONCE)

@@ -58,8 +58,13 @@ class Plan:
 
     @property
     def write_bytes(self) -> int:
-        """Bytes to write (or link); what an earlier run completed does not count."""
-        return sum(file.size for file in self.files)
+        """Bytes to write (or link); what an earlier run wrote does not count."""
+        return sum(file.size for file in self.files) - self.continued_bytes
+
+    @property
+    def continued_bytes(self) -> int:
+        """Bytes of incomplete files that an earlier run wrote."""
+        return sum(part.nbytes for part in self.leftover.journal.parts.values())
 
     @property
     def peak_memory(self) -> int:
@@ -71,8 +76,11 @@ class Plan:
     def jobs(self) -> tuple[list[Job], list[Job]]:
         """How the pending files are written: the closing ones behind all others."""
         files, closing = self.layout.files, self.layout.closing
-        link = self.settings.link
-        return make_jobs(self.pending(files), link), make_jobs(self.pending(closing), link)
+        link, done = self.settings.link, self.leftover.journal.parts.keys()
+        return (
+            make_jobs(self.pending(files), link, done),
+            make_jobs(self.pending(closing), link, done),
+        )
 
     @property
     def files(self) -> list[OutputFile]:
@@ -81,7 +89,7 @@ class Plan:
 
     def pending(self, files: Iterable[OutputFile]) -> list[OutputFile]:
         """Those of `files` that an earlier run did not complete, largest first."""
-        todo = (file for file in files if file.name not in self.leftover.complete)
+        todo = (file for file in files if file.name not in self.leftover.journal.complete)
         return sorted(todo, key=lambda file: -file.size)
 
     def links(self, file: OutputFile) -> bool:

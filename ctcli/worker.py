@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.jobs import ComputeJob, CopyJob, Job, ReduceJob
 from ctcli.reductions import Values, combine
+from ctcli.storage.journal import Part
 from ctcli.storage.output import OpenOutput, combine_measures
 from ctcli.storage.rows import read_columns, read_rows, write_columns, write_rows
 from ctcli.storage.transfer import copy_bytes
@@ -70,29 +71,33 @@ class Worker:
         """Do one job, and complete the output files that it was the last one of."""
         if self._torch and not isinstance(job, CopyJob):
             self._torch.result()
+        part = None
         match job:
             case CopyJob():
-                self._copy(job)
+                part = self._copy(job)
             case ReduceJob():
                 self._reduce(job)
             case ComputeJob():
-                self._compute(job)
+                part = self._compute(job)
+                self._outputs[part.file].measure(part)
         for name in job.files:
-            self._outputs[name].job_done()
+            # What went into several files cannot be taken up again in one of them.
+            self._outputs[name].job_done(part if len(job.files) == 1 else None)
 
-    def _copy(self, job: CopyJob) -> None:
+    def _copy(self, job: CopyJob) -> Part | None:
         copy, name = job.copy, job.file.name
         if copy is None:
             self._outputs[name].descriptor()
-            return
+            return None
         if self._link and job.file.verbatim:
             path = copy.source.fetch(self._advance)
             if self._partial.link(name, path):
                 self._advance(job.file.size)
-                return
+                return None
         target = self._outputs[name].descriptor()
         with self._reading(copy.source) as source, os_errors_of(name, "writing"):
             copy_bytes(source, copy.start, target, copy.offset, copy.nbytes, self._advance)
+        return Part(name, job.place, copy.nbytes)
 
     def _reduce(self, job: ReduceJob) -> None:
         after = self._values.known(job.reduction.after) if job.reduction.after else None
@@ -100,22 +105,23 @@ class Worker:
         parts = [job.reduction.part(rows, after) for _, rows in blocks]
         self._values.add(job, combine(parts, job.reduction.combine))
 
-    def _compute(self, job: ComputeJob) -> None:
+    def _compute(self, job: ComputeJob) -> Part:
         derivation = job.derivation
         values = tuple(map(self._values.known, derivation.needs))
         read = read_columns if derivation.columnwise else read_rows
-        measures = []
+        nbytes, measures = 0, []
         for start, block in self._blocks(derivation.source, job.span, read):
             try:
                 found, measured = derivation.compute(block, start, values)
             except NonFiniteError as error:
                 raise self._refusal(job, str(error)) from error
             measures.append(measured.tolist())
-            self._write(job, start, found)
-        output = self._outputs[job.targets[0].file]
-        output.note_errors(derivation, job.span.start, combine_measures(derivation, measures))
+            nbytes += self._write(job, start, found)
+        measure = combine_measures(derivation, measures)
+        return Part(job.targets[0].file, job.place, nbytes, derivation.name, measure)
 
-    def _write(self, job: ComputeJob, start: int, found: Mapping[str, Tensor]) -> None:
+    def _write(self, job: ComputeJob, start: int, found: Mapping[str, Tensor]) -> int:
+        nbytes = 0
         for target in job.targets:
             output = job.derivation.outputs[target.output]
             if output.rows is None and start:
@@ -124,7 +130,10 @@ class Worker:
             place = start // job.derivation.granule * (output.rows or 0)
             write = write_columns if job.derivation.columnwise else write_rows
             with os_errors_of(target.file, "writing"):
-                self._advance(write(descriptor, target.offset, output.spec, place, tensor))
+                written = write(descriptor, target.offset, output.spec, place, tensor)
+            self._advance(written)
+            nbytes += written
+        return nbytes
 
     def _blocks(
         self, tensor: StoredTensor, span: range, read: Callable[..., Tensor]

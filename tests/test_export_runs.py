@@ -81,8 +81,16 @@ def interrupt(source: Path, out: Path, *options: str, after: int, by: int = SIGK
     return process.returncode
 
 
-@pytest.mark.parametrize("by", [SIGINT, SIGTERM, SIGKILL])
-@pytest.mark.parametrize("options", [(), ("--overwrite",), ("--fsync",)], ids=" ".join)
+@pytest.mark.parametrize(
+    ("by", "options"),
+    [
+        (SIGKILL, ()),
+        (SIGKILL, ("--overwrite",)),
+        (SIGKILL, ("--fsync",)),
+        (SIGTERM, ("--overwrite",)),
+        (SIGINT, ()),
+    ],
+)
 def test_a_killed_run_leaves_out_bin_as_it_was_and_continues(
     ctcli: Ctcli,
     large: Path,
@@ -100,12 +108,27 @@ def test_a_killed_run_leaves_out_bin_as_it_was_and_continues(
     assert out.exists() == ("--overwrite" in options)
     assert not out.exists() or out.read_bytes() == OLD
     assert partial_of(out).exists()
-    done = ctcli("export-bin", large, out, *command)
+    done = ctcli("export-bin", large, out, *command, "--json")
     assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["bytes_continued"] > 20_000_000) == ("--fsync" not in options)
+    assert result["bytes_written"] + result["bytes_continued"] == result["file_bytes"]
     assert digest_of(out) == undisturbed
     assert [path.name for path in tmp_path.iterdir()] == ["out.bin"]
     assert file_hashes(large) == untouched
     out.unlink()
+
+
+def test_errors_of_parts_that_an_earlier_run_wrote_are_reported(
+    ctcli: Ctcli, large: Path, tmp_path: Path
+) -> None:
+    expected = export(large, tmp_path / "undisturbed.bin").data()
+    assert interrupt(large, tmp_path / "out.bin", "--num-workers", "1", after=20_000_000) < 0
+    done = ctcli("export-bin", large, tmp_path / "out.bin", "--json")
+    result = json.loads(done.stdout)
+    assert result["bytes_continued"] > 0
+    assert {key: result[key] for key in expected} == expected
+    assert digest_of(tmp_path / "out.bin") == digest_of(tmp_path / "undisturbed.bin")
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])

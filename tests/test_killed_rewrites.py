@@ -65,7 +65,9 @@ def complete_files(destination: Path) -> int:
     """How many files the journal beside `destination` calls complete."""
     journal = destination.with_name(f".{destination.name}.ctcli-partial") / "journal"
     with suppress(FileNotFoundError):
-        return max(0, journal.read_text().count("\n") - 1)
+        _, *lines = journal.read_text().splitlines(keepends=True) or [""]
+        entries = [json.loads(line) for line in lines if line.endswith("\n")]
+        return sum(len(entry) == 2 for entry in entries)  # those of parts are longer
     return 0
 
 

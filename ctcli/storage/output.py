@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from ctcli.errors import os_errors_of
+from ctcli.storage.journal import Part, Place
 from ctcli.storage.layout import OutputFile
 from ctcli.storage.transfer import write_bytes
 from ctcli.storage.writer import PartialDirectory
@@ -23,18 +24,25 @@ def combine_measures(derivation: Derivation, measures: Iterable[Sequence[float]]
 class OpenOutput:
     """An output file while its jobs run."""
 
-    def __init__(self, file: OutputFile, jobs: int, partial: PartialDirectory) -> None:
+    def __init__(
+        self, file: OutputFile, jobs: int, partial: PartialDirectory, parts: Sequence[Part]
+    ) -> None:
         self.file = file
+        self._is_begun = bool(parts)
         self._partial = partial
         self._lock = threading.Lock()
         self._left = jobs
         self._descriptor: int | None = None
-        self._measures: dict[Derivation, dict[int, list[float]]] = defaultdict(dict)
+        self._measures: dict[str, dict[Place, Sequence[float]]] = defaultdict(dict)
+        for part in parts:
+            self.measure(part)
 
     def descriptor(self) -> int:
         """The file's descriptor; creates it, with the bytes known beforehand, when first asked."""
         with self._lock:
-            if self._descriptor is None:
+            if self._descriptor is None and self._is_begun:
+                self._descriptor = self._partial.reopen(self.file.name)
+            elif self._descriptor is None:
                 self._descriptor = self._partial.create(self.file.name, self.file.size)
                 with os_errors_of(self.file.name, "writing"):
                     write_bytes(self._descriptor, 0, self.file.head)
@@ -42,25 +50,29 @@ class OpenOutput:
                         write_bytes(self._descriptor, part.offset, part.content)
             return self._descriptor
 
-    def note_errors(self, derivation: Derivation, row: int, measures: list[float]) -> None:
-        """Keep what was measured on a derivation's rows from `row` on."""
-        with self._lock:
-            self._measures[derivation][row] = measures
+    def measure(self, part: Part) -> None:
+        """Keep what was measured on a part."""
+        if part.module:
+            with self._lock:
+                self._measures[part.module][part.place] = part.measured
 
     def errors(self) -> dict[str, list[float]]:
         """What was measured of each module: by rows in order, so that no race shows in a sum."""
+        parts = (part.tensor.derivation for part in self.file.computed)
+        derivations = {derivation.name: derivation for derivation in parts}
         return {
-            derivation.name: combine_measures(
-                derivation, [measures for _, measures in sorted(rows.items())]
-            )
-            for derivation, rows in self._measures.items()
+            module: combine_measures(derivations[module], [found[place] for place in sorted(found)])
+            for module, found in self._measures.items()
         }
 
-    def job_done(self) -> None:
-        """Count a job; the last one completes the file."""
+    def job_done(self, part: Part | None) -> None:
+        """Count a job, and note the part that it wrote; the last one completes the file."""
         with self._lock:
             self._left -= 1
-            if self._left == 0 and self._descriptor is not None:
+            if self._left:
+                if part and part.nbytes:  # without bytes, another job may have the same place
+                    self._partial.note_part(part)
+            elif self._descriptor is not None:
                 self._partial.finish(self.file.name, self._descriptor, self.errors())
                 self._close()
 

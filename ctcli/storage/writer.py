@@ -1,7 +1,7 @@
 """The output: built beside its final place, journaled, published by a rename.
 
     .DST.ctcli-partial/
-        journal       first line: the layout's key; then a line for each complete file
+        journal       what of the output is written already
         checkpoint/   becomes DST; where DST is a file, what is in here goes to its folder
         replaced/     the former DST, for the moment between two renames (--overwrite)
 
@@ -11,21 +11,18 @@ A killed run leaves DST as it was, and a partial directory from which the same c
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.storage.destination import check_replaceable, partial_of
-
-# What its derivation measured, for every module that was computed.
-Errors = Mapping[str, Sequence[float]]
+from ctcli.storage.journal import Errors, Journal, Part, line_of, read_journal
 
 
 @dataclass(frozen=True)
@@ -33,11 +30,11 @@ class Leftover:
     """What an earlier run left behind for the same DST.
 
     Attributes:
-        complete: the files that need not be written again, with what was noted of them.
-        reclaimable: bytes of disk that the rest of it occupies and that will be freed.
+        journal: the files that need not be written again, and parts of others.
+        reclaimable: bytes of disk that the others occupy: they will be freed, or are parts of them.
     """
 
-    complete: Mapping[str, Errors]
+    journal: Journal
     reclaimable: int
 
 
@@ -52,17 +49,18 @@ def look_for_leftover(destination: Path, key: str, sizes: Mapping[str, int]) -> 
     root = partial_of(destination)
     files = [path for path in (root / "checkpoint").rglob("*") if path.is_file()]
     found = {path.relative_to(root / "checkpoint").as_posix(): path.stat() for path in files}
-    complete = {
-        name: errors
-        for name, errors in _read_journal(root, key).items()
-        if name in found and found[name].st_size == sizes.get(name)
-    }
+    journal = read_journal(root / "journal", key)
+    sound = {name for name in found if found[name].st_size == sizes.get(name)}
+    complete = {name: errors for name, errors in journal.complete.items() if name in sound}
+    # A file with further names may be the source's own, linked.
+    own = {name for name in sound.difference(complete) if found[name].st_nlink == 1}
+    parts = {place: part for place, part in journal.parts.items() if part.file in own}
     reclaimable = sum(
         status.st_blocks * 512
         for name, status in found.items()
         if name not in complete and status.st_nlink == 1
     )
-    return Leftover(complete, reclaimable)
+    return Leftover(Journal(complete, parts), reclaimable)
 
 
 class PartialDirectory:
@@ -80,7 +78,7 @@ class PartialDirectory:
         self._is_file = is_file
 
     def create(self, name: str, size: int) -> int:
-        """Create the file `name` at full length and return its descriptor."""
+        """Create the file `name` at full length and return its descriptor, for `finish`."""
         path = self._fresh_path(name)
         with os_errors_of(name, "creating"):
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
@@ -91,6 +89,11 @@ class PartialDirectory:
                 raise
         return descriptor
 
+    def reopen(self, name: str) -> int:
+        """Open the file `name`, of which an earlier run wrote some parts."""
+        with os_errors_of(name, "opening"):
+            return os.open(self._root / "checkpoint" / name, os.O_RDWR | os.O_CLOEXEC)
+
     def link(self, name: str, source: Path) -> bool:
         """Hard-link `name` to `source`; False where the file system does not allow it."""
         path = self._fresh_path(name)
@@ -98,15 +101,24 @@ class PartialDirectory:
             os.link(source.resolve(), path)
         except OSError:
             return False
-        self._note(name, {})
+        self._note((name, {}))
         return True
+
+    def note_part(self, part: Part) -> None:
+        """Note in the journal that a part of a file is written.
+
+        A power cut may take it away again, so that with fsync only whole files count.
+        """
+        if not self._fsync:
+            with os_errors_of(part.file, "writing"):
+                self._note(astuple(part))
 
     def finish(self, name: str, descriptor: int, errors: Errors) -> None:
         """Note in the journal that the file `name` is complete, and the errors of its modules."""
         with os_errors_of(name, "writing"):
             if self._fsync:
                 os.fsync(descriptor)
-            self._note(name, errors)
+            self._note((name, errors))
 
     def publish(self) -> None:
         """Rename the output to DST, in place of what was there if that was asked for."""
@@ -141,9 +153,9 @@ class PartialDirectory:
             path.unlink(missing_ok=True)
         return path
 
-    def _note(self, name: str, errors: Errors) -> None:
+    def _note(self, entry: tuple[Any, ...]) -> None:
         with self._lock:
-            self._journal.write(f"{json.dumps([name, errors])}\n")
+            self._journal.write(line_of(entry))
             self._journal.flush()
             if self._fsync:
                 os.fsync(self._journal.fileno())
@@ -153,17 +165,17 @@ class PartialDirectory:
 def open_partial(
     destination: Path,
     key: str,
-    complete: Mapping[str, Errors],
+    kept: Journal,
     fsync: bool,
     overwrite: bool,
     is_file: bool,
 ) -> Iterator[PartialDirectory]:
-    """Open the partial directory of `destination`, keeping the `complete` files of an earlier run.
+    """Open the partial directory of `destination`, keeping what an earlier run wrote.
 
     Args:
         destination: the directory or file to publish in the end.
         key: identifies the output's bytes.
-        complete: the files to keep, from `look_for_leftover`.
+        kept: the files and parts to keep, from `look_for_leftover`.
         fsync: whether every file must reach the disk before it is called complete.
         overwrite: whether a DST with content is replaced.
         is_file: whether DST is a file, beside which other output files go.
@@ -180,18 +192,18 @@ def open_partial(
         _lock(journal, destination)
         with os_errors_of(str(root), "preparing"):
             _restore_replaced(root, destination)
-            if not complete.keys() <= _read_journal(root, key).keys():
+            if not read_journal(root / "journal", key).contains(kept):
                 raise CtcliError(
                     f"{destination}: another ctcli process has just worked on it.",
                     "Run the same command again.",
                 )
             if destination.exists():
                 check_replaceable(destination, overwrite, is_file)
-            if not complete:
+            if not (kept.complete or kept.parts):
                 shutil.rmtree(root / "checkpoint", ignore_errors=True)
             (root / "checkpoint").mkdir(exist_ok=True)
             journal.truncate(0)
-            journal.writelines(f"{json.dumps(line)}\n" for line in (key, *complete.items()))
+            journal.writelines(kept.lines(key))
             journal.flush()
         yield PartialDirectory(destination, journal, fsync, overwrite, is_file)
 
@@ -203,17 +215,6 @@ def _lock(journal: IO[str], destination: Path) -> None:
         raise CtcliError(
             f"{destination}: another ctcli process is writing it.", "Wait for it, or stop it."
         ) from error
-
-
-def _read_journal(root: Path, key: str) -> dict[str, Errors]:
-    """The complete files; none if the journal is another key's, or there is none."""
-    try:
-        lines = (root / "journal").read_text(encoding="utf-8").splitlines(keepends=True)
-        # A line that was being written when the process died has no end.
-        first, *entries = [json.loads(line) for line in lines if line.endswith("\n")]
-        return dict(entries) if first == key else {}
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 def _restore_replaced(root: Path, destination: Path) -> None:

@@ -1,0 +1,88 @@
+"""The journal of a run: which files are complete, and which parts of the others are written.
+
+Lines of JSON: the layout's key, then `[file, errors]` for a complete file, and for a part of one
+that is not its file, place, size, module and what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+# What its derivation measured, for every module that was computed.
+Errors = Mapping[str, Sequence[float]]
+# Tells a job from the others that write to a file: an offset, and a row of what is read.
+Place = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one job wrote to a file.
+
+    Attributes:
+        file: its name.
+        place: of the job.
+        nbytes: bytes written.
+        module: the module that was computed; empty where bytes were copied.
+        measured: what its derivation measured.
+    """
+
+    file: str
+    place: Place
+    nbytes: int
+    module: str = ""
+    measured: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What has been noted: complete files, and parts of all."""
+
+    complete: Mapping[str, Errors]
+    parts: Mapping[tuple[str, Place], Part]
+
+    def lines(self, key: str) -> Iterator[str]:
+        """It as text."""
+        yield line_of(key)
+        yield from (line_of(entry) for entry in self.complete.items())
+        yield from (line_of(astuple(part)) for part in self.parts.values())
+
+    def contains(self, other: Journal) -> bool:
+        """Whether all that `other` holds is noted here."""
+        return (
+            other.complete.keys() <= self.complete.keys()
+            and other.parts.keys() <= self.parts.keys()
+        )
+
+
+def line_of(entry: Any) -> str:
+    """A line of the journal."""
+    return f"{json.dumps(entry)}\n"
+
+
+def read_journal(path: Path, key: str) -> Journal:
+    """Read a journal; an empty one if it is another key's, damaged at its start, or absent."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        # A line that was being written when the process died has no end.
+        first, *entries = [json.loads(line) for line in lines if line.endswith("\n")]
+        if first == key:
+            return _parse(entries)
+    except (OSError, ValueError, TypeError):
+        pass
+    return Journal({}, {})
+
+
+def _parse(entries: Iterable[Sequence[Any]]) -> Journal:
+    complete: dict[str, Errors] = {}
+    parts: dict[tuple[str, Place], Part] = {}
+    for file, *rest in entries:
+        if len(rest) == 1:
+            complete[file] = rest[0]
+        else:
+            (offset, row), *others = rest
+            parts[file, (offset, row)] = Part(file, (offset, row), *others)
+    return Journal(complete, parts)

@@ -1,0 +1,54 @@
+"""The journal of a run: what was noted is found again, and a damaged end costs only itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctcli.storage.journal import Journal, Part, line_of, read_journal
+
+NAMES = st.text(min_size=1)
+FLOATS = st.lists(st.floats(allow_nan=False), max_size=2)
+PLACES = st.tuples(st.integers(0, 2**63), st.integers(0, 2**31))
+PARTS = st.builds(Part, NAMES, PLACES, st.integers(1, 2**40), st.text(), FLOATS)
+
+
+@st.composite
+def journals(draw: st.DrawFn) -> Journal:
+    complete = draw(st.dictionaries(NAMES, st.dictionaries(st.text(), FLOATS, max_size=2)))
+    parts = draw(st.lists(PARTS, max_size=4))
+    return Journal(complete, {(part.file, part.place): part for part in parts})
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("journal") / "journal"
+
+
+@given(journals(), st.text())
+def test_what_was_noted_is_read_under_the_same_key_only(
+    path: Path, journal: Journal, key: str
+) -> None:
+    path.write_text("".join(journal.lines(key)), encoding="utf-8")
+    assert read_journal(path, key) == journal
+    assert read_journal(path, f"{key}.") == Journal({}, {})
+
+
+@given(journals(), st.floats(0, 1))
+def test_a_torn_end_costs_what_it_held(path: Path, journal: Journal, share: float) -> None:
+    text = "".join(journal.lines("key"))
+    kept = text[: int(share * len(text))]
+    path.write_text(kept, encoding="utf-8")
+    found = read_journal(path, "key")
+    assert journal.contains(found)
+    assert len(found.complete) + len(found.parts) == max(0, kept.count("\n") - 1)
+
+
+def test_a_journal_that_is_no_journal_is_empty(path: Path) -> None:
+    for text in ("", "\n", "[]\n", f"{line_of('key')}1\n", f"{line_of('key')}[1, 2, 3]\n"):
+        path.write_text(text)
+        assert read_journal(path, "key") == Journal({}, {})
+    assert read_journal(path.with_name("absent"), "key") == Journal({}, {})
