@@ -1,0 +1,5 @@
+"""The command line: options in, one thin function a command, exit codes out."""
+
+from ctcli.cli.app import app, main
+
+__all__ = ["app", "main"]

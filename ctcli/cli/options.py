@@ -1,0 +1,153 @@
+"""Option types that commands share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctcli.plan import Settings
+from ctcli.units import parse_bytes
+
+OFF = "off"
+
+
+def _size(text: str | int) -> int:
+    try:
+        return parse_bytes(str(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise typer.BadParameter("an empty path.")
+    return text
+
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC",
+        parser=_path,
+        help="Checkpoint: a local directory or a hub id (org/name).",
+    ),
+]
+Destination = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DST",
+        parser=lambda text: Path(_path(str(text))),
+        help="Directory to make; it must not exist yet, or be empty.",
+    ),
+]
+
+
+BinFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="OUT.bin",
+        parser=lambda text: Path(_path(str(text))),
+        help="File to make; it must not exist yet.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The options that every command has."""
+
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REV", show_default="main", help="Branch, tag or commit of a hub SRC."
+        ),
+    ] = None
+    num_workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", show_default="the cores", help="Threads.")
+    ] = None
+    max_memory: Annotated[
+        int,
+        typer.Option(
+            parser=_size,
+            metavar="SIZE",
+            show_default="2GB",
+            help="Bytes that all jobs under way may hold together (500MB, 2GiB).",
+        ),
+    ] = parse_bytes("2GB")
+    max_shard_size: Annotated[
+        int | None,
+        typer.Option(
+            parser=_size,
+            metavar="SIZE",
+            show_default="the shards stay",
+            help="Lay the checkpoint out anew, in natural order and shards of at most so many "
+            "bytes of tensor data (5GB, 300MiB).",
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", show_default=OFF, help="Check everything and say what would be done."
+        ),
+    ] = False
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", show_default=OFF, help="Replace DST, once its successor is complete."
+        ),
+    ] = False
+    fsync: Annotated[
+        bool,
+        typer.Option(
+            "--fsync",
+            show_default=OFF,
+            help="Put each file on the disk before it counts as complete: survives a power cut.",
+        ),
+    ] = False
+    json: Annotated[
+        bool,
+        typer.Option(
+            "--json", show_default=OFF, help="Print the result as one JSON object on stdout."
+        ),
+    ] = False
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", "-q", show_default=OFF, help="Print errors only (and --json's object)."
+        ),
+    ] = False
+
+    def settings(self, link: bool = False) -> Settings:
+        """These options as the engine takes them."""
+        return Settings(
+            workers=self.num_workers or _cores(),
+            max_memory=self.max_memory,
+            overwrite=self.overwrite,
+            fsync=self.fsync,
+            link=link,
+        )
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # fewer than os.cpu_count() in a container
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+MappingFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        show_default="by model_type",
+        help="TOML or JSON that says what embeds, reads and writes, for a model type that is not "
+        "known (SpinQuantMapping's and NormMapping's fields).",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(metavar="NAME", show_default="cpu", help="Where to compute: cpu, cuda, ..."),
+]

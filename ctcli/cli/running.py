@@ -1,0 +1,91 @@
+"""What every command does with its rewrite: open, check, plan, write, show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+
+from ctcli.checkpoint import Checkpoint
+from ctcli.cli.options import Shared
+from ctcli.console import Report, Result, Terminal
+from ctcli.engine import execute
+from ctcli.plan import Plan, Settings, check_resources, make_plan
+from ctcli.storage.destination import check_destination
+from ctcli.storage.layout import Layout, lay_out
+from ctcli.storage.llama2c import lay_out_bin
+from ctcli.storage.opening import local_directory, open_checkpoint
+from ctcli.units import format_bytes, format_seconds
+
+
+def run_rewrite(
+    source: str,
+    destination: Path,
+    rewrite: Callable[[Checkpoint], tuple[Checkpoint, Report]],
+    shared: Shared,
+    settings: Settings,
+    lay_out: Callable[[Checkpoint], Layout] = lay_out,
+) -> None:
+    """Open, rewrite, plan, check; then, unless it is a dry run, write."""
+    terminal = Terminal(shared.quiet, shared.json)
+    directory = local_directory(source)
+    if directory and shared.revision:
+        raise typer.BadParameter("--revision is for hub ids, and SRC is a directory.")
+    check_destination(destination, directory, shared.overwrite, lay_out is lay_out_bin)
+    checkpoint, report = rewrite(open_checkpoint(source, shared.revision))
+    for warning in checkpoint.warnings:
+        terminal.warn(warning)
+    plan = make_plan(lay_out(checkpoint), destination, settings)
+    check_resources(plan)
+    start = time.monotonic()
+    if not shared.dry_run:
+        step = checkpoint.steps[-1]["use"]
+        with terminal.progress(step, plan.fetch_bytes + plan.write_bytes) as advance:
+            report = report.with_errors(execute(plan, advance))
+    terminal.show(_result(source, checkpoint, report, plan, shared, time.monotonic() - start))
+
+
+def _result(
+    source: str,
+    checkpoint: Checkpoint,
+    report: Report,
+    plan: Plan,
+    shared: Shared,
+    seconds: float,
+) -> Result:
+    written = plan.write_bytes
+    resumed = len(plan.leftover.journal.complete)
+    rows = report.rows()
+    if resumed or plan.continued_bytes:
+        text = f"complete already: {resumed} of {len(plan.layout.all_files)} files"
+        parts = f", and {format_bytes(plan.continued_bytes)} of others"
+        rows.append(("continued", text + (parts if plan.continued_bytes else "")))
+    if shared.dry_run:
+        if plan.fetch_bytes:
+            rows.append(("to download", format_bytes(plan.fetch_bytes)))
+        rows.append(("to write", f"{format_bytes(written)} in {len(plan.files)} files"))
+        rows.append(("working memory", f"at most {format_bytes(plan.peak_memory)}"))
+    else:
+        rate = f"{format_bytes(written / max(seconds, 1e-3))}/s"
+        rows.append(("written", f"{format_bytes(written)} in {format_seconds(seconds)}, {rate}"))
+    step = checkpoint.steps[-1]["use"]
+    dry = " (dry run, nothing written)" if shared.dry_run else ""
+    data = {
+        "command": step,
+        "source": source,
+        "commit": checkpoint.origin.commit,
+        "destination": str(plan.destination),
+        "dry_run": shared.dry_run,
+        **report.data(),
+        "files_continued": resumed,
+        "bytes_continued": plan.continued_bytes,
+        "bytes_to_download": plan.fetch_bytes,
+        "bytes_written": 0 if shared.dry_run else written,
+        "bytes_to_write": written,
+        "working_memory_bytes": plan.peak_memory,
+        "seconds": round(seconds, 3),
+        "warnings": list(checkpoint.warnings),
+    }
+    return Result(f"{step}: {source} -> {plan.destination}{dry}", rows, report.items(), data)

@@ -1,0 +1,170 @@
+"""`ctcli fuse-norms` and `ctcli rotate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, cast
+
+import typer
+
+from ctcli.cli.options import OFF, Destination, Device, MappingFile, Shared, Source
+from ctcli.cli.running import run_rewrite
+from ctcli.rewrites.matrices import TransformType
+from ctcli.rewrites.rotate import Precision, RotationName
+
+
+def fuse_norms(
+    source: Source,
+    destination: Destination,
+    shared: Shared,
+    center: Annotated[
+        bool,
+        typer.Option(
+            "--center",
+            show_default=OFF,
+            help="LayerNorm models: take the mean out of what is written into the residual "
+            "stream, so that each LayerNorm computes what an RMSNorm would.",
+        ),
+    ] = False,
+    dtype: Annotated[
+        Literal["float32"] | None,
+        typer.Option(
+            show_default="the tensors' own",
+            help="Write all floats in this dtype, for a chain without rounding in between.",
+        ),
+    ] = None,
+    mapping: MappingFile = None,
+    device: Device = "cpu",
+) -> None:
+    """Move the gain of every norm into the linears that read it.
+
+    The model computes the same, and its norms have gains of one. Tied embeddings are untied where
+    the final norm goes into lm_head.
+    """
+    from ctcli.rewrites.fuse_norms import fuse_norms as fuse
+    from ctcli.rewrites.surgery_options import fuse_options
+
+    options = fuse_options(
+        mapping=mapping,
+        center=center,
+        dtype=dtype,
+        device=device,
+        max_shard_size=shared.max_shard_size,
+    )
+    run_rewrite(
+        source, destination, lambda checkpoint: fuse(checkpoint, options), shared, shared.settings()
+    )
+
+
+def _rotations(text: str) -> str:
+    names = [name.strip().upper() for name in text.split(",")]
+    if not set(names) <= {"R1", "R2", "R3", "R4"} or len(set(names)) < len(names):
+        raise typer.BadParameter(f"{text!r}: give some of R1,R2,R3,R4.")
+    return ",".join(sorted(names))
+
+
+def rotate(
+    source: Source,
+    destination: Destination,
+    shared: Shared,
+    rotations: Annotated[
+        str,
+        typer.Option(
+            parser=_rotations,
+            metavar="NAMES",
+            show_default="R1,R2",
+            help="R1: the residual stream. R2: values. R3, R4: queries and keys, and the MLPs' "
+            "inner activations, for servers that rotate these while they run.",
+        ),
+    ] = "R1,R2",
+    transform_type: Annotated[
+        TransformType,
+        typer.Option(show_default="hadamard", help="Where the matrices come from."),
+    ] = "hadamard",
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            show_default="compressed-tensors' constant",
+            help="Of random signs and matrices.",
+        ),
+    ] = None,
+    randomize: Annotated[
+        bool,
+        typer.Option(
+            "--randomize", show_default=OFF, help="R2: a different matrix for each layer."
+        ),
+    ] = False,
+    block_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            show_default="all together",
+            help="R1, R4: rotate blocks of so many coordinates.",
+        ),
+    ] = None,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            show_default="auto",
+            help="Arithmetic; auto is float32 for 16-bit weights, float64 for wider ones.",
+        ),
+    ] = "auto",
+    save_online_weights: Annotated[
+        bool,
+        typer.Option(
+            "--save-online-weights",
+            show_default=OFF,
+            help="R3: write its matrix too, which vLLM cannot load.",
+        ),
+    ] = False,
+    transform_config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default="none",
+            help="compressed-tensors' TransformConfig as JSON, instead of --rotations. Norms are "
+            "not fused.",
+        ),
+    ] = None,
+    rotation_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default="none",
+            help="Learned matrices as SpinQuant publishes them: R1, <attention>.R2.",
+        ),
+    ] = None,
+    mapping: MappingFile = None,
+    device: Device = "cpu",
+) -> None:
+    """Rotate the weights, so that no coordinate stands out; the model computes the same.
+
+    Norms are fused first. With R1 and R2 the result is an ordinary checkpoint.
+    """
+    from ctcli.rewrites.rotate import rotate as rotate_checkpoint
+    from ctcli.rewrites.surgery_options import rotate_options
+
+    options = rotate_options(
+        mapping=mapping,
+        rotations=cast(list[RotationName], rotations.split(",")),
+        transform_type=transform_type,
+        seed=seed,
+        randomize=randomize,
+        block_size=block_size,
+        precision=precision,
+        save_online_weights=save_online_weights,
+        transform_config=transform_config,
+        rotation_file=rotation_file,
+        device=device,
+        max_shard_size=shared.max_shard_size,
+    )
+    run_rewrite(
+        source,
+        destination,
+        lambda checkpoint: rotate_checkpoint(checkpoint, options),
+        shared,
+        shared.settings(),
+    )
