@@ -61,10 +61,8 @@ def quantize_q80(matrix: Floats, group: int) -> tuple[NDArray[np.int8], Floats]:
     """int8 codes and float32 scales, flat."""
     groups = matrix.reshape(-1, group)
     scales = np.abs(groups).max(axis=1) / np.float32(127)
-    codes = np.zeros(groups.shape, np.int8)
-    for i, scale in enumerate(scales):
-        if scale > 0:
-            codes[i] = np.clip(np.rint(groups[i] / scale), -127, 127)
+    divisors = np.where(scales > 0, scales, np.float32(1))[:, None]
+    codes = np.clip(np.rint(groups / divisors), -127, 127).astype(np.int8)
     return codes.reshape(-1), scales
 
 

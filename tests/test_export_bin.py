@@ -52,11 +52,12 @@ def test_metas_rows_are_side_by_side_already(tmp_path: Path, version: int, tied:
 
 
 def test_rows_of_more_than_one_block_are_put_together(tmp_path: Path) -> None:
-    """Blocks have a million elements: heads of 128 rows, four blocks of queries."""
-    model = make_model(replace(SMALL, dim=2048, hidden_dim=64, n_layers=1, n_heads=16))
-    source = save_hf(tmp_path / "source", model)
-    export(source, tmp_path / "out.bin")
+    """Blocks have a million elements, jobs four: heads of 128 rows, two jobs of embeddings."""
+    sizes = replace(SMALL, dim=2048, hidden_dim=64, n_layers=1, n_heads=16, vocab_size=3000)
+    model = make_model(sizes)
+    report = export(save_hf(tmp_path / "source", model), tmp_path / "out.bin")
     assert (tmp_path / "out.bin").read_bytes() == write(model, 2, 64)
+    assert report.errors == errors_of(model, 64)
 
 
 @pytest.mark.parametrize(

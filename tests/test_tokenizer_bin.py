@@ -6,6 +6,7 @@ import ast
 import json
 import struct
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def sentencepiece_model(kind: int = 2) -> bytes:
 NORMALIZER = message((1, b"identity"), (3, 1))
 
 
+@cache  # Hypothesis allows little time for an example
 def tokenizer_of(content: bytes, size: int) -> Tokenizer:
     """What run.c makes of a tokenizer.json."""
     vocabulary = read_tokenizer_json(content)
@@ -91,14 +93,15 @@ def tokenizer_of(content: bytes, size: int) -> Tokenizer:
 
 
 SENTENCEPIECE = json.dumps(sentencepiece_json()).encode()
+PYLM = (ROOT / "fixtures" / "pylm" / "tokenizer.json").read_bytes()
+HUB = HubTokenizer.from_str(SENTENCEPIECE.decode())
 SIZE = len(sentencepiece_json()["model"]["vocab"])
 
 
 @given(st.text(st.sampled_from("theca !\u00e9\u4e16."), max_size=12))
 def test_run_c_encodes_as_a_sentencepiece_tokenizer_does(text: str) -> None:
-    hub = HubTokenizer.from_str(SENTENCEPIECE.decode())
     run_c = tokenizer_of(SENTENCEPIECE, SIZE)
-    expected = hub.encode(text).ids if text else []
+    expected = HUB.encode(text).ids if text else []
     assert run_c.encode(text) == [1, *expected]
     assert run_c.rest == 0
 
@@ -147,14 +150,21 @@ def pylm_files(pylm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@given(st.text(st.characters(min_codepoint=1, max_codepoint=127), min_size=1))
+@given(st.text(st.characters(min_codepoint=2, max_codepoint=127), min_size=1))
 def test_run_c_takes_ascii_for_pylms_tokens(text: str) -> None:
-    content = (ROOT / "fixtures" / "pylm" / "tokenizer.json").read_bytes()
-    run_c = tokenizer_of(content, 256)
+    """But for byte 1, which to run.c is what a text begins with."""
+    run_c = tokenizer_of(PYLM, 256)
     tokens = run_c.encode(text)
     assert tokens == [1, ord(" "), *text.encode()]
     printed = "".join(char for char in text if char.isprintable() or char in "\t\n\v\f\r")
     assert run_c.decode(tokens) == printed.encode()
+
+
+def test_bytes_that_are_no_text_are_written_as_numbers() -> None:
+    """Other readers decode a token as UTF-8, and none can hold a NUL."""
+    texts = [text for text, _ in read_tokenizer_json(PYLM).pieces(256)]
+    as_numbers = [b"<0x%02X>" % byte for byte in (0, *range(128, 256))]
+    assert texts == [as_numbers[0], *(bytes([byte]) for byte in range(1, 128)), *as_numbers[1:]]
 
 
 def test_run_c_continues_a_prompt_with_pylm(pylm_files: Path) -> None:
@@ -191,6 +201,7 @@ def byte_level_json(**changes: Any) -> bytes:
         "the",
         "\u0120the",
         "\u00c3\u00a9",
+        "zz",
     ]
     tokenizer = HubTokenizer(
         BPE(
@@ -200,7 +211,7 @@ def byte_level_json(**changes: Any) -> bytes:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|end of text|>"])
+    tokenizer.add_special_tokens(["xy"])
     content = json.loads(tokenizer.to_str())
     content["model"] |= changes
     return json.dumps(content).encode()
@@ -208,19 +219,21 @@ def byte_level_json(**changes: Any) -> bytes:
 
 def test_byte_level_merges_become_scores() -> None:
     content = byte_level_json()
-    run_c, hub = tokenizer_of(content, 261), HubTokenizer.from_str(content.decode())
+    run_c, hub = tokenizer_of(content, 262), HubTokenizer.from_str(content.decode())
     for text in ("the hen", " the", "thethe", "\u00e9"):
         assert run_c.encode(text)[1:] == hub.encode(f" {text}").ids, text
-    assert run_c.texts[-1] == b"<|end of text|>"
+    assert run_c.texts[-1] == b"xy"
+    for text in ("xy", "zz"):  # an added token, and one that no merge makes
+        assert run_c.encode(text)[2:] == [run_c.lookup[char.encode()] for char in text]
     vocabulary = read_tokenizer_json(content)
-    assert any("does not split words" in caveat for caveat in vocabulary.caveats(261))
+    assert any("does not split words" in caveat for caveat in vocabulary.caveats(262))
 
 
 def test_merges_as_text_are_read_as_well() -> None:
     content = json.loads(byte_level_json())
     content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
-    expected = read_tokenizer_json(byte_level_json()).pieces(261)
-    assert read_tokenizer_json(json.dumps(content).encode()).pieces(261) == expected
+    expected = read_tokenizer_json(byte_level_json()).pieces(262)
+    assert read_tokenizer_json(json.dumps(content).encode()).pieces(262) == expected
 
 
 # -- refusals --------------------------------------------------------------------------------------
@@ -254,10 +267,13 @@ def test_what_is_no_tokenizer_model_is_refused(content: bytes) -> None:
         read_sentencepiece(content)
 
 
-@given(st.integers(1, len(sentencepiece_model()) - 1))
+WHOLE_MODEL = sentencepiece_model()
+
+
+@given(st.integers(1, len(WHOLE_MODEL) - 1))
 def test_a_tokenizer_model_that_was_cut_short_is_refused(length: int) -> None:
     """Only what follows pieces and trainer, the normalizer, may be missing."""
-    whole = sentencepiece_model()
+    whole = WHOLE_MODEL
     needed = len(whole) - len(message((3, NORMALIZER)))
     if length == needed:
         assert read_sentencepiece(whole[:length]) == read_sentencepiece(whole)
@@ -277,7 +293,7 @@ def test_a_tokenizer_without_bytes_or_space_is_refused() -> None:
 
 
 def test_the_first_tokenizer_that_fits_is_taken(tmp_path: Path) -> None:
-    source = save_hf(tmp_path / "source", make_model(replace(SMALL, vocab_size=261)))
+    source = save_hf(tmp_path / "source", make_model(replace(SMALL, vocab_size=262)))
     assert (
         "there is neither tokenizer.model nor tokenizer.json" in refusal(source, tokenizer=True)[0]
     )
@@ -288,5 +304,5 @@ def test_the_first_tokenizer_that_fits_is_taken(tmp_path: Path) -> None:
     assert "tokenizer.json does not fit: it is malformed" in second
     (source / "tokenizer.json").write_bytes(byte_level_json())
     export(source, tmp_path / "a.bin", tokenizer=True)
-    expected = encode_tokenizer(read_tokenizer_json(byte_level_json()).pieces(261))
+    expected = encode_tokenizer(read_tokenizer_json(byte_level_json()).pieces(262))
     assert (tmp_path / "tokenizer.bin").read_bytes() == expected

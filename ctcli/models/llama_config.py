@@ -102,17 +102,18 @@ def _deviations(
             f"model_type {config.get('model_type')!r}: only {' and '.join(_LLAMAS)} are known to "
             "compute what the readers compute."
         )
-    kinds = {rope.get("rope_type", rope.get("type"))}
+    kinds = [rope.get("rope_type", rope.get("type"))]
     if scaling:
-        kinds.add(scaling.get("rope_type", scaling.get("type", "of no type")))
+        kinds.append(scaling.get("rope_type", scaling.get("type", "of no type")))
     if nested := sorted(key for key, value in rope.items() if isinstance(value, Mapping)):
-        kinds |= {f"one for each of {', '.join(nested)}"}
+        kinds.append(f"one for each of {', '.join(nested)}")
     found += [
         f"RoPE scaling ({kind}): both readers compute plain RoPE."
-        for kind in sorted(kinds.difference(_NO_SCALING), key=str)
+        for kind in kinds
+        if kind not in _NO_SCALING
     ]
-    if {config.get(key := "partial_rotary_factor"), rope.get(key)} - {None, 1.0}:
-        found.append(f"{key}: both readers rotate whole heads.")
+    if any(table.get("partial_rotary_factor") not in (None, 1.0) for table in (config, rope)):
+        found.append("partial_rotary_factor: both readers rotate whole heads.")
     activation = config.get("hidden_act", "silu")
     if activation not in _SILU:
         found.append(f"hidden_act {activation!r}: both readers compute SiLU.")

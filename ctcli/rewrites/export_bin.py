@@ -65,7 +65,8 @@ def export_bin(checkpoint: Checkpoint, options: ExportOptions) -> tuple[Checkpoi
     llama = read_llama(checkpoint)
     header = _header(llama, options)
     tokenizer = Tokenizer(b"", (), ())
-    if options.tokenizer:
+    # Not for a vocabulary of two billion tokens that are not there.
+    if options.tokenizer and header.vocab_size == llama.rows_of("token_embedding"):
         tokenizer = read_tokenizer(checkpoint.files, header.vocab_size)
     unread = tuple(unread_constants(llama.config))
     refused = () if options.allow_nonstandard else unread

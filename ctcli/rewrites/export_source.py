@@ -66,6 +66,12 @@ def read_llama(checkpoint: Checkpoint) -> Llama:
             [f"{naming.config}: {problem}" for problem in config.invalid],
             f"Correct {naming.config}, which describes the model.",
         )
+    if config.sizes["n_layers"] > len(tensors):
+        raise CtcliError(
+            f"{naming.config}: it has {config.sizes['n_layers']} layers, and there are only "
+            f"{len(tensors)} tensors.",
+            "Complete the checkpoint.",
+        )
     return Llama(tensors, naming, config)
 
 

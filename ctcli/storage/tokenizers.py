@@ -112,7 +112,7 @@ def read_tokenizer_json(content: bytes) -> Vocabulary:
         return _bpe_of(parse_json(content))
     except UnfitTokenizerError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError) as bad:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as bad:
         raise UnfitTokenizerError(f"it is malformed: {bad!r}") from bad
 
 

@@ -1,0 +1,64 @@
+"""How a layout is cut into jobs that can be told apart, so that done ones can be left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ctcli.jobs import CopyJob, Job, ReduceJob, make_jobs
+from ctcli.rewrites.export_bin import ExportOptions, export_bin
+from ctcli.rewrites.quantize import quantize
+from ctcli.rewrites.quantize_options import quantize_options
+from ctcli.storage.layout import OutputFile, lay_out
+from ctcli.storage.llama2c import lay_out_bin
+from ctcli.storage.opening import open_checkpoint
+from tests.llamas import SMALL, make_model, save_hf
+from tests.quantizing import DEFAULTS
+
+Places = list[tuple[str, tuple[int, int]]]
+
+
+@pytest.fixture(scope="module", params=["v0", "v2", "W4A16", "NVFP4A16"])
+def files(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[OutputFile]:
+    """Output files with matrices of 6 million values, which are two jobs each."""
+    sizes = replace(SMALL, dim=1024, hidden_dim=5632, n_heads=8, vocab_size=6000)
+    source = save_hf(tmp_path_factory.mktemp("jobs") / "source", make_model(sizes))
+    checkpoint = open_checkpoint(str(source))
+    if request.param in ("v0", "v2"):
+        chosen = ExportOptions("a.bin", 0 if request.param == "v0" else 2, None, None, False, False)
+        exported, _ = export_bin(checkpoint, chosen)
+        return list(lay_out_bin(exported).files)
+    options = quantize_options(schemes=(request.param,), **DEFAULTS)
+    return list(lay_out(quantize(checkpoint, options)[0]).files)
+
+
+def places_of(jobs: list[Job]) -> Places:
+    """File and place of all jobs that write something."""
+    found = []
+    for job in jobs:
+        if isinstance(job, CopyJob):
+            found += [(job.file.name, job.place)] if job.copy else []
+        elif not isinstance(job, ReduceJob):
+            found.append((job.targets[0].file, job.place))
+    return found
+
+
+def test_no_two_jobs_have_the_same_place(files: list[OutputFile]) -> None:
+    places = places_of(make_jobs(files, link=False))
+    assert len(set(places)) == len(places)
+    assert any(row for _, (_, row) in places), "no matrix was more than one job"
+
+
+def test_done_jobs_are_left_out_and_no_others(files: list[OutputFile]) -> None:
+    places = places_of(make_jobs(files, link=False))
+    done, todo = places[::2], places[1::2]
+    assert places_of(make_jobs(files, link=False, done=done)) == todo
+
+
+def test_what_needs_no_reduction_any_more_does_not_reduce(files: list[OutputFile]) -> None:
+    jobs = make_jobs(files, link=False)
+    rest = make_jobs(files, link=False, done=places_of(jobs))
+    assert not any(isinstance(job, ReduceJob) for job in rest)
