@@ -7,9 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.tiny_models import Models
 
 # In CI a change is judged by the same examples each time; elsewhere new ones are tried.
 settings.register_profile("ci", derandomize=True)
@@ -54,3 +58,11 @@ def ctcli() -> Ctcli:
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Makes tiny models of every family."""
+    from tests.tiny_models import maker  # imports transformers
+
+    return maker(tmp_path_factory)

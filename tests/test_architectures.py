@@ -6,8 +6,6 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,48 +23,23 @@ from ctcli.models.mapping import parse_mapping
 from ctcli.models.protected import protected_kind
 from ctcli.models.resolve import resolve
 from tests.surgery import center, fuse_norms, orthogonal, rotate_heads, rotate_stream, untie
-from tests.tiny_models import MODELS, difference, load, logits, make, read, tokens, write
+from tests.tiny_models import (
+    MODELS,
+    Models,
+    Tiny,
+    difference,
+    load,
+    logits,
+    make,
+    read,
+    tokens,
+    write,
+)
 
 # Rounding in float32 over two layers is below 1e-5 of the largest logit; a part that is
 # forgotten moves the logits by more than 1e-2.
 EXACT = 1e-4
 WRONG = 1e-2
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Tiny:
-    """A tiny model: its checkpoint, and what it answers."""
-
-    folder: Path
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-    logits: Tensor
-
-    @property
-    def shapes(self) -> Shapes:
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-
-    @cached_property
-    def architecture(self) -> Architecture:
-        return resolve(self.config, self.shapes)
-
-
-Models = Callable[..., Tiny]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """Makes a tiny model, once for each set of arguments."""
-
-    @cache
-    def make_one(name: str, tied: bool = False, hidden: int = 64) -> Tiny:
-        folder = make(name, tmp_path_factory.mktemp(name), tied=tied, hidden=hidden)
-        config, tensors = read(folder)
-        return Tiny(folder, config, tensors, logits(load(folder)))
-
-    return make_one
 
 
 OPERATIONS: dict[Operation, Callable[[Architecture, dict[str, Tensor]], None]] = {
@@ -98,10 +71,6 @@ def operated(model: Tiny, operations: Sequence[Operation], folder: Path) -> Any:
 
 def error_of(model: Tiny, operations: Sequence[Operation], folder: Path) -> float:
     return difference(logits(operated(model, operations, folder)), model.logits)
-
-
-def allowed(model: Tiny, *operations: Operation) -> bool:
-    return not {*operations} & model.architecture.refusals.keys()
 
 
 EVERY = pytest.mark.parametrize("name", MODELS)
@@ -150,7 +119,7 @@ def test_exact_operations(name: str, tied: bool, hidden: int, tiny: Models, tmp_
         ("fuse-norms", "R1"),
         ("fuse-norms", "center", "R1", "R2"),
     ]
-    done = [chain for chain in chains if allowed(model, *chain)]
+    done = [chain for chain in chains if model.allows(*chain)]
     errors = {
         "+".join(chain): error_of(model, chain, tmp_path / str(i)) for i, chain in enumerate(done)
     }
@@ -308,7 +277,7 @@ def test_clipped_values_cannot_be_rotated(tiny: Models) -> None:
 # ---- What does not fit
 
 
-def problems_of(config: dict[str, Any], shapes: Shapes) -> tuple[str, ...]:
+def problems_of(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> tuple[str, ...]:
     with pytest.raises(CtcliError) as refusal:
         resolve(config, shapes)
     assert refusal.value.hint

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,8 @@ from transformers import AutoModelForCausalLM
 from ctcli.schemes.presets import PRESETS
 from tests.operating import run_fuse_norms, run_rotate
 from tests.quantizing import run_quantize
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 WINDOWS, WINDOW = 8, 512
 # How far the perplexity may move: what was measured on these few windows, and half as much again.
@@ -46,15 +47,6 @@ def tokens() -> Tensor:
     paths = sorted(Path(folders[0]).glob("*.py")) if folders else [Path(argparse.__file__)]
     text = b"".join(path.read_bytes() for path in paths)
     return torch.tensor(list(text[: WINDOWS * WINDOW])).view(WINDOWS, WINDOW)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tests run side by side on all cores already."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def load(folder: Path) -> nn.Module:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ctcli.errors import CtcliError
-from ctcli.models.architecture import Architecture
-from ctcli.models.resolve import resolve
 from tests.checkpoints import file_hashes, tensor_hashes
 from tests.conftest import Ctcli
 from tests.operating import run_fuse_norms, run_rotate
 from tests.quantizing import run_quantize
 from tests.surgery import orthogonal
-from tests.tiny_models import MODELS, difference, load, logits, make, read, write
+from tests.tiny_models import MODELS, Models, Tiny, difference, load, logits, make, read, write
 
 # Rounding in float32 over two layers stays below 1e-5 of the largest logit, and whatever is left
 # out of a rotation or fused twice moves them by more than 1e-2.
@@ -33,46 +29,7 @@ EXACT = 1e-4
 TYPES = ("hadamard", "random-hadamard", "random-matrix")
 
 
-@dataclass(frozen=True)
-class Tiny:
-    """A tiny model: where it lies, its parts, and what it answers."""
-
-    folder: Path
-    architecture: Architecture
-    logits: Tensor
-
-    def error(self, changed: Path) -> float:
-        """How far the answers of a changed checkpoint are from its own."""
-        return difference(logits(load(changed)), self.logits)
-
-    def allows(self, *operations: str) -> bool:
-        return not {*operations} & {*self.architecture.refusals}
-
-
-Models = Callable[..., Tiny]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """Makes a tiny model, once for each set of arguments."""
-
-    @cache
-    def make_one(name: str, tied: bool = False, hidden: int = 64) -> Tiny:
-        folder = make(name, tmp_path_factory.mktemp(name), tied=tied, hidden=hidden)
-        config, tensors = read(folder)
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        return Tiny(folder, resolve(config, shapes), logits(load(folder)))
-
-    return make_one
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tests run side by side on all cores already."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rotations_of(model: Tiny) -> list[tuple[str, ...]]:

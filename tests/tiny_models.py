@@ -7,14 +7,20 @@ the family allows it: a rewrite that forgets one of them changes the logits.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from ctcli.models.architecture import Architecture
+from ctcli.models.resolve import resolve
 
 VOCABULARY = 128
 _MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
@@ -94,6 +100,49 @@ MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "starcoder2": ("starcoder2", {"use_bias": True}),
     "starcoder2_unbiased": ("starcoder2", {"use_bias": False}),
 }
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model: its checkpoint, and what it answers."""
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    logits: Tensor
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """Its parts."""
+        return resolve(self.config, self.shapes)
+
+    def allows(self, *operations: str) -> bool:
+        """Whether all of these would be exact."""
+        return not {*operations} & {*self.architecture.refusals}
+
+    def error(self, folder: Path) -> float:
+        """How far the answers of a changed checkpoint are from its own."""
+        return difference(logits(load(folder)), self.logits)
+
+
+Models = Callable[..., Tiny]
+
+
+def maker(root: pytest.TempPathFactory) -> Models:
+    """Makes tiny models, each once for the same arguments."""
+
+    @cache
+    def make_one(name: str, tied: bool = False, hidden: int = 64) -> Tiny:
+        folder = make(name, root.mktemp(name), tied=tied, hidden=hidden)
+        config, tensors = read(folder)
+        return Tiny(folder, config, tensors, logits(load(folder)))
+
+    return make_one
 
 
 def make(
