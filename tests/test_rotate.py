@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from compressed_tensors.transform.utils.hadamard import deterministic_hadamard_matrix
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ctcli.errors import CtcliError
@@ -26,6 +26,7 @@ from tests.tiny_models import (
     Tiny,
     make,
     read,
+    write,
 )
 
 TYPES = ("hadamard", "random-hadamard", "random-matrix")
@@ -321,3 +322,23 @@ def test_an_unknown_model_type_needs_a_mapping(ctcli: Ctcli, tiny: Models, tmp_p
     assert json.loads(done.stdout)["changes"]["R1"] == "hadamard 64"
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     assert tiny("llama").error(tmp_path / "out") <= EXACT
+
+
+def test_a_dtype_that_cannot_be_computed_with_is_refused(tmp_path: Path) -> None:
+    folder = make("llama", tmp_path / "source")
+    path = folder / "model-00001-of-00004.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("proj.weight"))
+    save_file({**tensors, name: tensors[name].to(torch.int32)}, path, metadata={"format": "pt"})
+    with pytest.raises(CtcliError, match=re.escape(f"{name}: I32 cannot be computed with")):
+        run_rotate(folder, tmp_path / "out")
+
+
+def test_a_head_of_its_own_beside_a_config_that_says_tied(tiny: Models, tmp_path: Path) -> None:
+    """Readers take the head that is stored; the output says so."""
+    model = tiny("llama")
+    config = {**model.config, "tie_word_embeddings": True}
+    source = write(tmp_path / "source", config, model.tensors)
+    out = run_rotate(source, tmp_path / "out")
+    assert read(out)[0]["tie_word_embeddings"] is False
+    assert model.error(out) <= EXACT
