@@ -172,7 +172,8 @@ class Worker:
         every = range(0, source.spec.shape[0], job.span.step)
         blocks = self._blocks(source, every, read_rows)
         count = sum(int((~torch.isfinite(rows)).sum()) for _, rows in blocks)
-        problem = f".weight: {count} of its values are NaN or infinite."
+        leaf = "bias" if [*job.derivation.outputs] == ["bias"] else "weight"
+        problem = f".{leaf}: {count} of its values are NaN or infinite."
         if not count:
             dtypes = {output.spec.dtype for output in job.derivation.outputs.values()}
             problem = f": the result is not finite, or too large for {', '.join(sorted(dtypes))}."

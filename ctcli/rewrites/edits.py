@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_HINT = "Repair the checkpoint; if the result does not fit the dtype, give --dtype float32."
+_HINT = "Repair the checkpoint; if a result does not fit, start with fuse-norms --dtype float32."
 
 
 class Map(Hashable, Protocol):
@@ -106,7 +106,8 @@ class Edit:
         rows, columns = shape
         together = math.lcm(1, *(each.granule for each in self.rows))
         across = math.lcm(1, *(each.block_size for each in self.columns))
-        columnwise = together * columns > rows * max(across, COLUMNS_AT_ONCE)
+        smaller = together * columns > rows * max(across, COLUMNS_AT_ONCE)
+        columnwise = smaller and bool(self.rows)
         return (across, True) if columnwise else (together, False)
 
 
@@ -157,10 +158,10 @@ def edited(
         output: local name of the result.
     """
     shape = source.spec.shape
-    matrix = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, *shape)
+    matrix = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
     source = replace(source, spec=TensorSpec(source.spec.dtype, matrix))
     granule, columnwise = edit.granule(matrix)
-    whole = None if len(shape) == 1 else granule
+    whole = granule if len(shape) > 1 else None
     outputs = {output: Output(TensorSpec(dtype, shape), whole)}
     needs: list[Reduction] = []
     if edit.gain:
@@ -205,12 +206,12 @@ def vector(tensor: StoredTensor) -> Reduction:
 
 @lru_cache(maxsize=256)
 def repeated(once: Map, size: int) -> Map:
-    """The block-diagonal map of so many coordinates."""
+    """The block-diagonal map of so many coordinates: some of its blocks, or more of them."""
     from ctcli.ops.rotation import Rotation
 
     if size == once.size or not isinstance(once, Rotation):
         return once
-    return once.repeated(size // once.size)
+    return replace(once, repeats=size // once.block_size)
 
 
 def _edit_block(
@@ -274,7 +275,9 @@ def _stored(found: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     from ctcli.ops.sums import largest_magnitude
 
     rounded = {name: tensor.to(torch_dtype(dtype)) for name, tensor in found.items()}
-    if not all(largest_magnitude(tensor).isfinite() for tensor in rounded.values()):
+    if not all(
+        largest_magnitude(tensor).isfinite() for tensor in rounded.values() if tensor.numel()
+    ):
         raise NonFiniteError(_HINT)
     return {name: tensor.cpu() for name, tensor in rounded.items()}
 

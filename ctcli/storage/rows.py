@@ -95,7 +95,7 @@ def _as_bytes(tensor: Tensor) -> memoryview:
 
 
 def _row_bytes(spec: TensorSpec) -> int:
-    return spec.nbytes // spec.shape[0]
+    return spec.nbytes // max([1, *spec.shape[:1]])
 
 
 def _columns(spec: TensorSpec, start: int, stop: int) -> tuple[int, int]:

@@ -1,0 +1,93 @@
+"""fuse-norms and rotate on checkpoints and options that tiny, tidy models do not have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ctcli.errors import CtcliError
+from tests.operating import run_fuse_norms, run_rotate
+from tests.tiny_models import difference, load, logits, make, read
+
+# Float32 rounding over one or two layers; see test_rotate.py.
+EXACT = 1e-4
+# Wider than a run of columns (1024), so that vectors and rows are cut where they may be.
+WIDE: dict[str, Any] = {"hidden": 1088, "num_hidden_layers": 1}
+
+
+def error(changed: Path, source: Path) -> float:
+    return difference(logits(load(changed)), logits(load(source)))
+
+
+def restore(folder: Path, tensors: dict[str, Tensor]) -> Path:
+    """Put tensors in place of all of a checkpoint's."""
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def transform_file(folder: Path, **scheme: Any) -> Path:
+    """A TransformConfig of one scheme, `v`."""
+    path = folder / "transform.json"
+    path.write_text(json.dumps({"config_groups": {"v": {"type": "hadamard", **scheme}}}))
+    return path
+
+
+@pytest.mark.parametrize("block_size", [None, 64])
+def test_wide_models_with_layer_norms(block_size: int | None, tmp_path: Path) -> None:
+    """A final norm's bias is a vector of more than a run of columns."""
+    source = make("starcoder2", tmp_path / "source", **WIDE)
+    assert error(run_fuse_norms(source, tmp_path / "fused"), source) <= EXACT
+    out = run_rotate(source, tmp_path / "out", block_size=block_size)
+    assert error(out, source) <= EXACT
+
+
+def test_tensors_of_all_ranks_get_the_dtype_asked_for(tmp_path: Path) -> None:
+    source = make("gemma3", tmp_path / "source", dtype=torch.bfloat16)
+    _, tensors = read(source)
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"scale": (), "empty": (0, 4), "vector": (3000,), "position": (1, 600, 1024)}
+    extra = {
+        f"model.vision_tower.{name}": torch.randn(shape, generator=generator).bfloat16()
+        for name, shape in shapes.items()
+    }
+    restore(source, {**tensors, **extra})
+    _, found = read(run_fuse_norms(source, tmp_path / "out", dtype="float32"))
+    kept = [name for name in found if "vision_tower" in name]
+    assert {*extra} < {*kept}
+    for name in kept:
+        assert torch.equal(found[name], {**tensors, **extra}[name].float()), name
+        assert found[name].dtype == torch.float32
+
+
+def test_blocks_of_a_wide_model(tmp_path: Path) -> None:
+    source = make("llama", tmp_path / "source", tied=True, **WIDE)
+    out = run_rotate(source, tmp_path / "out", block_size=16)
+    assert error(out, source) <= EXACT
+
+
+def test_a_bias_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    source = make("llama", tmp_path / "source")
+    tensors = read(source)[1]
+    tensors["model.layers.0.self_attn.v_proj.bias"][3] = torch.nan
+    restore(source, tensors)
+    with pytest.raises(CtcliError, match=r"layers\.0\.self_attn\.v_proj\.bias: 1 of its values"):
+        run_rotate(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mlps_without_width(tmp_path: Path) -> None:
+    """What pruning may leave of a layer."""
+    source = make("llama", tmp_path / "source", mlp_bias=False)
+    shapes = {"gate_proj": (0, 64), "up_proj": (0, 64), "down_proj": (64, 0)}
+    empty = {f"model.layers.1.mlp.{name}.weight": torch.zeros(s) for name, s in shapes.items()}
+    restore(source, {**read(source)[1], **empty})
+    _, found = read(run_rotate(source, tmp_path / "out"))
+    assert {name: found[name].shape for name in empty} == {n: t.shape for n, t in empty.items()}
