@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ctcli.errors import CtcliError
 from tests.operating import run_fuse_norms, run_rotate
-from tests.tiny_models import difference, load, logits, make, read
+from tests.tiny_models import difference, load, logits, make, read, write
 
 # Float32 rounding over one or two layers; see test_rotate.py.
 EXACT = 1e-4
@@ -71,6 +71,32 @@ def test_blocks_of_a_wide_model(tmp_path: Path) -> None:
     source = make("llama", tmp_path / "source", tied=True, **WIDE)
     out = run_rotate(source, tmp_path / "out", block_size=16)
     assert error(out, source) <= EXACT
+
+
+def test_a_head_of_its_own_where_the_default_is_to_tie(tmp_path: Path) -> None:
+    """Gemma's class ties unless config.json says otherwise, and some readers go by that alone."""
+    source = make("gemma", tmp_path / "source", tied=True)
+    config, tensors = read(source)
+    del config["tie_word_embeddings"]
+    for path in source.glob("*.safetensors*"):
+        path.unlink()
+    embedding = tensors["model.embed_tokens.weight"]
+    write(source, config, {**tensors, "lm_head.weight": embedding})
+    out = run_rotate(source, tmp_path / "out")
+    assert read(out)[0]["tie_word_embeddings"] is False
+    assert error(out, source) <= EXACT
+    values = run_rotate(source, tmp_path / "values", rotations=("R2",))
+    assert "tie_word_embeddings" not in read(values)[0]
+
+
+@pytest.mark.parametrize("rotations", [("R3",), ("R4",)])
+def test_online_rotations_are_not_rotated_again(rotations: Any, tmp_path: Path) -> None:
+    source = make("llama", tmp_path / "source")
+    out = run_rotate(source, tmp_path / "out", rotations=rotations, block_size=32)
+    with pytest.raises(CtcliError, match=f"it has online rotations already: {rotations[0]}"):
+        run_rotate(out, tmp_path / "again", rotations=("R4",), block_size=32)
+    with pytest.raises(CtcliError, match="it has online rotations already"):
+        run_fuse_norms(out, tmp_path / "again")
 
 
 def test_a_bias_that_is_not_finite_is_named(tmp_path: Path) -> None:

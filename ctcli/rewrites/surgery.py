@@ -93,16 +93,22 @@ def begin(checkpoint: Checkpoint, architecture: Architecture, unties: bool) -> S
 
 
 def check_editable(checkpoint: Checkpoint) -> None:
-    """Refuse what is quantized, or stored in a dtype that cannot be computed with.
+    """Refuse what is quantized or rotated online, or stored in a dtype not to be computed with.
 
     Raises:
-        CtcliError: names the format, or every such tensor.
+        CtcliError: names the format, the rotations, or every such tensor.
     """
     specs = {name: tensor.spec for name, tensor in checkpoint.tensors()}
     if found := quantized_format(specs.items(), checkpoint.config):
         raise CtcliError(
             f"{checkpoint.origin.name}: it is quantized already: {found}.",
             "Start from the original checkpoint, and quantize last.",
+        )
+    declared = checkpoint.config.get("quantization_config") or {}
+    if transforms := (declared.get("transform_config") or {}).get("config_groups"):
+        raise CtcliError(
+            f"{checkpoint.origin.name}: it has online rotations already: {', '.join(transforms)}.",
+            "Start from the checkpoint without them, and give all rotations at once.",
         )
     problems = [
         f"{name}: {spec.dtype} cannot be computed with."
@@ -172,8 +178,10 @@ class _Operation:
         """A tensor that no edit concerns, in the dtype asked for."""
         if not isinstance(tensor, StoredTensor) or self._tag(tensor) == tensor.spec.dtype:
             return tensor
-        made = edited(name, tensor, Edit(), self._tag(tensor), self.arithmetic)
-        return DerivedTensor(made, "weight")
+        module, _, leaf = name.rpartition(".")
+        tag = self._tag(tensor)
+        made = edited(module, tensor, Edit(), tag, self.arithmetic, output=leaf)
+        return DerivedTensor(made, leaf)
 
     def _linear(self, module: str) -> list[Derivation]:
         weight = self.surgery.stored[f"{module}.weight"]
@@ -215,7 +223,9 @@ def _config(config: Mapping[str, Any], surgery: Surgery, dtype: str | None) -> d
     """config.json as it has to be now; what stands in nested parts changes there, too."""
     architecture = surgery.architecture
     new: dict[str, Any] = {}
-    ties = architecture.tied or config.get("tie_word_embeddings")
+    # Where config.json does not say it, the default of some classes is to tie.
+    changes = architecture.lm_head in surgery.modules
+    ties = architecture.tied or config.get("tie_word_embeddings", changes)
     if ties and f"{architecture.lm_head}.weight" in surgery.stored:
         new["tie_word_embeddings"] = False
     if surgery.switched and architecture.bias_switch:
