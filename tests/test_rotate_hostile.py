@@ -89,6 +89,56 @@ def test_a_head_of_its_own_where_the_default_is_to_tie(tmp_path: Path) -> None:
     assert "tie_word_embeddings" not in read(values)[0]
 
 
+def test_online_transforms_of_linears_with_biases(tmp_path: Path) -> None:
+    """A bias comes before the weight in a file of safetensors."""
+    source = make("llama", tmp_path / "source")
+    places = [{"targets": ["Linear"], "location": "input", "ignore": ["lm_head"]}]
+    out = run_rotate(
+        source,
+        tmp_path / "out",
+        transform_config=transform_file(tmp_path, type="random-hadamard", apply=places),
+    )
+    sizes = {name: len(tensor) for name, tensor in read(out)[1].items() if "v_input" in name}
+    assert sizes == {
+        "model.layers.0.self_attn.q_proj.v_input.weight": 64,
+        "model.layers.0.mlp.down_proj.v_input.weight": 96,
+    }
+
+
+@pytest.mark.parametrize(
+    ("location", "target", "head_dim", "size"),
+    [
+        ("input", "re:.*q_proj$", 24, 64),
+        ("output", "re:.*v_proj$", 1 << 14, 32),
+        ("q_attn", "re:.*self_attn$", 32, 16),
+    ],
+)
+def test_online_transforms_that_do_not_divide(
+    location: str, target: str, head_dim: int, size: int, tmp_path: Path
+) -> None:
+    source = make("llama", tmp_path / "source")
+    path = transform_file(
+        tmp_path, head_dim=head_dim, apply=[{"targets": [target], "location": location}]
+    )
+    with pytest.raises(CtcliError, match=f"{head_dim} coordinates, which do not divide its {size}"):
+        run_rotate(source, tmp_path / "out", transform_config=path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_norms_of_heads_are_no_linears(tmp_path: Path) -> None:
+    """Cohere's have a gain for each head: a matrix, as linears have."""
+    source = make("cohere", tmp_path / "source")
+    places = [{"targets": ["Linear"], "location": "weight_input", "ignore": ["lm_head"]}]
+    out = run_rotate(
+        source,
+        tmp_path / "out",
+        transform_config=transform_file(tmp_path, head_dim=8, apply=places),
+    )
+    before, after = read(source)[1], read(out)[1]
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.endswith("_proj.weight")}
+
+
 @pytest.mark.parametrize("rotations", [("R3",), ("R4",)])
 def test_online_rotations_are_not_rotated_again(rotations: Any, tmp_path: Path) -> None:
     source = make("llama", tmp_path / "source")

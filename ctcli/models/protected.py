@@ -56,6 +56,11 @@ def is_head(module: str) -> bool:
     return _PATTERNS["lm_head"].fullmatch(module) is not None
 
 
+def is_norm(module: str) -> bool:
+    """Whether a module is a norm."""
+    return _PATTERNS["norms"].fullmatch(module) is not None
+
+
 def is_tower(name: str) -> bool:
     """Whether a tensor belongs to a vision or audio tower, or leads from one to the text."""
     return _PATTERNS["vision and audio towers"].fullmatch(name) is not None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ctcli.errors import CtcliError
-from ctcli.models.protected import is_embedding
+from ctcli.models.protected import is_embedding, is_norm
 from ctcli.patterns import check_patterns, matches
 from ctcli.rewrites.edits import RowMap
 from ctcli.rewrites.matrices import made
@@ -135,13 +135,7 @@ class _Scheme:
             rows, columns = self._surgery.stored[f"{module}.weight"].spec.shape
             by_columns = place.location == "weight_input" or is_embedding(module)
             once = self._matrix(columns if by_columns else rows)
-            size = columns if by_columns else rows
-            if size % once.size:
-                raise CtcliError(
-                    f"{module}: {self._scheme.name} rotates {once.size} coordinates, which do not "
-                    f"divide its {size}.",
-                    _HINT,
-                )
+            self._check_divides(module, once, columns if by_columns else rows)
             # W M^T, but E M and M^T W.
             if (place.location == "weight_input") != place.inverse:
                 once = once.inverse
@@ -153,10 +147,13 @@ class _Scheme:
     def serve(self, place: Place, save: bool) -> None:
         """Write the matrix for the first module of each size."""
         on_heads = place.location in ("q_attn", "k_cache")
+        queries = {block.module: block.q for block in self._surgery.architecture.attentions}
         for module in self._modules(place):
-            home = next(n for n in self._surgery.stored if n.startswith(f"{module}."))
-            shape = self._surgery.stored[home].spec.shape
-            once = self._matrix(shape[1] if place.location == "input" else shape[0])
+            home = f"{queries[module].module if on_heads else module}.weight"
+            size = self._surgery.stored[home].spec.shape[place.location == "input"]
+            size = queries[module].size if on_heads else size
+            once = self._matrix(size)
+            self._check_divides(module, once, size)
             if not once.is_hadamard:
                 raise CtcliError(
                     f"{self._scheme.name}: {once.description} is no Hadamard matrix, and readers "
@@ -168,6 +165,14 @@ class _Scheme:
                 name = f"{module}.{self._scheme.name}_{place.location}"
                 stored = self._surgery.stored[home]
                 self._surgery.added[home] |= matrix(name, once, stored)
+
+    def _check_divides(self, module: str, once: Rotation, size: int) -> None:
+        if size % once.size:
+            raise CtcliError(
+                f"{module}: {self._scheme.name} rotates {once.size} coordinates, which do not "
+                f"divide its {size}.",
+                _HINT,
+            )
 
     def _matrix(self, size: int) -> Rotation:
         size = self._scheme.block_size or size
@@ -184,12 +189,14 @@ class _Scheme:
             for name, tensor in self._surgery.stored.items()
             if name.endswith(".weight") and len(tensor.spec.shape) == 2
         }
+        # Norms of queries and keys may have a gain for each head, [heads, head_dim].
+        matrices = {name: None for name in matrices if not is_norm(name)}
         # Readers expect a shared matrix with the first module of the model that uses it.
         linears = [name for name in self._surgery.architecture.linears if name in matrices]
         weights = list(dict.fromkeys([*linears, *matrices]))
         every = weights
         if place.location in ("q_attn", "k_cache"):
-            every = list(dict.fromkeys(name.rpartition(".")[0] for name in weights))
+            every = [block.module for block in self._surgery.architecture.attentions]
         patterns = [target for target in place.targets if target not in ("Linear", "Embedding")]
         check_patterns(patterns, every)
         check_patterns(place.ignore, every)
