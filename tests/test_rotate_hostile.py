@@ -139,6 +139,23 @@ def test_norms_of_heads_are_no_linears(tmp_path: Path) -> None:
     assert changed == {name for name in before if name.endswith("_proj.weight")}
 
 
+def test_a_transform_of_a_reader_is_not_applied_to_what_was_not_rotated(tmp_path: Path) -> None:
+    """A layer for multi-token prediction has linears of the same name."""
+    source = make("deepseek_v3", tmp_path / "source")
+    tensors = read(source)[1]
+    beside = {
+        name.replace("layers.1.", "layers.2."): tensor.clone()
+        for name, tensor in tensors.items()
+        if name.startswith("model.layers.1.mlp.")
+    }
+    restore(source, {name: tensor.clone() for name, tensor in {**tensors, **beside}.items()})
+    config, _ = read(run_rotate(source, tmp_path / "out", rotations=("R4",), block_size=8))
+    groups = config["quantization_config"]["transform_config"]["config_groups"]
+    expected = sorted(name[: -len(".weight")] for name in beside if "down_proj" in name)
+    assert len(expected) == 5
+    assert [place["ignore"] for place in groups["R4"]["apply"]] == [expected, expected]
+
+
 @pytest.mark.parametrize("rotations", [("R3",), ("R4",)])
 def test_online_rotations_are_not_rotated_again(rotations: Any, tmp_path: Path) -> None:
     source = make("llama", tmp_path / "source")

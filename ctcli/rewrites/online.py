@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from ctcli.ops.rotation import Rotation
 
 
-def apply(modules: Iterable[str], location: str, inverse: bool = False) -> dict[str, Any]:
-    """Where a scheme is applied: to all modules of these modules' own names."""
+def apply(
+    modules: Iterable[str], location: str, inverse: bool = False, ignore: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Where a scheme is applied: to all modules of these modules' own names but the ignored."""
     names = dict.fromkeys(module.rpartition(".")[2] for module in modules)
     targets = [f"re:.*{name}$" for name in names]
-    return {"targets": targets, "location": location, "inverse": inverse, "ignore": []}
+    return {"targets": targets, "location": location, "inverse": inverse, "ignore": [*ignore]}
 
 
 def scheme(

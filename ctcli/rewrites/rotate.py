@@ -179,7 +179,14 @@ def _rotate_inner(
         if once.size not in used:
             used[once.size] = once
             surgery.added[f"{module}.weight"] |= matrix(f"{module}.R4_input", once, weight)
-    places = [apply(outputs, "input"), apply(outputs, "weight_input", inverse=True)]
+    # A tower, or a layer for multi-token prediction, may have linears of the same names.
+    names = tuple({module.rpartition(".")[2] for module in outputs})
+    modules = {name.removesuffix(".weight") for name in surgery.stored}
+    ignore = sorted(m for m in modules - {*outputs} if m.endswith(names))
+    places = [
+        apply(outputs, "input", ignore=ignore),
+        apply(outputs, "weight_input", inverse=True, ignore=ignore),
+    ]
     declared = scheme(_declared_type(options, used), options.block_size, places)
     return [("R4", _words(used.values()), declared)]
 
