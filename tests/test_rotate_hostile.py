@@ -12,7 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ctcli.errors import CtcliError
-from tests.operating import run_fuse_norms, run_rotate
+from ctcli.rewrites.rotate import rotate
+from ctcli.rewrites.surgery_options import rotate_options
+from ctcli.storage.layout import lay_out
+from ctcli.storage.opening import open_checkpoint
+from tests.operating import ROTATE, run_fuse_norms, run_rotate
+from tests.surgery import orthogonal
 from tests.tiny_models import difference, load, logits, make, read, write
 
 # Float32 rounding over one or two layers; see test_rotate.py.
@@ -166,6 +171,17 @@ def test_online_rotations_are_not_rotated_again(rotations: Any, tmp_path: Path) 
         run_fuse_norms(out, tmp_path / "again")
 
 
+def test_another_rotation_file_does_not_continue_a_run(tmp_path: Path) -> None:
+    """A file of the same name and size may hold another matrix."""
+    source, path = make("llama", tmp_path / "source"), tmp_path / "R.safetensors"
+    keys = []
+    for seed in (1, 2):
+        save_file({"R1": orthogonal(64, seed).contiguous()}, path)
+        chosen = rotate_options(**{**ROTATE, "rotations": ("R1",), "rotation_file": path})
+        keys.append(lay_out(rotate(open_checkpoint(str(source)), chosen)[0]).key)
+    assert keys[0] != keys[1]
+
+
 def test_a_bias_that_is_not_finite_is_named(tmp_path: Path) -> None:
     source = make("llama", tmp_path / "source")
     tensors = read(source)[1]
@@ -174,6 +190,14 @@ def test_a_bias_that_is_not_finite_is_named(tmp_path: Path) -> None:
     with pytest.raises(CtcliError, match=r"layers\.0\.self_attn\.v_proj\.bias: 1 of its values"):
         run_rotate(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("matrix", [torch.eye(64).to_sparse(), torch.eye(64) * (1 + 0j)])
+def test_rotation_files_of_other_than_dense_real_matrices(matrix: Tensor, tmp_path: Path) -> None:
+    source = make("llama", tmp_path / "source")
+    torch.save({"R1": matrix}, tmp_path / "R.bin")
+    with pytest.raises(CtcliError, match=r"R1 is .*: no dense matrix of real numbers"):
+        run_rotate(source, tmp_path / "out", rotation_file=tmp_path / "R.bin")
 
 
 def test_mlps_without_width(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ def fuse_options(
     """
     recipe = {
         "mapping": str(mapping) if mapping else None,
+        "mapping_sha256": _sha256(mapping),
         "center": center,
         "dtype": dtype,
         "max_shard_size": max_shard_size,
@@ -65,6 +67,7 @@ def rotate_options(
     """
     recipe = {
         "mapping": str(mapping) if mapping else None,
+        "mapping_sha256": _sha256(mapping),
         "rotations": list(rotations),
         "transform_type": transform_type,
         "seed": seed,
@@ -73,7 +76,9 @@ def rotate_options(
         "precision": precision,
         "save_online_weights": save_online_weights,
         "transform_config": str(transform_config) if transform_config else None,
+        "transform_config_sha256": _sha256(transform_config),
         "rotation_file": str(rotation_file) if rotation_file else None,
+        "rotation_file_sha256": _sha256(rotation_file),
         "max_shard_size": max_shard_size,
     }
     check_device(device)
@@ -92,6 +97,14 @@ def rotate_options(
         max_shard_size,
         recipe,
     )
+
+
+def _sha256(path: Path | None) -> str | None:
+    """What a file holds: a run with another content must not continue this one."""
+    if path is None:
+        return None
+    with os_errors_of(str(path), "reading"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_mapping(path: Path | None) -> ArchitectureMapping | None:
@@ -122,10 +135,17 @@ def _read_rotations(path: Path) -> Mapping[str, torch.Tensor]:
             else:
                 found = torch.load(path, map_location="cpu", weights_only=True)
         except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
             raise CtcliError(
                 f"{path}: no file of tensors: {reason}", "Give safetensors, or torch's own format."
             ) from error
-    if not (isinstance(found, dict) and all(torch.is_tensor(t) for t in found.values())):
+    if not (isinstance(found, dict) and all(map(torch.is_tensor, found.values()))):
         raise CtcliError(f"{path}: not a table of tensors.", "Give matrices by name.")
-    return {str(name): tensor for name, tensor in found.items()}
+    problems = [
+        f"{path}: {name} is {tensor.dtype}, {tensor.layout}: no dense matrix of real numbers."
+        for name, tensor in found.items()
+        if tensor.is_complex() or tensor.layout is not torch.strided
+    ]
+    if problems:
+        raise CtcliError(problems, "Save dense float32 matrices.")
+    return {str(name): tensor.detach() for name, tensor in found.items()}
