@@ -182,6 +182,36 @@ def test_another_rotation_file_does_not_continue_a_run(tmp_path: Path) -> None:
     assert keys[0] != keys[1]
 
 
+def test_a_mapping_of_other_heads_than_the_model_has(tmp_path: Path) -> None:
+    """Two heads of values as one would be a rotation across them."""
+    source = make("llama", tmp_path / "source")
+    (tmp_path / "map.toml").write_text(
+        """
+        embedding = "model.embed_tokens"
+        attn = "re:.*self_attn$"
+        attn_head_dim = 32
+        attn_q = "re:.*q_proj$"
+        attn_k = "re:.*k_proj$"
+        attn_v = "re:.*v_proj$"
+        attn_o = "re:.*o_proj$"
+        mlp_in = ["re:.*gate_proj$", "re:.*up_proj$"]
+        mlp_out = ["re:.*down_proj$"]
+        lm_head = "lm_head"
+        [[norms]]
+        norm = "re:.*input_layernorm$"
+        linears = ["re:.*q_proj$", "re:.*k_proj$", "re:.*v_proj$"]
+        [[norms]]
+        norm = "re:.*post_attention_layernorm$"
+        linears = ["re:.*gate_proj$", "re:.*up_proj$"]
+        [[norms]]
+        norm = "model.norm"
+        linears = ["lm_head"]
+        """
+    )
+    with pytest.raises(CtcliError, match=r"v_proj.weight has the shape \[32, 64\], not \[64, any"):
+        run_rotate(source, tmp_path / "out", mapping=tmp_path / "map.toml")
+
+
 def test_a_bias_that_is_not_finite_is_named(tmp_path: Path) -> None:
     source = make("llama", tmp_path / "source")
     tensors = read(source)[1]

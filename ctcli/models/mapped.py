@@ -22,6 +22,9 @@ from ctcli.models.mapping import ArchitectureMapping
 from ctcli.models.resolve import refusals, with_bias
 from ctcli.patterns import check_patterns, matches
 
+# Where config.json may say how many heads of queries, keys and values there are.
+_HEADS = ("num_attention_heads", "num_key_value_heads", "num_key_value_heads")
+
 
 def resolve_mapping(
     mapping: ArchitectureMapping, config: Mapping[str, Any], shapes: Shapes
@@ -150,7 +153,8 @@ def _attentions(
                 "Fused queries, keys and values cannot be described in a mapping file.",
             )
         queries, keys, values = (
-            HeadRows(name, source.size(name, 0) // size, 0, size, size) for name in (q, k, v)
+            HeadRows(name, source.text.get(key) or source.size(name, 0) // size, 0, size, size)
+            for name, key in zip((q, k, v), _HEADS, strict=True)
         )
         roles.append(AttentionRole(module, (q, k, v), queries, keys, values, o))
     return tuple(roles)
