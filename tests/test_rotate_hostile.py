@@ -16,6 +16,7 @@ from ctcli.rewrites.rotate import rotate
 from ctcli.rewrites.surgery_options import rotate_options
 from ctcli.storage.layout import lay_out
 from ctcli.storage.opening import open_checkpoint
+from tests.conftest import Ctcli
 from tests.operating import ROTATE, run_fuse_norms, run_rotate
 from tests.surgery import orthogonal
 from tests.tiny_models import difference, load, logits, make, read, write
@@ -238,3 +239,10 @@ def test_mlps_without_width(tmp_path: Path) -> None:
     restore(source, {**read(source)[1], **empty})
     _, found = read(run_rotate(source, tmp_path / "out"))
     assert {name: found[name].shape for name in empty} == {n: t.shape for n, t in empty.items()}
+
+
+def test_seeds_that_no_generator_takes(ctcli: Ctcli, tmp_path: Path) -> None:
+    done = ctcli("rotate", tmp_path, tmp_path / "out", "--seed", str(2**64))
+    assert done.returncode == 2
+    assert "--seed" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -85,6 +85,7 @@ def rotate(
         int | None,
         typer.Option(
             min=0,
+            max=2**64 - 1,
             metavar="N",
             show_default="compressed-tensors' constant",
             help="Of random signs and matrices.",
