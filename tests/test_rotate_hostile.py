@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from ctcli.errors import CtcliError
 from ctcli.rewrites.rotate import rotate
@@ -18,6 +19,7 @@ from ctcli.storage.layout import lay_out
 from ctcli.storage.opening import open_checkpoint
 from tests.conftest import Ctcli
 from tests.operating import ROTATE, run_fuse_norms, run_rotate
+from tests.quantizing import run_quantize
 from tests.surgery import orthogonal
 from tests.tiny_models import difference, load, logits, make, read, write
 
@@ -246,3 +248,15 @@ def test_seeds_that_no_generator_takes(ctcli: Ctcli, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "--seed" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_transformers_leaves_r3_out_of_a_quantized_checkpoint(tmp_path: Path) -> None:
+    source = make("llama", tmp_path / "source")
+    run_quantize(source, tmp_path / "plain", "W8A8")
+    rotated = run_rotate(source, tmp_path / "rotated", rotations=("R3",))
+    run_quantize(rotated, tmp_path / "out", "W8A8")
+    models = [
+        AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)
+        for name in ("plain", "out")
+    ]
+    assert torch.equal(logits(models[0]), logits(models[1]))

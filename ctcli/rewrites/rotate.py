@@ -32,10 +32,11 @@ RotationName = Literal["R1", "R2", "R3", "R4"]
 # The type of matrices that readers take from the checkpoint.
 _SAVED = "random-hadamard"
 _READERS = {
-    "R3": "R3 is done by the server: vLLM leaves it out, which changes nothing; transformers, too.",
+    "R3": "R3 is done by the server: vLLM leaves it out, which changes nothing; transformers, too, "
+    "but it loads such a checkpoint only once it is quantized.",
     "R4": "Online rotations need a server that rotates activations. vLLM does, on GPUs, without "
-    "tensor parallelism and for linears without bias; transformers does not, and computes "
-    "something else.",
+    "tensor parallelism and for linears without bias; transformers does not: it fails to load the "
+    "checkpoint, and computes something else once it is quantized.",
 }
 
 
