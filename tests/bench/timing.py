@@ -36,11 +36,12 @@ def words_of(command: str, places: Mapping[str, str]) -> list[str]:
 def race(
     commands: Mapping[str, str], places: Mapping[str, str], runs: int
 ) -> dict[str, list[Sample]]:
-    """Run each command in turn, `runs` times after one uncounted round."""
+    """Run each command in turn, warmed up, `runs` times after one uncounted round."""
     samples: dict[str, list[Sample]] = {name: [] for name in commands}
     for run in range(runs + 1):
         for name, command in commands.items():
             remove(Path(places["dst"]))
+            subprocess.run([sys.executable, "-m", "tests.bench.warm_up", places["src"]], check=True)
             sample = _run(words_of(command, places))
             if run:
                 samples[name].append(sample)
