@@ -24,8 +24,8 @@ FUSE: Mapping[str, Any] = {
 }
 ROTATE: Mapping[str, Any] = {
     "mapping": None,
-    "rotations": ("R1", "R2"),
-    "transform_type": "hadamard",
+    "rotations": None,
+    "transform_type": None,
     "seed": None,
     "randomize": False,
     "block_size": None,

@@ -167,7 +167,8 @@ def test_a_transform_of_a_reader_is_not_applied_to_what_was_not_rotated(tmp_path
 @pytest.mark.parametrize("rotations", [("R3",), ("R4",)])
 def test_online_rotations_are_not_rotated_again(rotations: Any, tmp_path: Path) -> None:
     source = make("llama", tmp_path / "source")
-    out = run_rotate(source, tmp_path / "out", rotations=rotations, block_size=32)
+    block_size = 32 if rotations == ("R4",) else None
+    out = run_rotate(source, tmp_path / "out", rotations=rotations, block_size=block_size)
     with pytest.raises(CtcliError, match=f"it has online rotations already: {rotations[0]}"):
         run_rotate(out, tmp_path / "again", rotations=("R4",), block_size=32)
     with pytest.raises(CtcliError, match="it has online rotations already"):
@@ -260,3 +261,38 @@ def test_transformers_leaves_r3_out_of_a_quantized_checkpoint(tmp_path: Path) ->
         for name in ("plain", "out")
     ]
     assert torch.equal(logits(models[0]), logits(models[1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "idle"),
+    [
+        (("--save-online-weights",), ["--save-online-weights"]),
+        (("--rotations", "R2", "--block-size", "8"), ["--block-size"]),
+        (("--rotations", "R1", "--randomize"), ["--randomize"]),
+        (("--rotation-file", "FILE", "--seed", "1"), ["--seed"]),
+        (("--rotation-file", "FILE", "--rotations", "R4"), ["--rotation-file"]),
+        (
+            ("--transform-config", "FILE", "--rotations", "R1", "--transform-type", "hadamard"),
+            ["--rotations", "--transform-type"],
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(
+    options: tuple[str, ...], idle: list[str], ctcli: Ctcli, pylm: Path, tmp_path: Path
+) -> None:
+    words = [str(tmp_path / "file") if word == "FILE" else word for word in options]
+    (tmp_path / "file").write_text("{}")
+    done = ctcli("rotate", pylm, tmp_path / "out", *words)
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert [line.split(": ")[1] for line in lines if "no effect" in line] == idle
+
+
+def test_a_transform_config_that_leaves_the_ends_alone_unties_nothing(tmp_path: Path) -> None:
+    source = make("llama", tmp_path / "source", tied=True, mlp_bias=False)
+    place = {"targets": ["re:.*down_proj"], "location": "weight_input"}
+    groups = {"t": {"type": "hadamard", "head_dim": 32, "apply": [place]}}
+    (tmp_path / "t.json").write_text(json.dumps({"config_groups": groups}))
+    out = run_rotate(source, tmp_path / "out", transform_config=tmp_path / "t.json")
+    assert read(out)[0] == read(source)[0]
+    assert read(out)[1].keys() == read(source)[1].keys()

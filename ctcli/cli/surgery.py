@@ -68,7 +68,7 @@ def rotate(
     destination: Destination,
     shared: Shared,
     rotations: Annotated[
-        str,
+        str | None,
         typer.Option(
             parser=_rotations,
             metavar="NAMES",
@@ -76,11 +76,11 @@ def rotate(
             help="R1: the residual stream. R2: values. R3, R4: queries and keys, and the MLPs' "
             "inner activations, for servers that rotate these while they run.",
         ),
-    ] = "R1,R2",
+    ] = None,
     transform_type: Annotated[
-        TransformType,
+        TransformType | None,
         typer.Option(show_default="hadamard", help="Where the matrices come from."),
-    ] = "hadamard",
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -150,7 +150,7 @@ def rotate(
 
     options = rotate_options(
         mapping=mapping,
-        rotations=cast(list[RotationName], rotations.split(",")),
+        rotations=cast(list[RotationName], rotations.split(",")) if rotations else None,
         transform_type=transform_type,
         seed=seed,
         randomize=randomize,

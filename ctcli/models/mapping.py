@@ -111,7 +111,7 @@ def parse_mapping(name: str, text: str) -> ArchitectureMapping:
     """
     try:
         data = json.loads(text) if name.endswith(".json") else tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _refusal([f"{name}: {error}."]) from error
     if not isinstance(data, dict):
         raise _refusal([f"{name}: it is no table of keys and values."])

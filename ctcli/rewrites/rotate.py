@@ -131,7 +131,9 @@ def _transformed(
     checkpoint: Checkpoint, architecture: Architecture, options: RotateOptions
 ) -> tuple[Checkpoint, SurgeryReport]:
     """What a TransformConfig asks for; norms stay as they are."""
-    surgery = begin(checkpoint, architecture, unties=True)
+    ends = (architecture.token_embedding, architecture.lm_head)
+    unties = any(scheme.folds(module) for scheme in options.transforms for module in ends)
+    surgery = begin(checkpoint, architecture, unties)
     changes = transform(surgery, options.transforms, options.seed, options.save_online_weights)
     arithmetic = Arithmetic(_precision(checkpoint, options.precision), options.device)
     result, report = finish(

@@ -48,8 +48,8 @@ def fuse_options(
 def rotate_options(
     *,
     mapping: Path | None,
-    rotations: Sequence[RotationName],
-    transform_type: TransformType,
+    rotations: Sequence[RotationName] | None,
+    transform_type: TransformType | None,
     seed: int | None,
     randomize: bool,
     block_size: int | None,
@@ -60,11 +60,25 @@ def rotate_options(
     device: str,
     max_shard_size: int | None,
 ) -> RotateOptions:
-    """Read the files that options name.
+    """Read the files that options name; None stands for R1 and R2, and for `hadamard`.
 
     Raises:
-        CtcliError: they cannot be read, or the device is not there.
+        CtcliError: they cannot be read, the device is not there, or options do not go together.
     """
+    given = {
+        "--rotations": rotations is not None,
+        "--transform-type": transform_type is not None,
+        "--seed": seed is not None,
+        "--randomize": randomize,
+        "--block-size": block_size is not None,
+        "--rotation-file": rotation_file is not None,
+        "--save-online-weights": save_online_weights,
+    }
+    rotations = rotations or ("R1", "R2")
+    _check_together(
+        {name for name, is_given in given.items() if is_given}, rotations, transform_config
+    )
+    transform_type = transform_type or "hadamard"
     recipe = {
         "mapping": str(mapping) if mapping else None,
         "mapping_sha256": _sha256(mapping),
@@ -97,6 +111,39 @@ def rotate_options(
         max_shard_size,
         recipe,
     )
+
+
+def _check_together(
+    given: set[str], rotations: Sequence[RotationName], transform_config: Path | None
+) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        CtcliError: names each.
+    """
+    if transform_config:
+        idle = given - {"--seed", "--save-online-weights"}
+        reason = "--transform-config says all about the rotations"
+    elif "--rotation-file" in given:
+        online = not {"R3", "R4"}.isdisjoint(rotations)
+        made = {"--transform-type", "--seed", "--block-size"} if not online else set()
+        idle = given & {*made, "--randomize"}
+        reason = "--rotation-file has the matrices of R1 and R2"
+        if {"R1", "R2"}.isdisjoint(rotations):
+            idle, reason = {"--rotation-file"}, "it has the matrices of R1 and R2"
+    else:
+        uses = {
+            "--randomize": {"R2"},
+            "--block-size": {"R1", "R4"},
+            "--save-online-weights": {"R3"},
+        }
+        idle = {name for name in given if uses.get(name, {*rotations}).isdisjoint(rotations)}
+        reason = f"there is only {', '.join(rotations)}"
+    if idle:
+        raise CtcliError(
+            [f"{name}: it would have no effect: {reason}." for name in sorted(idle)],
+            "Leave it out.",
+        )
 
 
 def _sha256(path: Path | None) -> str | None:

@@ -52,6 +52,15 @@ class TransformScheme:
     places: tuple[Place, ...]
     declaration: Mapping[str, Any]
 
+    def folds(self, module: str) -> bool:
+        """Whether a module's weight changes."""
+        return any(
+            place.location not in _ONLINE
+            and any(_targets(target, module) for target in place.targets)
+            and not any(matches(pattern, module) for pattern in place.ignore)
+            for place in self.places
+        )
+
     @property
     def is_online(self) -> bool:
         """Whether a server has something to apply."""
