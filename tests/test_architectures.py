@@ -25,6 +25,7 @@ from ctcli.models.resolve import resolve
 from tests.surgery import center, fuse_norms, orthogonal, rotate_heads, rotate_stream, untie
 from tests.tiny_models import (
     EXACT,
+    LLAMA_MAPPING,
     MODELS,
     Models,
     Tiny,
@@ -440,30 +441,9 @@ def test_routers_and_heads_are_protected_from_quantization(name: str, tiny: Mode
 
 # ---- Mapping files
 
-MAPPING = """
-embedding = "model.embed_tokens"
-attn = "re:.*self_attn$"
-attn_q = "re:.*q_proj$"
-attn_k = "re:.*k_proj$"
-attn_v = "re:.*v_proj$"
-attn_o = "re:.*o_proj$"
-mlp_in = ["re:.*gate_proj$", "re:.*up_proj$"]
-mlp_out = ["re:.*down_proj$"]
-lm_head = "lm_head"
-[[norms]]
-norm = "re:.*input_layernorm$"
-linears = ["re:.*q_proj$", "re:.*k_proj$", "re:.*v_proj$"]
-[[norms]]
-norm = "re:.*post_attention_layernorm$"
-linears = ["re:.*gate_proj$", "re:.*up_proj$"]
-[[norms]]
-norm = "model.norm"
-linears = ["lm_head"]
-"""
-
 
 def changed_mapping(*changes: tuple[str, str]) -> str:
-    text = MAPPING
+    text = LLAMA_MAPPING
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
@@ -505,8 +485,8 @@ def test_a_mapping_says_what_a_declaration_says(name: str, tied: bool, tiny: Mod
 
 
 def test_a_mapping_in_json() -> None:
-    text = json.dumps(tomllib.loads(MAPPING) | {"attn_head_dim": None})
-    assert parse_mapping("model.json", text) == parse_mapping("model.toml", MAPPING)
+    text = json.dumps(tomllib.loads(LLAMA_MAPPING) | {"attn_head_dim": None})
+    assert parse_mapping("model.json", text) == parse_mapping("model.toml", LLAMA_MAPPING)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from tests.operating import run_fuse_norms, run_rotate
 from tests.surgery import orthogonal
 from tests.tiny_models import (
     EXACT,
+    LLAMA_MAPPING,
     MODELS,
     Models,
     Tiny,
@@ -300,28 +301,7 @@ def test_an_unknown_model_type_needs_a_mapping(ctcli: Ctcli, tiny: Models, tmp_p
     assert done.returncode == 1
     assert "newcomer" in done.stderr
     assert "--mapping" in done.stderr
-    (tmp_path / "map.toml").write_text(
-        """
-        embedding = "model.embed_tokens"
-        attn = "re:.*self_attn$"
-        attn_q = "re:.*q_proj$"
-        attn_k = "re:.*k_proj$"
-        attn_v = "re:.*v_proj$"
-        attn_o = "re:.*o_proj$"
-        mlp_in = ["re:.*gate_proj$", "re:.*up_proj$"]
-        mlp_out = ["re:.*down_proj$"]
-        lm_head = "lm_head"
-        [[norms]]
-        norm = "re:.*input_layernorm$"
-        linears = ["re:.*q_proj$", "re:.*k_proj$", "re:.*v_proj$"]
-        [[norms]]
-        norm = "re:.*post_attention_layernorm$"
-        linears = ["re:.*gate_proj$", "re:.*up_proj$"]
-        [[norms]]
-        norm = "model.norm"
-        linears = ["lm_head"]
-        """
-    )
+    (tmp_path / "map.toml").write_text(LLAMA_MAPPING)
     done = ctcli("rotate", folder, tmp_path / "out", "--mapping", tmp_path / "map.toml", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["changes"]["R1"] == "hadamard 64"

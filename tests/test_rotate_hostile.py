@@ -21,7 +21,7 @@ from tests.conftest import Ctcli
 from tests.operating import ROTATE, run_fuse_norms, run_rotate
 from tests.quantizing import run_quantize
 from tests.surgery import orthogonal
-from tests.tiny_models import difference, load, logits, make, read, write
+from tests.tiny_models import LLAMA_MAPPING, difference, load, logits, make, read, write
 
 # Float32 rounding over one or two layers; see test_rotate.py.
 EXACT = 1e-4
@@ -189,29 +189,7 @@ def test_another_rotation_file_does_not_continue_a_run(tmp_path: Path) -> None:
 def test_a_mapping_of_other_heads_than_the_model_has(tmp_path: Path) -> None:
     """Two heads of values as one would be a rotation across them."""
     source = make("llama", tmp_path / "source")
-    (tmp_path / "map.toml").write_text(
-        """
-        embedding = "model.embed_tokens"
-        attn = "re:.*self_attn$"
-        attn_head_dim = 32
-        attn_q = "re:.*q_proj$"
-        attn_k = "re:.*k_proj$"
-        attn_v = "re:.*v_proj$"
-        attn_o = "re:.*o_proj$"
-        mlp_in = ["re:.*gate_proj$", "re:.*up_proj$"]
-        mlp_out = ["re:.*down_proj$"]
-        lm_head = "lm_head"
-        [[norms]]
-        norm = "re:.*input_layernorm$"
-        linears = ["re:.*q_proj$", "re:.*k_proj$", "re:.*v_proj$"]
-        [[norms]]
-        norm = "re:.*post_attention_layernorm$"
-        linears = ["re:.*gate_proj$", "re:.*up_proj$"]
-        [[norms]]
-        norm = "model.norm"
-        linears = ["lm_head"]
-        """
-    )
+    (tmp_path / "map.toml").write_text("attn_head_dim = 32\n" + LLAMA_MAPPING)
     with pytest.raises(CtcliError, match=r"v_proj.weight has the shape \[32, 64\], not \[64, any"):
         run_rotate(source, tmp_path / "out", mapping=tmp_path / "map.toml")
 

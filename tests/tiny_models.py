@@ -105,6 +105,29 @@ MODELS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 
+# What `--mapping` takes, for the model `llama`.
+LLAMA_MAPPING = """
+embedding = "model.embed_tokens"
+attn = "re:.*self_attn$"
+attn_q = "re:.*q_proj$"
+attn_k = "re:.*k_proj$"
+attn_v = "re:.*v_proj$"
+attn_o = "re:.*o_proj$"
+mlp_in = ["re:.*gate_proj$", "re:.*up_proj$"]
+mlp_out = ["re:.*down_proj$"]
+lm_head = "lm_head"
+[[norms]]
+norm = "re:.*input_layernorm$"
+linears = ["re:.*q_proj$", "re:.*k_proj$", "re:.*v_proj$"]
+[[norms]]
+norm = "re:.*post_attention_layernorm$"
+linears = ["re:.*gate_proj$", "re:.*up_proj$"]
+[[norms]]
+norm = "model.norm"
+linears = ["lm_head"]
+"""
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A tiny model: its checkpoint, and what it answers."""
