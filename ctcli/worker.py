@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from ctcli.errors import CtcliError, os_errors_of
@@ -24,6 +25,8 @@ from ctcli.units import Advance
 if TYPE_CHECKING:
     from torch import Tensor
 
+# The first gigabyte is touched ahead, in steps that keep no job waiting for long.
+_TOUCH_STEP, _TOUCH_STEPS = 4 << 20, 256
 _LEAVE_ALONE = "Leave SRC alone while ctcli runs, then run the same command again."
 
 
@@ -62,10 +65,25 @@ class Worker:
     def prepare(self) -> None:
         """Load torch on a thread of its own; copying needs none and goes on meanwhile."""
         self._torch = ThreadPoolExecutor(1).submit(_load_torch)
+        threading.Thread(target=self._touch, args=(self._torch,), daemon=True).start()
 
     def stop(self) -> None:
         """Make every job that is under way end soon, with `Cancelled`."""
         self._stop.set()
+
+    def _touch(self, torch: Future[None]) -> None:
+        """Until torch is loaded, have memory ready for what will be computed then.
+
+        Loading keeps one core busy for a second, and pages are a fifth of a later write's time.
+        """
+        outputs = [output for output in self._outputs.values() if output.file.computed]
+        steps = ((o, start) for o in outputs for start in range(0, o.file.size, _TOUCH_STEP))
+        with suppress(CtcliError):  # a file that cannot be created: its jobs will say so
+            for output, start in itertools.islice(steps, _TOUCH_STEPS):
+                if torch.done() or self._stop.is_set():
+                    return
+                if not output.touch(start, min(_TOUCH_STEP, output.file.size - start)):
+                    return
 
     def do(self, job: Job) -> None:
         """Do one job, and complete the output files that it was the last one of."""

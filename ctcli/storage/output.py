@@ -40,15 +40,14 @@ class OpenOutput:
     def descriptor(self) -> int:
         """The file's descriptor; creates it, with the bytes known beforehand, when first asked."""
         with self._lock:
-            if self._descriptor is None and self._is_begun:
-                self._descriptor = self._partial.reopen(self.file.name)
-            elif self._descriptor is None:
-                self._descriptor = self._partial.create(self.file.name, self.file.size)
-                with os_errors_of(self.file.name, "writing"):
-                    write_bytes(self._descriptor, 0, self.file.head)
-                    for part in self.file.known:
-                        write_bytes(self._descriptor, part.offset, part.content)
-            return self._descriptor
+            return self._open()
+
+    def touch(self, start: int, nbytes: int) -> bool:
+        """Have memory pages made for some bytes of a file that is still written, where one can."""
+        from ctcli.storage.pages import touch_pages
+
+        with self._lock:
+            return self._left > 0 and touch_pages(self._open(), start, nbytes)
 
     def measure(self, part: Part) -> None:
         """Keep what was measured on a part."""
@@ -79,7 +78,19 @@ class OpenOutput:
     def abandon(self) -> None:
         """Close the file if it is still incomplete."""
         with self._lock:
+            self._left = 0
             self._close()
+
+    def _open(self) -> int:
+        if self._descriptor is None and self._is_begun:
+            self._descriptor = self._partial.reopen(self.file.name)
+        elif self._descriptor is None:
+            self._descriptor = self._partial.create(self.file.name, self.file.size)
+            with os_errors_of(self.file.name, "writing"):
+                write_bytes(self._descriptor, 0, self.file.head)
+                for part in self.file.known:
+                    write_bytes(self._descriptor, part.offset, part.content)
+        return self._descriptor
 
     def _close(self) -> None:
         if self._descriptor is not None:
