@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ctcli.storage.journal import Place
 from ctcli.storage.layout import Copy, OutputFile
 from ctcli.storage.transfer import BUFFER_BYTES
-from ctcli.tensors import Derivation, Reduction, StoredTensor
+from ctcli.tensors import COLUMNS_AT_ONCE, Derivation, Matrix, Reduction
 
 # A file is copied by several threads at once, in pieces of at most this many bytes.
 _COPY_BYTES = 256 * 1024 * 1024
@@ -21,8 +21,6 @@ _COPY_BYTES = 256 * 1024 * 1024
 _BLOCK_ELEMENTS = 512 * 1024
 # A job computes several blocks: few enough for a signal to be answered at once.
 _JOB_ELEMENTS = 8 * _BLOCK_ELEMENTS
-# A file is read and written by columns in runs of at least so many: each costs two system calls.
-COLUMNS_AT_ONCE = 1024
 # What a block needs while it is computed, beside its own bytes: float32 temporaries.
 _BYTES_PER_ELEMENT = 32
 
@@ -49,22 +47,23 @@ class CopyJob:
 
 @dataclass(frozen=True)
 class ReduceJob:
-    """Reduce some rows of a tensor."""
+    """Reduce some rows or columns of a matrix."""
 
     reduction: Reduction
-    source: StoredTensor
-    rows: range
+    matrix: Matrix
+    span: range
     files: frozenset[str] = frozenset()
 
     @property
     def memory(self) -> int:
         """Bytes it holds while it runs."""
-        return _memory(self.source.spec.shape, self.source.spec.nbytes, self.rows)
+        return _memory(self.matrix, self.span)
 
     @property
     def needs(self) -> tuple[Reduction, ...]:
         """What must be known before."""
-        return (self.reduction.after,) if self.reduction.after else ()
+        after = (self.reduction.after,) if self.reduction.after else ()
+        return (*after, *self.matrix.needs)
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Target:
 
 @dataclass(frozen=True)
 class ComputeJob:
-    """Compute the outputs of a derivation for some of its source's rows or columns, in blocks.
+    """Compute the outputs of a derivation for some of its matrix's rows or columns, in blocks.
 
     Attributes:
         derivation: what to compute.
@@ -103,14 +102,12 @@ class ComputeJob:
     @property
     def memory(self) -> int:
         """Bytes it holds while it runs."""
-        spec = self.derivation.source.spec
-        shape = spec.shape[::-1] if self.derivation.columnwise else spec.shape
-        return _memory(shape, spec.nbytes, self.span)
+        return _memory(self.derivation.matrix, self.span)
 
     @property
     def needs(self) -> tuple[Reduction, ...]:
         """What must be known before."""
-        return self.derivation.needs
+        return (*self.derivation.needs, *self.derivation.matrix.needs)
 
 
 Job = CopyJob | ReduceJob | ComputeJob
@@ -140,21 +137,18 @@ def make_jobs(
         for derivation in dict.fromkeys(part.tensor.derivation for part in file.computed):
             every = _computations(derivation, tuple(targets.pop(derivation, ())))
             if todo := [job for job in every if (job.targets[0].file, job.place) not in done]:
-                for reduction in derivation.needs:
+                for reduction in todo[0].needs:
                     jobs += _reductions(reduction, known)
                 jobs += todo
     return jobs
 
 
-def _runs(shape: tuple[int, ...], granule: int, least: int = 1) -> Iterator[range]:
-    """The first dimension of `shape` in the runs of a job each, with the height of its blocks.
-
-    Args:
-        shape: rows and columns, or the other way round.
-        granule: how many belong together.
-        least: how many a block has at least.
-    """
-    length, across = shape
+def _runs(matrix: Matrix, granule: int) -> Iterator[range]:
+    """The rows of a matrix, or its columns, in the runs of a job each; a step is a block."""
+    length, across = matrix.source.spec.shape
+    if matrix.is_columnwise:
+        length, across = across, length
+    least = COLUMNS_AT_ONCE if matrix.is_columnwise else 1
     height = max(least, _BLOCK_ELEMENTS // max(1, across))
     height = max(1, height // granule) * granule
     together = max(1, _JOB_ELEMENTS // max(1, across * height)) * height
@@ -171,29 +165,26 @@ def _copies(file: OutputFile, link: bool) -> list[CopyJob]:
     return [CopyJob(file, piece) for piece in pieces]
 
 
-def _reductions(reduction: Reduction | None, known: set[Reduction]) -> Iterator[Job]:
-    if reduction is None or reduction in known:
+def _reductions(reduction: Reduction, known: set[Reduction]) -> Iterator[Job]:
+    if reduction in known:
         return
     known.add(reduction)
-    yield from _reductions(reduction.after, known)
-    for source in reduction.inputs:
-        for rows in _runs(source.spec.shape, 1):
-            yield ReduceJob(reduction, source, rows)
+    before = [need for matrix in reduction.inputs for need in matrix.needs]
+    for each in (*([reduction.after] if reduction.after else []), *before):
+        yield from _reductions(each, known)
+    for matrix in reduction.inputs:
+        for span in _runs(matrix, matrix.granule[matrix.is_columnwise]):
+            yield ReduceJob(reduction, matrix, span)
 
 
 def _computations(derivation: Derivation, targets: tuple[Target, ...]) -> Iterator[ComputeJob]:
-    if not targets:
-        return
-    shape = derivation.source.spec.shape
-    runs = (
-        _runs(shape[::-1], derivation.granule, COLUMNS_AT_ONCE)
-        if derivation.columnwise
-        else _runs(shape, derivation.granule)
-    )
-    for span in runs:
-        yield ComputeJob(derivation, span, targets)
+    if targets:
+        for span in _runs(derivation.matrix, derivation.granule):
+            yield ComputeJob(derivation, span, targets)
 
 
-def _memory(shape: tuple[int, ...], nbytes: int, span: range) -> int:
-    length, across = shape
-    return min(span.step, length) * (nbytes // length + across * _BYTES_PER_ELEMENT)
+def _memory(matrix: Matrix, span: range) -> int:
+    """Bytes of a block with what is computed from it."""
+    spec = matrix.source.spec
+    length, across = spec.shape[::-1] if matrix.is_columnwise else spec.shape
+    return min(span.step, length) * (spec.nbytes // length + across * _BYTES_PER_ELEMENT)

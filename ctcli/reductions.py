@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ctcli.jobs import Job, ReduceJob
-from ctcli.tensors import Reduction, StoredTensor
+from ctcli.tensors import Matrix, Reduction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,11 +19,11 @@ class Values:
     def __init__(self, jobs: Iterable[Job]) -> None:
         self._lock = threading.Lock()
         self._values: dict[Reduction, Tensor] = {}
-        self._parts: dict[Reduction, dict[tuple[StoredTensor, int], Tensor | None]] = {}
+        self._parts: dict[Reduction, dict[tuple[Matrix, int], Tensor | None]] = {}
         for job in jobs:
             if isinstance(job, ReduceJob):
                 parts = self._parts.setdefault(job.reduction, {})
-                parts[job.source, job.rows.start] = None
+                parts[job.matrix, job.span.start] = None
 
     def knows(self, reduction: Reduction) -> bool:
         """Whether the value can be had now."""
@@ -41,7 +41,7 @@ class Values:
         reduction = job.reduction
         with self._lock:
             parts = self._parts[reduction]
-            parts[job.source, job.rows.start] = part
+            parts[job.matrix, job.span.start] = part
             found = [value for value in parts.values() if value is not None]
             if len(found) == len(parts):
                 combined = combine(found, reduction.combine)

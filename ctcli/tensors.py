@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
@@ -22,6 +22,8 @@ class Dtype(NamedTuple):
     torch_name: str | None
 
 
+# A file is read and written by columns in runs of at least so many: each costs two system calls.
+COLUMNS_AT_ONCE = 1024
 # By safetensors tag, in the order of the format's own enumeration; a file lists its tensors by
 # falling rank in it, so that wide elements stay aligned.
 DTYPES = {
@@ -122,17 +124,53 @@ class StoredTensor:
     start: int
 
 
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A stored matrix, or what some function makes of its blocks, without any rounding.
+
+    Attributes:
+        source: what to read, [rows, columns].
+        shape: [rows, columns] of the result; the rows are the source's, and the columns are, too,
+            or all columns of the source belong together.
+        granule: rows, and columns, of the source that belong together.
+        compute: a block of the source as stored, the numbers of its first row and column, the
+            values of `needs` -> that block of the result, floats; None: the block itself.
+        needs: values to compute first.
+    """
+
+    source: StoredTensor
+    shape: tuple[int, int]
+    granule: tuple[int, int] = (1, 1)
+    compute: Callable[[Tensor, int, int, tuple[Tensor, ...]], Tensor] | None = None
+    needs: tuple[Reduction, ...] = ()
+
+    @property
+    def is_columnwise(self) -> bool:
+        """Whether blocks of whole columns are smaller than blocks of whole rows."""
+        rows, columns = self.source.spec.shape
+        together, across = self.granule
+        return together > 1 and together * columns > rows * max(across, COLUMNS_AT_ONCE)
+
+    def block(self, stored: Tensor, start: int, values: tuple[Tensor, ...]) -> Tensor:
+        """The block whose first row (column, where it is columnwise) is `start`."""
+        if self.compute is None:
+            return stored
+        place = (0, start) if self.is_columnwise else (start, 0)
+        return self.compute(stored, *place, values)
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """One of the tensors that a derivation computes.
 
     Attributes:
-        spec: its dtype and shape.
-        rows: its rows for each granule of the input; None: all of it, from the first granule.
+        spec: its dtype and shape; for every granule of the input it has equally many rows
+            (columns, where the derivation is columnwise).
+        is_whole: all of it comes from the first granule instead.
     """
 
     spec: TensorSpec
-    rows: int | None
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,14 +178,14 @@ class Reduction:
     """A small value that needs a pass over whole tensors first, such as a shared scale.
 
     Attributes:
-        inputs: what to read; each is reduced in blocks of rows.
-        part: a block of rows as stored, and the value of `after` -> a small tensor.
+        inputs: what to read; each is reduced in blocks of rows or columns.
+        part: a block of an input, and the value of `after` -> a small tensor.
         combine: how the parts of all blocks become one.
         finish: the combined parts, and the value of `after` -> the value.
         after: a value that must be known before.
     """
 
-    inputs: tuple[StoredTensor, ...]
+    inputs: tuple[Matrix, ...]
     part: Callable[[Tensor, Tensor | None], Tensor]
     combine: Literal["max", "sum"]
     finish: Callable[[Tensor, Tensor | None], Tensor]
@@ -160,29 +198,38 @@ class NonFiniteError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Derivation:
-    """Tensors that are computed together from the rows of a stored one, or from its columns.
+    """Tensors that are computed together from the rows of a matrix, or from its columns.
 
     Attributes:
         name: the module it belongs to, for messages and reports.
-        source: what to read, [rows, columns].
-        granule: rows of the source that belong together; columns where it is columnwise.
-        outputs: what it makes, by local name; those that are columnwise have the source's shape.
-        compute: a block of the source as stored, the number of its first row (or column), and the
-            values of `needs` -> the block of each output, and what was measured on the block,
-            [any number] float64.
-        needs: values to compute first.
-        columnwise: the function mixes all rows, and takes blocks of whole columns.
+        matrix: what they are computed from.
+        granule: rows that belong together, columns where the matrix is columnwise.
+        outputs: what it makes, by local name.
+        compute: a block of the matrix, the number of its first row (or column), and the values of
+            `needs` -> the block of each output, and what was measured on the block, [any number]
+            float64.
+        needs: values to compute first, beside those of the matrix.
         measures: how what was measured on two blocks becomes one, element by element.
+        only_rounds: the one output is the matrix, rounded to its dtype: a further rewrite starts
+            from the matrix.
     """
 
     name: str
-    source: StoredTensor
+    matrix: Matrix
     granule: int
     outputs: Mapping[str, Output]
     compute: Callable[[Tensor, int, tuple[Tensor, ...]], tuple[Mapping[str, Tensor], Tensor]]
     needs: tuple[Reduction, ...] = ()
-    columnwise: bool = False
     measures: Literal["max", "sum"] = "sum"
+    only_rounds: bool = False
+
+    def place(self, output: Output, start: int) -> int:
+        """The row (column) of an output that the block from `start` on begins with."""
+        axis = int(self.matrix.is_columnwise)
+        length = self.matrix.source.spec.shape[axis]
+        shape = output.spec.shape
+        each = shape[axis] * self.granule // length if len(shape) > axis else self.granule
+        return start // self.granule * each
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,4 +253,28 @@ class KnownTensor:
     content: bytes
 
 
+def widened(tensor: KnownTensor) -> KnownTensor:
+    """The same values in float32. Imports torch."""
+    import torch
+
+    values = torch.frombuffer(bytearray(tensor.content), dtype=torch_dtype(tensor.spec.dtype))
+    content = values.to(torch.float32).numpy().astype("<f4").tobytes()
+    return KnownTensor(TensorSpec("F32", tensor.spec.shape), content)
+
+
 LazyTensor = StoredTensor | DerivedTensor | KnownTensor
+
+
+def matrix_of(tensor: LazyTensor) -> Matrix | None:
+    """What a rewrite starts from: a stored matrix, or a computed one before it was rounded.
+
+    A tensor of another number of dimensions is taken for [first, all others], a vector for a
+    single row. None: its values are known, or cannot be had before they were rounded.
+    """
+    if isinstance(tensor, DerivedTensor):
+        return tensor.derivation.matrix if tensor.derivation.only_rounds else None
+    if isinstance(tensor, KnownTensor):
+        return None
+    shape = tensor.spec.shape
+    plain = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
+    return Matrix(replace(tensor, spec=TensorSpec(tensor.spec.dtype, plain)), plain)

@@ -19,7 +19,7 @@ from ctcli.storage.output import OpenOutput, combine_measures
 from ctcli.storage.rows import read_columns, read_rows, write_columns, write_rows
 from ctcli.storage.transfer import copy_bytes
 from ctcli.storage.writer import PartialDirectory
-from ctcli.tensors import NonFiniteError, SourceFile, StoredTensor
+from ctcli.tensors import Matrix, NonFiniteError, SourceFile, StoredTensor
 from ctcli.units import Advance
 
 if TYPE_CHECKING:
@@ -119,16 +119,15 @@ class Worker:
 
     def _reduce(self, job: ReduceJob) -> None:
         after = self._values.known(job.reduction.after) if job.reduction.after else None
-        blocks = self._blocks(job.source, job.rows, read_rows)
-        parts = [job.reduction.part(rows, after) for _, rows in blocks]
+        blocks = self._blocks(job.matrix, job.span)
+        parts = [job.reduction.part(block, after) for _, block in blocks]
         self._values.add(job, combine(parts, job.reduction.combine))
 
     def _compute(self, job: ComputeJob) -> Part:
         derivation = job.derivation
         values = tuple(map(self._values.known, derivation.needs))
-        read = read_columns if derivation.columnwise else read_rows
         nbytes, measures = 0, []
-        for start, block in self._blocks(derivation.source, job.span, read):
+        for start, block in self._blocks(derivation.matrix, job.span):
             try:
                 found, measured = derivation.compute(block, start, values)
             except NonFiniteError as error:
@@ -142,21 +141,28 @@ class Worker:
         nbytes = 0
         for target in job.targets:
             output = job.derivation.outputs[target.output]
-            if output.rows is None and start:
+            if output.is_whole and start:
                 continue
             descriptor, tensor = self._outputs[target.file].descriptor(), found[target.output]
-            place = start // job.derivation.granule * (output.rows or 0)
-            write = write_columns if job.derivation.columnwise else write_rows
+            by_columns = job.derivation.matrix.is_columnwise and not output.is_whole
+            write = write_columns if by_columns else write_rows
+            place = job.derivation.place(output, start)
             with os_errors_of(target.file, "writing"):
                 written = write(descriptor, target.offset, output.spec, place, tensor)
             self._advance(written)
             nbytes += written
         return nbytes
 
-    def _blocks(
+    def _blocks(self, matrix: Matrix, span: range) -> Iterator[tuple[int, Tensor]]:
+        """Blocks with the number of their first row or column; each is overwritten by the next."""
+        values = tuple(map(self._values.known, matrix.needs))
+        read = read_columns if matrix.is_columnwise else read_rows
+        for start, stored in self._stored(matrix.source, span, read):
+            yield start, matrix.block(stored, start, values)
+
+    def _stored(
         self, tensor: StoredTensor, span: range, read: Callable[..., Tensor]
     ) -> Iterator[tuple[int, Tensor]]:
-        """Blocks with the number of their first row or column; each is overwritten by the next."""
         with self._reading(tensor.file) as source:
             for start in span:
                 self._advance(0)
@@ -186,9 +192,9 @@ class Worker:
         """
         import torch
 
-        source = job.derivation.source
+        source = job.derivation.matrix.source
         every = range(0, source.spec.shape[0], job.span.step)
-        blocks = self._blocks(source, every, read_rows)
+        blocks = self._stored(source, every, read_rows)
         count = sum(int((~torch.isfinite(rows)).sum()) for _, rows in blocks)
         leaf = "bias" if [*job.derivation.outputs] == ["bias"] else "weight"
         problem = f".{leaf}: {count} of its values are NaN or infinite."

@@ -59,20 +59,21 @@ def partial_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.ctcli-partial")
 
 
-def bytes_on_disk(path: Path) -> int:
-    with suppress(FileNotFoundError):
-        return path.stat().st_blocks * 512
+def bytes_written(process: subprocess.Popen[bytes]) -> int:
+    """What a process has handed to the system; blocks on the disk may be made ahead of it."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        counters = Path(f"/proc/{process.pid}/io").read_text().split()
+        return int(counters[counters.index("wchar:") + 1])
     return 0
 
 
 def interrupt(source: Path, out: Path, *options: str, after: int, by: int = SIGKILL) -> int:
-    """End a run once so many bytes are on the disk, and return its exit status."""
+    """End a run once it has written so many bytes, and return its exit status."""
     command = [sys.executable, "-m", "ctcli", "export-bin", str(source), str(out), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    growing = partial_of(out) / "checkpoint" / out.name
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
-        if bytes_on_disk(growing) >= after:
+        if bytes_written(process) >= after:
             break
         time.sleep(0.0005)
     process.send_signal(by)

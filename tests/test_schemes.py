@@ -24,7 +24,7 @@ from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.family import Execution, Numerics
 from ctcli.schemes.weights import derive, largest_magnitude
 from ctcli.storage.local import local_file
-from ctcli.tensors import NonFiniteError, Reduction, StoredTensor, TensorSpec
+from ctcli.tensors import Matrix, NonFiniteError, Reduction, StoredTensor, TensorSpec
 from tests import reference
 from tests.reference import E2M1, E4M3, F32, Arguments, Quantized, Tiles, around, between
 
@@ -82,30 +82,39 @@ def value_of(reduction: Reduction, blocks: list[Tensor]) -> Tensor:
 
 
 def quantize(
-    weight: F32, how: Numerics, together: int, others: float = 0
+    weight: F32, how: Numerics, together: int, others: float = 0, axis: int = 0
 ) -> tuple[dict[str, Tensor], F32]:
-    """Quantize so many rows at a time; `others` is the largest of the rest of the fused set."""
+    """Quantize so many rows (columns, with axis 1) at a time.
+
+    `others` is the largest of the rest of the fused set.
+    """
     family, spec = family_of(how.scheme), TensorSpec(how.dtype, weight.shape)
-    stored = StoredTensor(spec, NEVER_READ, 0)
-    shared = largest_magnitude([stored], CPU) if how.scheme.weights == NVFP4 else None
-    derivation = derive("module", stored, how, CPU, shared)
-    rows = [slice(start, start + together) for start in range(0, len(weight), together)]
-    blocks = [torch.from_numpy(weight[each]).to(DTYPES[how.dtype]) for each in rows]
+    matrix = Matrix(StoredTensor(spec, NEVER_READ, 0), weight.shape)
+    if axis:
+        matrix = replace(matrix, granule=(len(weight), 1), compute=lambda block, *_: block)
+        assert matrix.is_columnwise
+    shared = largest_magnitude([matrix], CPU) if how.scheme.weights == NVFP4 else None
+    derivation = derive("module", matrix, how, CPU, shared)
+    starts = range(0, weight.shape[axis], together)
+    every = torch.from_numpy(weight).to(DTYPES[how.dtype])
+    blocks = [each.contiguous() for each in torch.split(every, together, axis)]
     rest = [torch.full((1, 1), others, dtype=blocks[0].dtype)] if shared else []
     needed = tuple(value_of(reduction, blocks + rest) for reduction in derivation.needs)
     computed = [derivation.compute(block, 0, needed)[0] for block in blocks]
     outputs = {}
     for name, declared in derivation.outputs.items():
-        parts = [tensors[name] for tensors in computed][: None if declared.rows else 1]
-        height = together // derivation.granule * (declared.rows or 0)
-        assert {len(part) for part in parts[:-1]} <= {height}, name
-        outputs[name] = torch.cat(parts)
+        parts = [tensors[name] for tensors in computed][: 1 if declared.is_whole else None]
+        outputs[name] = parts[0] if declared.is_whole else torch.cat(parts, axis)
         assert spec_of(outputs[name]) == declared.spec, name
+        if not declared.is_whole:
+            lengths = [part.shape[axis] for part in parts]
+            places = [derivation.place(declared, start) for start in starts]
+            assert places == [sum(lengths[:i]) for i in range(len(parts))], name
     inputs = [block.float() for block in blocks]
     whole = needed[0] if needed else None
     values = [family.quantize(block, weight.shape, how, whole)[1] for block in inputs]
-    np.testing.assert_array_equal(raw(torch.cat(inputs)), raw(weight), "the input has changed")
-    return outputs, torch.cat(values).numpy()
+    np.testing.assert_array_equal(raw(torch.cat(inputs, axis)), raw(weight), "the input changed")
+    return outputs, torch.cat(values, axis).numpy()
 
 
 def assert_equal(outputs: Mapping[str, Tensor], values: F32, expected: Quantized) -> None:
@@ -228,7 +237,7 @@ def test_bytes_are_those_of_the_reference_in_any_blocks(
     how = numerics(weights, layout, *data.draw(MODES))
     group = weights.group_size
     columns = group * data.draw(st.integers(1, 2)) if group else data.draw(st.integers(1, 40))
-    granule = family_of(how.scheme).granule(how.scheme)
+    granule, across = family_of(how.scheme).granule(how.scheme)
     rows = data.draw(st.integers(1, 20 + granule))
     weight = data.draw(weights_for(how, (rows, columns)))
     others = data.draw(st.sampled_from((0, 2.625, 2.625, 1024)))
@@ -236,6 +245,10 @@ def test_bytes_are_those_of_the_reference_in_any_blocks(
     expected = reference.quantize(weight, how.dtype, for_reference(how), gmax)
     for together in (-(-rows // granule) * granule, granule * data.draw(st.integers(1, 3))):
         assert_equal(*quantize(weight, how, together, others), expected)
+    if rows > 1 and columns > 1:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("ctcli.tensors.COLUMNS_AT_ONCE", 1)
+            assert_equal(*quantize(weight, how, across, others, axis=1), expected)
 
 
 HAND_MADE = [
@@ -342,8 +355,8 @@ def test_of_two_ranges_with_the_same_error_mse_takes_the_wider() -> None:
 
 def test_sums_of_squares_come_with_the_outputs_and_nonfinite_weights_are_refused() -> None:
     how = numerics(some("int", 4, "channel"), BYTES, "F32", "float32")
-    stored = StoredTensor(TensorSpec("F32", (6, 32)), NEVER_READ, 0)
-    compute = derive("module", stored, how, CPU, None).compute
+    matrix = Matrix(StoredTensor(TensorSpec("F32", (6, 32)), NEVER_READ, 0), (6, 32))
+    compute = derive("module", matrix, how, CPU, None).compute
     weight = torch.from_numpy(np.random.default_rng(1).normal(size=(6, 32)).astype(np.float32))
     values = family_of(how.scheme).quantize(weight, (6, 32), how, None)[1]
     expected = [(x.double() ** 2).sum() for x in (values - weight, weight)]
@@ -352,7 +365,7 @@ def test_sums_of_squares_come_with_the_outputs_and_nonfinite_weights_are_refused
     weight[1, 2], weight[4, 0] = torch.nan, -torch.inf
     with pytest.raises(NonFiniteError):
         compute(weight, 0, ())
-    derive("module", stored, how, replace(CPU, allow_nonfinite=True), None).compute(weight, 0, ())
+    derive("module", matrix, how, replace(CPU, allow_nonfinite=True), None).compute(weight, 0, ())
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

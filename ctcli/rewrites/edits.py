@@ -12,15 +12,17 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Protocol
 
-from ctcli.jobs import COLUMNS_AT_ONCE
 from ctcli.models.architecture import HeadRows
 from ctcli.tensors import (
     Derivation,
+    LazyTensor,
+    Matrix,
     NonFiniteError,
     Output,
     Reduction,
     StoredTensor,
     TensorSpec,
+    matrix_of,
     torch_dtype,
 )
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+_SHORT = ("BF16", "F16")
 _HINT = "Repair the checkpoint; if a result does not fit, start with fuse-norms --dtype float32."
 
 
@@ -60,9 +63,9 @@ class Gain:
         divides: for a norm's own bias that stays: it is divided by the gain.
     """
 
-    weight: StoredTensor
+    weight: Matrix
     offset: float
-    bias: StoredTensor | None = None
+    bias: Matrix | None = None
     divides: bool = False
 
 
@@ -101,15 +104,6 @@ class Edit:
     columns: tuple[Map, ...] = ()
     rows: tuple[RowMap, ...] = ()
 
-    def granule(self, shape: tuple[int, ...]) -> tuple[int, bool]:
-        """Rows that belong together, or columns if that makes the smaller blocks."""
-        rows, columns = shape
-        together = math.lcm(1, *(each.granule for each in self.rows))
-        across = math.lcm(1, *(each.block_size for each in self.columns))
-        smaller = together * columns > rows * max(across, COLUMNS_AT_ONCE)
-        columnwise = smaller and bool(self.rows)
-        return (across, True) if columnwise else (together, False)
-
 
 @dataclass(frozen=True)
 class Arithmetic:
@@ -123,7 +117,7 @@ class Arithmetic:
     dtype: str | None
     device: str
 
-    def dtype_for(self, source: StoredTensor, edit: Edit) -> torch.dtype:
+    def dtype_for(self, matrix: Matrix, edit: Edit) -> torch.dtype:
         """What to compute an edit in."""
         import torch
 
@@ -131,77 +125,88 @@ class Arithmetic:
             named: torch.dtype = getattr(torch, self.dtype)
             return named
         # The product of two 16-bit floats has at most 22 significant bits, and float32 has 24.
-        gain = edit.gain
-        is_plain = not (edit.columns or edit.rows or (gain and (gain.offset or gain.bias)))
-        tags = {source.spec.dtype, gain.weight.spec.dtype if gain else "BF16"}
-        return torch.float32 if is_plain and tags <= {"BF16", "F16"} else torch.float64
+        gain, parts = edit.gain, [matrix]
+        is_plain = not (edit.columns or edit.rows)
+        if gain:
+            parts.append(gain.weight)
+            is_plain = is_plain and not gain.offset
+        is_short = all(m.compute is None and m.source.spec.dtype in _SHORT for m in parts)
+        return torch.float32 if is_plain and is_short else torch.float64
 
 
-def edited(
-    name: str,
-    source: StoredTensor,
-    edit: Edit,
-    dtype: str,
-    arithmetic: Arithmetic,
-    bias: StoredTensor | None = None,
-    output: str = "weight",
+def edited(matrix: Matrix, edit: Edit, arithmetic: Arithmetic) -> Matrix:
+    """A matrix after an edit, not rounded."""
+    if not (edit.gain or edit.columns or edit.rows):
+        return matrix
+    together, across = matrix.granule
+    granule = (
+        math.lcm(together, *(each.granule for each in edit.rows)),
+        math.lcm(across, *(each.block_size for each in edit.columns)),
+    )
+    gains = (vector(edit.gain.weight),) if edit.gain else ()
+    compute = partial(_edit_block, matrix, edit, arithmetic)
+    return replace(matrix, granule=granule, compute=compute, needs=(*matrix.needs, *gains))
+
+
+def bias_of(
+    weight: Matrix, norm_bias: Matrix, bias: Matrix | None, arithmetic: Arithmetic
+) -> Matrix:
+    """A linear's bias [rows, 1] that takes in the bias of the norm it reads: W b_norm + b.
+
+    Args:
+        weight: W before the norm's gain goes into it.
+        norm_bias: [1, columns].
+        bias: the linear's own, [1, rows].
+        arithmetic: how to compute.
+    """
+    rows, columns = weight.shape
+    added = (norm_bias, *([bias] if bias else []))
+    return Matrix(
+        weight.source,
+        (rows, 1),
+        (weight.granule[0], columns),
+        partial(_project, weight, arithmetic),
+        (*weight.needs, *map(vector, added)),
+    )
+
+
+def column_of(bias: LazyTensor) -> Matrix:
+    """A bias [rows] as a matrix [rows, 1], so that maps of rows apply."""
+    if isinstance(bias, StoredTensor):
+        (rows,) = bias.spec.shape
+        return Matrix(replace(bias, spec=TensorSpec(bias.spec.dtype, (rows, 1))), (rows, 1))
+    found = matrix_of(bias)
+    assert found, "constant biases are not edited"
+    return found
+
+
+def rounded(
+    name: str, output: str, matrix: Matrix, spec: TensorSpec, granule: int | None = None
 ) -> Derivation:
-    """A matrix after an edit; where a norm's bias goes into the linear's, that too, as `bias`.
+    """A matrix as a tensor.
 
     Args:
         name: its module.
-        source: the stored tensor, of any shape; a vector is a single row.
-        edit: what happens to it.
-        dtype: safetensors tag of the result.
-        arithmetic: how to compute.
-        bias: the linear's bias, to which the gain's bias is added.
-        output: local name of the result.
+        output: the tensor's name in the module.
+        matrix: what to write.
+        spec: dtype and shape of the tensor.
+        granule: see `Derivation`.
     """
-    shape = source.spec.shape
-    matrix = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
-    source = replace(source, spec=TensorSpec(source.spec.dtype, matrix))
-    granule, columnwise = edit.granule(matrix)
-    whole = granule if len(shape) > 1 else None
-    outputs = {output: Output(TensorSpec(dtype, shape), whole)}
-    needs: list[Reduction] = []
-    if edit.gain:
-        needs.append(vector(edit.gain.weight))
-        if edit.gain.bias:
-            assert not columnwise, "what reads a norm writes no stream"
-            outputs["bias"] = Output(TensorSpec(dtype, shape[:1]), granule)
-            needs += map(vector, [edit.gain.bias, *([bias] if bias else [])])
-    compute = partial(_edit_block, source, edit, dtype, arithmetic, columnwise, output)
-    return Derivation(name, source, granule, outputs, compute, tuple(needs), columnwise)
-
-
-def edited_bias(
-    name: str, source: StoredTensor, edit: Edit, dtype: str, arithmetic: Arithmetic
-) -> Derivation:
-    """A linear's bias [rows] after the row maps of an edit, as output `bias`."""
-    rows = source.spec.shape[0]
-    column = replace(source, spec=TensorSpec(source.spec.dtype, (rows, 1)))
-    only_rows = Edit(rows=edit.rows)
-    granule, _ = only_rows.granule((rows, 1))
-    outputs = {"bias": Output(TensorSpec(dtype, (rows,)), granule)}
-    compute = partial(_edit_bias, column, only_rows, dtype, arithmetic)
-    return Derivation(name, column, granule, outputs, compute)
-
-
-def constant(
-    name: str, output: str, spec: TensorSpec, value: float, source: StoredTensor
-) -> Derivation:
-    """A tensor of equal values; `source` is any stored tensor of the checkpoint, not used."""
-    nothing = replace(source, spec=TensorSpec("U8", (1, 1)))
+    is_vector = len(spec.shape) == 1 and matrix.shape[0] == 1
     return Derivation(
-        name, nothing, 1, {output: Output(spec, None)}, partial(_fill, output, spec, value)
+        name,
+        matrix,
+        granule or matrix.granule[matrix.is_columnwise],
+        {output: Output(spec, is_whole=is_vector)},
+        partial(_round, output, spec),
+        only_rounds=True,
     )
 
 
 @cache
-def vector(tensor: StoredTensor) -> Reduction:
-    """All of a stored vector: [n] float64."""
-    row = TensorSpec(tensor.spec.dtype, (1, *tensor.spec.shape))
-    return Reduction((replace(tensor, spec=row),), _as_float64, "sum", _as_is)
+def vector(matrix: Matrix) -> Reduction:
+    """All of a vector [1, n]: [n] float64."""
+    return Reduction((matrix,), _as_float64, "sum", _as_is)
 
 
 @lru_cache(maxsize=256)
@@ -215,79 +220,63 @@ def repeated(once: Map, size: int) -> Map:
 
 
 def _edit_block(
-    source: StoredTensor,
+    matrix: Matrix,
     edit: Edit,
-    dtype: str,
     arithmetic: Arithmetic,
-    columnwise: bool,
-    output: str,
-    block: Tensor,
-    start: int,
+    stored: Tensor,
+    first_row: int,
+    first_column: int,
     values: tuple[Tensor, ...],
-) -> tuple[Mapping[str, Tensor], Tensor]:
-    import torch
-
-    x = block.to(arithmetic.device).to(arithmetic.dtype_for(source, edit))
-    first_row, first_column = (0, start) if columnwise else (start, 0)
-    found = {}
+) -> Tensor:
+    """See `Matrix.compute`."""
+    x = stored
+    if matrix.compute:
+        x = matrix.compute(stored, first_row, first_column, values[: len(matrix.needs)])
+    x = x.to(arithmetic.device).to(arithmetic.dtype_for(matrix, edit))
     if edit.gain:
-        gain, *biases = (value.to(x) for value in values)
-        if biases:
-            bias = x @ biases[0]
-            if biases[1:]:
-                bias += biases[1][start : start + len(bias)]
-            found["bias"] = _map_rows(edit, bias.unsqueeze(1), first_row).squeeze(1)
-        gain = (gain + edit.gain.offset)[first_column : first_column + x.shape[1]]
+        gain = (values[-1].to(x) + edit.gain.offset)[first_column : first_column + x.shape[1]]
         x = x / gain if edit.gain.divides else x.mul_(gain)
     for each in edit.columns:
         x = repeated(each, x.shape[1]).apply(x)
-    found[output] = _map_rows(edit, x, first_row)
-    return _stored(found, dtype), torch.zeros(0)
-
-
-def _edit_bias(
-    source: StoredTensor,
-    edit: Edit,
-    dtype: str,
-    arithmetic: Arithmetic,
-    block: Tensor,
-    start: int,
-    _values: tuple[Tensor, ...],
-) -> tuple[Mapping[str, Tensor], Tensor]:
-    import torch
-
-    x = block.to(arithmetic.device).to(arithmetic.dtype_for(source, edit))
-    return _stored({"bias": _map_rows(edit, x, start).squeeze(1)}, dtype), torch.zeros(0)
-
-
-def _map_rows(edit: Edit, x: Tensor, first: int) -> Tensor:
-    for each in edit.rows:
-        x = each.apply(x, first)
+    for rows in edit.rows:
+        x = rows.apply(x, first_row)
     return x
 
 
-def _stored(found: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """The one rounding, to `dtype`.
+def _project(
+    weight: Matrix,
+    arithmetic: Arithmetic,
+    stored: Tensor,
+    first_row: int,
+    first_column: int,
+    values: tuple[Tensor, ...],
+) -> Tensor:
+    """See `Matrix.compute`."""
+    n = len(weight.needs)
+    x = weight.compute(stored, first_row, first_column, values[:n]) if weight.compute else stored
+    norm_bias, *own = values[n:]
+    projected = x.to(arithmetic.device).to(norm_bias) @ norm_bias
+    if own:
+        projected += own[0][first_row : first_row + len(projected)]
+    return projected.unsqueeze(1)
+
+
+def _round(
+    output: str, spec: TensorSpec, block: Tensor, _start: int, _values: tuple[Tensor, ...]
+) -> tuple[Mapping[str, Tensor], Tensor]:
+    """The one rounding.
 
     Raises:
         NonFiniteError: what was read is not finite, or the result is too large for the dtype.
     """
-    from ctcli.ops.sums import largest_magnitude
-
-    rounded = {name: tensor.to(torch_dtype(dtype)) for name, tensor in found.items()}
-    if not all(
-        largest_magnitude(tensor).isfinite() for tensor in rounded.values() if tensor.numel()
-    ):
-        raise NonFiniteError(_HINT)
-    return {name: tensor.cpu() for name, tensor in rounded.items()}
-
-
-def _fill(
-    output: str, spec: TensorSpec, value: float, _block: Tensor, _start: int, _values: object
-) -> tuple[Mapping[str, Tensor], Tensor]:
     import torch
 
-    return {output: torch.full(spec.shape, value, dtype=torch_dtype(spec.dtype))}, torch.zeros(0)
+    from ctcli.ops.sums import largest_magnitude
+
+    result = block.to(torch_dtype(spec.dtype))
+    if result.numel() and not largest_magnitude(result).isfinite():
+        raise NonFiniteError(_HINT)
+    return {output: result.cpu()}, torch.zeros(0)
 
 
 def _as_float64(block: Tensor, _: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,8 +22,9 @@ from ctcli.tensors import (
     LazyTensor,
     NonFiniteError,
     Output,
-    StoredTensor,
     TensorSpec,
+    matrix_of,
+    widened,
 )
 
 if TYPE_CHECKING:
@@ -179,25 +181,25 @@ def _tables(header: Header) -> Iterator[tuple[str, KnownTensor]]:
 
 
 def _parts(
-    module: str, source: StoredTensor, granule: int, group_size: int | None
+    module: str, tensor: LazyTensor, granule: int, group_size: int | None
 ) -> Mapping[str, LazyTensor]:
     """What stands for a tensor: itself in float32, or a matrix's codes and scales."""
-    is_matrix = len(source.spec.shape) == 2
-    if is_matrix and group_size:
-        rows, columns = source.spec.shape
+    spec, matrix = tensor.spec, matrix_of(tensor)
+    grouped = group_size if len(spec.shape) == 2 else None
+    if matrix is None or (spec.dtype == "F32" and granule == 1 and not grouped):
+        return {module: widened(tensor) if isinstance(tensor, KnownTensor) else tensor}
+    outputs = {"values": Output(TensorSpec("F32", spec.shape), is_whole=len(spec.shape) == 1)}
+    compute = partial(_widen, granule)
+    if grouped:
+        rows, columns = spec.shape
         outputs = {
-            "codes": Output(TensorSpec("I8", (rows, columns)), granule),
-            "scales": Output(TensorSpec("F32", (rows, columns // group_size)), granule),
+            "codes": Output(TensorSpec("I8", (rows, columns))),
+            "scales": Output(TensorSpec("F32", (rows, columns // grouped))),
         }
-        compute = partial(_quantize, group_size, granule)
-        derivation = Derivation(module, source, granule, outputs, compute, measures="max")
-    elif source.spec.dtype == "F32" and granule == 1:
-        return {module: source}
-    else:
-        if not is_matrix:  # a norm: one row
-            source = replace(source, spec=TensorSpec(source.spec.dtype, (1, *source.spec.shape)))
-        outputs = {"values": Output(TensorSpec("F32", source.spec.shape), granule)}
-        derivation = Derivation(module, source, granule, outputs, partial(_widen, granule))
+        compute = partial(_quantize, grouped, granule)
+    by_columns = matrix.is_columnwise
+    together = math.lcm(matrix.granule[by_columns], (grouped or 1) if by_columns else granule)
+    derivation = Derivation(module, matrix, together, outputs, compute, measures="max")
     return {f"{module}.{output}": DerivedTensor(derivation, output) for output in outputs}
 
 

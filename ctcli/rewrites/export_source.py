@@ -12,7 +12,7 @@ from ctcli.models.llama import HUGGING_FACE, Naming, naming_of
 from ctcli.models.llama_config import LlamaConfig, from_config_json, from_params_json
 from ctcli.models.quantized import quantized_format
 from ctcli.storage.strict_json import parse_json
-from ctcli.tensors import StoredTensor, content_of
+from ctcli.tensors import LazyTensor, StoredTensor, content_of
 
 _COMPARED_BYTES = 4 * 1024 * 1024
 
@@ -21,7 +21,7 @@ _COMPARED_BYTES = 4 * 1024 * 1024
 class Llama:
     """A Llama's tensors, by the names that its family gives them, and its description."""
 
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, LazyTensor]
     naming: Naming
     config: LlamaConfig
 
@@ -45,7 +45,7 @@ def read_llama(checkpoint: Checkpoint) -> Llama:
         CtcliError: there is none, it is quantized, or its description is missing or malformed.
     """
     name = checkpoint.origin.name
-    tensors = {n: tensor for n, tensor in checkpoint.tensors() if isinstance(tensor, StoredTensor)}
+    tensors = dict(checkpoint.tensors())
     specs = ((n, tensor.spec) for n, tensor in tensors.items())
     if found := quantized_format(specs, checkpoint.config):
         raise CtcliError(
@@ -90,9 +90,9 @@ def _params_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
     raise CtcliError(f"params.json: {problem}.", "Add the model's params.json.")
 
 
-def _are_equal(a: StoredTensor, b: StoredTensor) -> bool:
-    """Whether two tensors hold the same bytes; mostly the first ones tell."""
-    if a.spec != b.spec:
+def _are_equal(a: LazyTensor, b: LazyTensor) -> bool:
+    """Whether two stored tensors hold the same bytes; mostly the first ones tell."""
+    if a.spec != b.spec or not (isinstance(a, StoredTensor) and isinstance(b, StoredTensor)):
         return False
     for start in range(0, a.spec.nbytes, _COMPARED_BYTES):
         count = min(_COMPARED_BYTES, a.spec.nbytes - start)

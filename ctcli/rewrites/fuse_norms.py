@@ -11,6 +11,7 @@ from ctcli.models.mapping import ArchitectureMapping
 from ctcli.rewrites.edits import Arithmetic, Gain, Map, RowMap
 from ctcli.rewrites.surgery import Surgery, architecture_of, begin, check_editable, perform
 from ctcli.sharding import cut_to_size
+from ctcli.tensors import matrix_of
 from ctcli.units import format_bytes
 
 
@@ -97,8 +98,7 @@ def fuse_norms(checkpoint: Checkpoint, options: FuseOptions) -> tuple[Checkpoint
     reads_norm = any(architecture.lm_head in norm.linears for norm in architecture.norms)
     unties = reads_norm or (options.center and architecture.unties_for_stream)
     surgery = begin(checkpoint, architecture, unties)
-    fuse(surgery)
-    changes = [("norms fused", str(len(surgery.neutral)))]
+    changes = [("norms fused", str(fuse(surgery)))]
     if options.center:
         from ctcli.ops.centring import Centring
 
@@ -116,19 +116,25 @@ def fuse_norms(checkpoint: Checkpoint, options: FuseOptions) -> tuple[Checkpoint
     )
 
 
-def fuse(surgery: Surgery) -> None:
-    """Fuse every norm of the architecture."""
+def fuse(surgery: Surgery) -> int:
+    """Fuse every norm of the architecture that is not fused yet. Returns how many."""
     architecture, stored = surgery.architecture, surgery.stored
+    fused = 0
     for norm in architecture.norms:
-        weight, bias = stored[f"{norm.module}.weight"], stored.get(f"{norm.module}.bias")
-        moves = bias if norm.bias == "linears" else None
+        surgery.neutral.append(norm.module)
+        weight = matrix_of(stored[f"{norm.module}.weight"])
+        if weight is None:
+            continue
+        fused += 1
+        bias = stored.get(f"{norm.module}.bias")
+        moves = matrix_of(bias) if bias and norm.bias == "linears" else None
         gain = Gain(weight, architecture.gain_offset, moves)
         surgery.gains |= dict.fromkeys(norm.linears, gain)
         if norm.bias == "norm":
             surgery.gains[f"{norm.module}.bias"] = replace(gain, divides=True)
-        surgery.neutral.append(norm.module)
     if architecture.bias_switch and any(gain.bias for gain in surgery.gains.values()):
         surgery.switched = architecture.bias_switch.linears
+    return fused
 
 
 def write_stream(surgery: Surgery, stream: Map) -> None:

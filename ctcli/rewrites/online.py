@@ -16,9 +16,11 @@ from ctcli.tensors import (
     Derivation,
     DerivedTensor,
     LazyTensor,
+    Matrix,
     Output,
     StoredTensor,
     TensorSpec,
+    matrix_of,
 )
 
 if TYPE_CHECKING:
@@ -73,20 +75,23 @@ def transforming(
     return {**config, "quantization_config": declared}
 
 
-def matrix(name: str, rotation: Rotation, stored: StoredTensor) -> dict[str, LazyTensor]:
+def matrix(name: str, rotation: Rotation, tensor: LazyTensor) -> dict[str, LazyTensor]:
     """The matrix of a transform, [n, n] float64, as tensor `<name>.weight`.
 
     Args:
         name: `<module>.<scheme>_<location>`.
         rotation: P, not repeated.
-        stored: any tensor of the checkpoint. The engine works through the rows of one; as many of
-            its bytes as there are rows stand for the matrix, and are not used.
+        tensor: any of the checkpoint. The engine works through the rows of one; as many of its
+            stored bytes as there are rows stand for the matrix, and are not used.
     """
+    of_tensor = matrix_of(tensor)
+    assert of_tensor, "weights of linears are not constant"
+    stored = of_tensor.source
     n = rotation.block_size
     across = max(1, min(n, stored.spec.nbytes // n))
     rows = StoredTensor(TensorSpec("U8", (n, across)), stored.file, stored.start)
-    outputs = {"weight": Output(TensorSpec("F64", (n, n)), 1)}
-    derivation = Derivation(name, rows, 1, outputs, partial(_rows, rotation))
+    outputs = {"weight": Output(TensorSpec("F64", (n, n)))}
+    derivation = Derivation(name, Matrix(rows, (n, n)), 1, outputs, partial(_rows, rotation))
     return {f"{name}.weight": DerivedTensor(derivation, "weight")}
 
 

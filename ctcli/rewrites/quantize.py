@@ -21,7 +21,15 @@ from ctcli.rewrites.selection import Choice, Selection, select
 from ctcli.schemes.family import Execution, Numerics
 from ctcli.schemes.weights import derive, largest_magnitude
 from ctcli.sharding import cut_to_size
-from ctcli.tensors import Derivation, DerivedTensor, LazyTensor, Reduction, StoredTensor
+from ctcli.tensors import (
+    Derivation,
+    DerivedTensor,
+    LazyTensor,
+    Matrix,
+    Reduction,
+    StoredTensor,
+    matrix_of,
+)
 from ctcli.units import format_bytes
 
 _WORST = 10  # modules with the largest error that the summary shows
@@ -48,6 +56,7 @@ class QuantizeReport:
         errors = {
             module: math.sqrt(error / weight) if weight else 0.0
             for module, (error, weight) in measured.items()
+            if module in self.selection.schemes
         }
         return replace(self, errors=errors)
 
@@ -186,25 +195,25 @@ def _untie(checkpoint: Checkpoint, choice: Choice) -> Checkpoint:
     return replace(checkpoint, shards=shards).with_config(config)
 
 
-def _weights(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+def _weights(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
     """Every two-dimensional weight, by module."""
     return {
         name.removesuffix(".weight"): tensor
         for name, tensor in checkpoint.tensors()
-        if name.endswith(".weight")
-        and len(tensor.spec.shape) == 2
-        and isinstance(tensor, StoredTensor)
+        if name.endswith(".weight") and len(tensor.spec.shape) == 2 and matrix_of(tensor)
     }
 
 
 def _derivations(
-    weights: Mapping[str, StoredTensor], selection: Selection, options: QuantizeOptions
+    weights: Mapping[str, LazyTensor], selection: Selection, options: QuantizeOptions
 ) -> dict[str, Derivation]:
-    shared = _shared_magnitudes(weights, selection, options.execution)
+    found = {module: matrix_of(weights[module]) for module in selection.schemes}
+    matrices = {module: matrix for module, matrix in found.items() if matrix}
+    shared = _shared_magnitudes(matrices, selection, options.execution)
     return {
         module: derive(
             module,
-            weights[module],
+            matrices[module],
             Numerics(scheme, weights[module].spec.dtype, options.compute_dtype, options.observer),
             options.execution,
             shared.get(module),
@@ -214,7 +223,7 @@ def _derivations(
 
 
 def _shared_magnitudes(
-    weights: Mapping[str, StoredTensor], selection: Selection, execution: Execution
+    weights: Mapping[str, Matrix], selection: Selection, execution: Execution
 ) -> dict[str, Reduction]:
     """For schemes with a global scale: the value that each fused set, or lone module, shares."""
     modules = [m for m, s in selection.schemes.items() if s.weights.strategy == "tensor_group"]

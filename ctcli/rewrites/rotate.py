@@ -104,8 +104,7 @@ def rotate(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint, 
     )
     changes = []
     if "R1" in chosen:
-        fuse(surgery)
-        changes.append(("norms fused", str(len(surgery.neutral))))
+        changes.append(("norms fused", str(fuse(surgery))))
         stream = matrices.stream()
         rotate_stream(surgery, stream)
         changes.append(("R1", stream.description))

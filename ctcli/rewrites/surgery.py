@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,14 +21,24 @@ from ctcli.rewrites.edits import (
     Gain,
     Map,
     RowMap,
-    constant,
+    bias_of,
+    column_of,
     edited,
-    edited_bias,
+    rounded,
 )
-from ctcli.tensors import DTYPES, Derivation, DerivedTensor, LazyTensor, StoredTensor, TensorSpec
+from ctcli.tensors import (
+    DTYPES,
+    DerivedTensor,
+    KnownTensor,
+    LazyTensor,
+    Matrix,
+    TensorSpec,
+    matrix_of,
+)
 
 FLOATS = ("BF16", "F16", "F32", "F64")
 TORCH_NAMES = {tag: DTYPES[tag].torch_name for tag in FLOATS}
+_ONE = {"BF16": "803f", "F16": "003c", "F32": "0000803f", "F64": "000000000000f03f"}
 
 
 @dataclass
@@ -47,7 +58,7 @@ class Surgery:
     """
 
     architecture: Architecture
-    stored: dict[str, StoredTensor]
+    stored: dict[str, LazyTensor]
     gains: dict[str, Gain] = field(default_factory=dict)
     columns: dict[str, list[Map]] = field(default_factory=lambda: defaultdict(list))
     rows: dict[str, list[RowMap]] = field(default_factory=lambda: defaultdict(list))
@@ -85,7 +96,7 @@ def begin(checkpoint: Checkpoint, architecture: Architecture, unties: bool) -> S
         architecture: its parts.
         unties: whether a tied head gets a weight of its own.
     """
-    stored = {name: t for name, t in checkpoint.tensors() if isinstance(t, StoredTensor)}
+    stored = dict(checkpoint.tensors())
     if unties and architecture.tied:
         embedding = stored[f"{architecture.token_embedding}.weight"]
         stored[f"{architecture.lm_head}.weight"] = embedding
@@ -166,57 +177,68 @@ class _Operation:
 
     def tensors(self, module: str) -> dict[str, LazyTensor]:
         """A changed module's weight and bias, by name."""
-        neutral = module in self.surgery.neutral
-        made = self._norm(module) if neutral else self._linear(module)
-        return {
-            f"{module}.{output}": DerivedTensor(derivation, output)
-            for derivation in made
-            for output in derivation.outputs
-        }
+        weight = self.surgery.stored[f"{module}.weight"]
+        if module in self.surgery.neutral:
+            is_one = not self.surgery.architecture.gain_offset
+            made, bias = self._constant(weight.spec, is_one), self._norm_bias(module)
+        else:
+            made, bias = self._linear(module, weight), self._linear_bias(module, weight)
+        return {f"{module}.weight": made, **({f"{module}.bias": bias} if bias else {})}
 
     def untouched(self, name: str, tensor: LazyTensor) -> LazyTensor:
         """A tensor that no edit concerns, in the dtype asked for."""
-        if not isinstance(tensor, StoredTensor) or self._tag(tensor) == tensor.spec.dtype:
+        matrix = matrix_of(tensor)
+        if matrix is None or self._tag(tensor.spec) == tensor.spec.dtype:
             return tensor
-        module, _, leaf = name.rpartition(".")
-        tag = self._tag(tensor)
-        made = edited(module, tensor, Edit(), tag, self.arithmetic, output=leaf)
-        return DerivedTensor(made, leaf)
+        return self._rounded(name, matrix, tensor.spec)
 
-    def _linear(self, module: str) -> list[Derivation]:
-        weight = self.surgery.stored[f"{module}.weight"]
-        bias = self.surgery.stored.get(f"{module}.bias")
-        edit, tag = self.surgery.edit(module), self._tag(weight)
-        made = [edited(module, weight, edit, tag, self.arithmetic, bias)]
-        if "bias" in made[0].outputs:
-            return made
-        if bias:
-            made.append(edited_bias(module, bias, edit, self._tag(bias), self.arithmetic))
-        elif module in self.surgery.switched:
-            spec = TensorSpec(tag, weight.spec.shape[:1])
-            made.append(constant(module, "bias", spec, 0.0, weight))
-        return made
+    def _linear(self, module: str, weight: LazyTensor) -> LazyTensor:
+        changed = edited(_matrix(weight), self.surgery.edit(module), self.arithmetic)
+        return self._rounded(f"{module}.weight", changed, weight.spec)
 
-    def _norm(self, module: str) -> list[Derivation]:
-        weight = self.surgery.stored[f"{module}.weight"]
-        one = 1.0 - self.surgery.architecture.gain_offset
-        made = [constant(module, "weight", self._spec(weight), one, weight)]
+    def _linear_bias(self, module: str, weight: LazyTensor) -> LazyTensor | None:
+        name, edit = f"{module}.bias", self.surgery.edit(module)
+        own = self.surgery.stored.get(name)
+        spec = own.spec if own else TensorSpec(weight.spec.dtype, weight.spec.shape[:1])
+        if edit.gain and edit.gain.bias:
+            added = _matrix(own) if own else None
+            bias = bias_of(_matrix(weight), edit.gain.bias, added, self.arithmetic)
+        elif own:
+            bias = column_of(own)
+        else:
+            return self._constant(spec) if module in self.surgery.switched else None
+        return self._rounded(name, edited(bias, Edit(rows=edit.rows), self.arithmetic), spec)
+
+    def _norm_bias(self, module: str) -> LazyTensor | None:
         name = f"{module}.bias"
-        if bias := self.surgery.stored.get(name):
-            edit = self.surgery.edit(name)
-            if edit.gain:
-                kept = edited(module, bias, edit, self._tag(bias), self.arithmetic, output="bias")
-            else:
-                kept = constant(module, "bias", self._spec(bias), 0.0, bias)
-            made.append(kept)
-        return made
+        bias = self.surgery.stored.get(name)
+        if bias is None:
+            return None
+        norms = self.surgery.architecture.norms
+        if not any(norm.module == module and norm.bias == "norm" for norm in norms):
+            return self._constant(bias.spec)
+        changed = edited(_matrix(bias), self.surgery.edit(name), self.arithmetic)
+        return self._rounded(name, changed, bias.spec)
 
-    def _tag(self, tensor: StoredTensor) -> str:
-        own = tensor.spec.dtype
-        return self.dtype if self.dtype and own in FLOATS else own
+    def _rounded(self, name: str, matrix: Matrix, spec: TensorSpec) -> LazyTensor:
+        module, _, output = name.rpartition(".")
+        own = TensorSpec(self._tag(spec), spec.shape)
+        return DerivedTensor(rounded(module, output, matrix, own), output)
 
-    def _spec(self, tensor: StoredTensor) -> TensorSpec:
-        return TensorSpec(self._tag(tensor), tensor.spec.shape)
+    def _constant(self, spec: TensorSpec, is_one: bool = False) -> LazyTensor:
+        """Ones or zeros; as their bytes are known, a further step sees that nothing is to do."""
+        own = TensorSpec(self._tag(spec), spec.shape)
+        one = bytes.fromhex(_ONE[own.dtype])
+        return KnownTensor(own, one * math.prod(spec.shape) if is_one else bytes(own.nbytes))
+
+    def _tag(self, spec: TensorSpec) -> str:
+        return self.dtype if self.dtype and spec.dtype in FLOATS else spec.dtype
+
+
+def _matrix(tensor: LazyTensor) -> Matrix:
+    found = matrix_of(tensor)
+    assert found, "what is quantized was refused"
+    return found
 
 
 def _config(config: Mapping[str, Any], surgery: Surgery, dtype: str | None) -> dict[str, Any]:

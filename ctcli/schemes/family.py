@@ -72,23 +72,24 @@ class Family(Protocol):
     def outputs(self, numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:
         """The tensors that stand for a weight, by suffix."""
 
-    def granule(self, scheme: Scheme) -> int:
-        """Rows of the weight that belong together."""
+    def granule(self, scheme: Scheme) -> tuple[int, int]:
+        """Rows, and columns, of the weight that belong together once `whole` is known."""
 
     def quantize(
         self, weight: Tensor, shape: tuple[int, ...], numerics: Numerics, whole: Tensor | None
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Quantize some rows.
+        """Quantize some rows, or some columns.
 
         Args:
-            weight: [rows, columns] float32, finite.
+            weight: rows of the weight, or columns, as [rows, columns] float32, finite.
             shape: of the whole weight.
             numerics: how.
             whole: what was found over the whole weight, or its fused set, where the scheme has
-                such a value: [low, high] for strategy tensor, [amax] for tensor_group.
+                such a value: [low, high] for strategy tensor, for strategy channel where `weight`
+                are columns (each [rows]), [amax] for tensor_group.
 
         Returns:
-            The rows of each output; and the rows as a reader of them computes them, float32.
+            The rows (columns) of each output; and what a reader computes from them, float32.
         """
 
 

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Numerics
-from ctcli.schemes.ranges import find_bounds, grouping_of, scale_output, stored_scale
+from ctcli.schemes.ranges import (
+    find_bounds,
+    granule_of,
+    grouping_of,
+    scale_output,
+    stored_scale,
+)
 from ctcli.tensors import Output, TensorSpec
 
 if TYPE_CHECKING:
@@ -27,17 +33,16 @@ def accepts(scheme: Scheme) -> bool:
     return is_float8 and weights.scale_dtype is None and weights.strategy in STRATEGIES
 
 
-def granule(scheme: Scheme) -> int:
-    """A tile's rows."""
-    return scheme.weights.block_structure[0] if scheme.weights.block_structure else 1
+def granule(scheme: Scheme) -> tuple[int, int]:
+    """A tile."""
+    return granule_of(scheme.weights)
 
 
 def outputs(numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:
     """`weight` and `weight_scale`."""
-    rows = granule(numerics.scheme)
     return {
-        "weight": Output(TensorSpec("F8_E4M3", weight.shape), rows),
-        "weight_scale": scale_output(numerics.scheme.weights, weight, numerics.dtype, rows),
+        "weight": Output(TensorSpec("F8_E4M3", weight.shape)),
+        "weight_scale": scale_output(numerics.scheme.weights, weight, numerics.dtype),
     }
 
 

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Numerics
-from ctcli.schemes.ranges import find_bounds, grouping_of, scale_output, stored_scale
+from ctcli.schemes.ranges import (
+    find_bounds,
+    granule_of,
+    grouping_of,
+    scale_output,
+    stored_scale,
+)
 from ctcli.tensors import Output, TensorSpec
 
 if TYPE_CHECKING:
@@ -26,30 +33,34 @@ def accepts(scheme: Scheme) -> bool:
     return scheme.weights.type == "int" and scheme.weights.strategy in STRATEGIES
 
 
-def granule(scheme: Scheme) -> int:
-    """A tile's rows, or as many as fill whole words of packed zero points."""
-    if scheme.weights.block_structure:
-        return scheme.weights.block_structure[0]
-    return 32 // math.gcd(32, scheme.weights.num_bits) if _packs_zero_points(scheme) else 1
+def granule(scheme: Scheme) -> tuple[int, int]:
+    """A tile, and as much as fills whole words of packed elements and zero points."""
+    height, width = granule_of(scheme.weights)
+    packed = 32 // math.gcd(32, scheme.weights.num_bits)
+    if _packs_zero_points(scheme):
+        height = math.lcm(height, packed)
+    if scheme.format == "pack-quantized":
+        width = math.lcm(width, packed)
+    return height, width
 
 
 def outputs(numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:
     """`weight` or `weight_packed` and `weight_shape`; `weight_scale`; `weight_zero_point`."""
     scheme, (rows, columns) = numerics.scheme, weight.shape
-    together, bits = granule(scheme), scheme.weights.num_bits
-    scale = scale_output(scheme.weights, weight, numerics.dtype, together)
+    bits = scheme.weights.num_bits
+    scale = scale_output(scheme.weights, weight, numerics.dtype)
     found = {"weight_scale": scale}
     if scheme.format == "pack-quantized":
         packed = TensorSpec("I32", (rows, _words(columns, bits)))
-        found["weight_packed"] = Output(packed, together)
-        found["weight_shape"] = Output(TensorSpec("I64", (2,)), None)
+        found["weight_packed"] = Output(packed)
+        found["weight_shape"] = Output(TensorSpec("I64", (2,)), is_whole=True)
     else:
-        found["weight"] = Output(TensorSpec("I8", weight.shape), together)
+        found["weight"] = Output(TensorSpec("I8", weight.shape))
     if _packs_zero_points(scheme):
         words = (_words(rows, bits), scale.spec.shape[1])
-        found["weight_zero_point"] = Output(TensorSpec("I32", words), together * bits // 32)
+        found["weight_zero_point"] = Output(TensorSpec("I32", words))
     elif not scheme.weights.symmetric:
-        found["weight_zero_point"] = Output(TensorSpec("I8", scale.spec.shape), scale.rows)
+        found["weight_zero_point"] = replace(scale, spec=TensorSpec("I8", scale.spec.shape))
     return found
 
 

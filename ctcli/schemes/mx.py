@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Numerics
-from ctcli.schemes.ranges import find_bounds, grouping_of, stored_scale
+from ctcli.schemes.ranges import find_bounds, granule_of, grouping_of, stored_scale
 from ctcli.tensors import Output, TensorSpec
 
 if TYPE_CHECKING:
@@ -26,19 +26,19 @@ def accepts(scheme: Scheme) -> bool:
     return kind == ("float", "group", 32, "torch.uint8") and weights.symmetric
 
 
-def granule(scheme: Scheme) -> int:  # noqa: ARG001 (families share one signature)
-    """Each row stands alone."""
-    return 1
+def granule(scheme: Scheme) -> tuple[int, int]:
+    """A row of a group."""
+    return granule_of(scheme.weights)
 
 
 def outputs(numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:
     """`weight_packed` or `weight`, and `weight_scale`."""
     rows, columns = weight.shape
-    scale = Output(TensorSpec("U8", (rows, columns // 32)), 1)
+    scale = Output(TensorSpec("U8", (rows, columns // 32)))
     if numerics.scheme.weights.num_bits == 8:
-        return {"weight": Output(TensorSpec("F8_E4M3", weight.shape), 1), "weight_scale": scale}
+        return {"weight": Output(TensorSpec("F8_E4M3", weight.shape)), "weight_scale": scale}
     packed = TensorSpec("U8", (rows, columns // 2))
-    return {"weight_packed": Output(packed, 1), "weight_scale": scale}
+    return {"weight_packed": Output(packed), "weight_scale": scale}
 
 
 def quantize(

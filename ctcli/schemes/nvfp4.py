@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Numerics
-from ctcli.schemes.ranges import find_bounds, grouping_of, stored_scale
+from ctcli.schemes.ranges import find_bounds, granule_of, grouping_of, stored_scale
 from ctcli.tensors import Output, TensorSpec
 
 if TYPE_CHECKING:
@@ -23,18 +23,18 @@ def accepts(scheme: Scheme) -> bool:
     return kind == ("float", 4, "tensor_group", 16) and weights.symmetric
 
 
-def granule(scheme: Scheme) -> int:  # noqa: ARG001 (families share one signature)
-    """Each row stands alone."""
-    return 1
+def granule(scheme: Scheme) -> tuple[int, int]:
+    """A row of a group."""
+    return granule_of(scheme.weights)
 
 
 def outputs(numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:  # noqa: ARG001
     """`weight_packed`, `weight_scale` and `weight_global_scale`."""
     rows, columns = weight.shape
     return {
-        "weight_packed": Output(TensorSpec("U8", (rows, columns // 2)), 1),
-        "weight_scale": Output(TensorSpec("F8_E4M3", (rows, columns // 16)), 1),
-        "weight_global_scale": Output(TensorSpec("F32", (1,)), None),
+        "weight_packed": Output(TensorSpec("U8", (rows, columns // 2))),
+        "weight_scale": Output(TensorSpec("F8_E4M3", (rows, columns // 16))),
+        "weight_global_scale": Output(TensorSpec("F32", (1,)), is_whole=True),
     }
 
 

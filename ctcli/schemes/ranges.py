@@ -23,6 +23,12 @@ def tile_of(arguments: QuantizationArgs) -> tuple[int | None, int | None]:
     return (None, None) if arguments.strategy == "tensor" else (1, arguments.group_size)
 
 
+def granule_of(arguments: QuantizationArgs) -> tuple[int, int]:
+    """Rows, and columns, that have to be quantized together once the bounds of rows are known."""
+    height, width = tile_of(arguments)
+    return height or 1, width or 1
+
+
 def grouping_of(arguments: QuantizationArgs) -> Grouping:
     """The same as views of tensors. Imports torch."""
     from ctcli.ops.grouping import Grouping
@@ -30,21 +36,20 @@ def grouping_of(arguments: QuantizationArgs) -> Grouping:
     return Grouping(*tile_of(arguments))
 
 
-def scale_output(arguments: QuantizationArgs, weight: TensorSpec, dtype: str, rows: int) -> Output:
+def scale_output(arguments: QuantizationArgs, weight: TensorSpec, dtype: str) -> Output:
     """Shape of the scales of `weight`.
 
     Args:
         arguments: of the weights.
         weight: the weight, [rows, columns].
         dtype: safetensors tag of the scales.
-        rows: the granule: rows of the weight that are quantized together.
     """
     height, width = tile_of(arguments)
     if height is None:
-        return Output(TensorSpec(dtype, (1,)), None)
+        return Output(TensorSpec(dtype, (1,)), is_whole=True)
     down = math.ceil(weight.shape[0] / height)
     across = math.ceil(weight.shape[1] / (width or weight.shape[1]))
-    return Output(TensorSpec(dtype, (down, across)), rows // height)
+    return Output(TensorSpec(dtype, (down, across)))
 
 
 def stored_scale(scale: Tensor, arguments: QuantizationArgs) -> Tensor:
@@ -60,13 +65,14 @@ def find_bounds(
     Args:
         view: the weight's rows, grouped.
         numerics: observer and symmetry.
-        whole: the range of the whole weight, [low, high], where that is the group.
+        whole: the ranges of the whole weight, or of its rows: [low, high], each [1] or [rows];
+            None: `view` holds whole groups.
         roundtrip: what quantizing with given bounds makes of the view.
     """
     from ctcli.ops.ranges import best_bounds, widest_bounds
 
     if whole is not None:
-        return whole[0].view(1, 1, 1, 1), whole[1].view(1, 1, 1, 1)
+        return whole[0].view(-1, 1, 1, 1), whole[1].view(-1, 1, 1, 1)
     symmetric = numerics.scheme.weights.symmetric
     if numerics.observer == "minmax":
         return widest_bounds(view, symmetric)

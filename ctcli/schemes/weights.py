@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from ctcli.schemes import family_of
 from ctcli.schemes.family import Execution, Numerics, WholeFamily
 from ctcli.schemes.ranges import grouping_of
-from ctcli.tensors import Derivation, NonFiniteError, Reduction, StoredTensor
+from ctcli.tensors import Derivation, Matrix, NonFiniteError, Output, Reduction, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 def derive(
     name: str,
-    source: StoredTensor,
+    matrix: Matrix,
     numerics: Numerics,
     execution: Execution,
     shared: Reduction | None,
@@ -26,26 +28,35 @@ def derive(
 
     Args:
         name: its module.
-        source: the weight, [rows, columns].
+        matrix: the weight, [rows, columns].
         numerics: how to quantize it.
         execution: how to compute.
         shared: the largest magnitude of its fused set, for strategy tensor_group.
     """
-    family = family_of(numerics.scheme)
+    family, strategy = family_of(numerics.scheme), numerics.scheme.weights.strategy
+    by_columns = matrix.is_columnwise
+    outputs = family.outputs(numerics, TensorSpec(numerics.dtype, matrix.shape))
     needs = (shared,) if shared else ()
-    if numerics.scheme.weights.strategy == "tensor":
-        needs = (_range_of(source, numerics, execution),)
+    if strategy == "tensor" or (strategy == "channel" and by_columns):
+        needs = (_range_of(matrix, numerics, execution),)
+    if strategy == "channel" and by_columns:
+        outputs = {name: _whole_for_rows(output) for name, output in outputs.items()}
     return Derivation(
         name,
-        source,
-        family.granule(numerics.scheme),
-        family.outputs(numerics, source.spec),
-        partial(quantize_rows, source.spec.shape, numerics, execution),
+        matrix,
+        math.lcm(matrix.granule[by_columns], family.granule(numerics.scheme)[by_columns]),
+        outputs,
+        partial(quantize_block, matrix.shape, numerics, execution),
         needs,
     )
 
 
-def quantize_rows(
+def _whole_for_rows(output: Output) -> Output:
+    """The first columns of a weight give all scales of its rows."""
+    return replace(output, is_whole=output.is_whole or output.spec.shape[1] == 1)
+
+
+def quantize_block(
     shape: tuple[int, ...],
     numerics: Numerics,
     execution: Execution,
@@ -53,14 +64,14 @@ def quantize_rows(
     _start: int,
     values: tuple[Tensor, ...],
 ) -> tuple[Mapping[str, Tensor], Tensor]:
-    """Quantize some rows of a weight of that shape, given the value over the whole if there is one.
+    """Quantize rows (columns) of a weight of that shape, given what is known of the whole.
 
     Returns:
-        The rows of each output, and [2] float64: the sums of squares of the error (of what a
+        Those of each output, and [2] float64: the sums of squares of the error (of what a
         reader computes, in float32) and of the weight.
 
     Raises:
-        NonFiniteError: the rows hold NaN or infinities, and that is not allowed.
+        NonFiniteError: they hold NaN or infinities, and that is not allowed.
     """
     import torch
 
@@ -78,17 +89,17 @@ def quantize_rows(
     return {name: tensor.cpu() for name, tensor in outputs.items()}, sums.cpu()
 
 
-def largest_magnitude(sources: Sequence[StoredTensor], execution: Execution) -> Reduction:
-    """max|w| over all `sources`: [1] float32."""
-    return Reduction(tuple(sources), partial(_amax, execution), "max", _as_is)
+def largest_magnitude(matrices: Sequence[Matrix], execution: Execution) -> Reduction:
+    """max|w| over all `matrices`: [1] float32."""
+    return Reduction(tuple(matrices), partial(_amax, execution), "max", _as_is)
 
 
-def _range_of(source: StoredTensor, numerics: Numerics, execution: Execution) -> Reduction:
-    """[low, high] of the whole weight, as the observer has it."""
-    widest = Reduction((source,), partial(_widest, numerics, execution), "max", _low_and_high)
+def _range_of(matrix: Matrix, numerics: Numerics, execution: Execution) -> Reduction:
+    """[low, high] of the whole weight, or of each of its rows, as the observer has it."""
+    widest = Reduction((matrix,), partial(_widest, numerics, execution), "max", _low_and_high)
     if numerics.observer == "minmax":
         return widest
-    return Reduction((source,), partial(_errors, numerics, execution), "sum", _shrink, widest)
+    return Reduction((matrix,), partial(_errors, numerics, execution), "sum", _shrink, widest)
 
 
 def _amax(execution: Execution, block: Tensor, _: Tensor | None) -> Tensor:
@@ -105,7 +116,7 @@ def _widest(numerics: Numerics, execution: Execution, block: Tensor, _: Tensor |
     weight = block.to(execution.device).to(torch.float32)
     view = grouping_of(numerics.scheme.weights).view(weight)
     low, high = widest_bounds(view, numerics.scheme.weights.symmetric)
-    return torch.stack((-low.view(()), high.view(()))).cpu()
+    return torch.stack((-low.view(-1), high.view(-1))).cpu()
 
 
 def _low_and_high(widest: Tensor, _: Tensor | None) -> Tensor:
@@ -117,7 +128,7 @@ def _low_and_high(widest: Tensor, _: Tensor | None) -> Tensor:
 def _errors(
     numerics: Numerics, execution: Execution, block: Tensor, bounds: Tensor | None
 ) -> Tensor:
-    """Squared error of the block for each range that mse tries."""
+    """Squared error of the block, or of each row in it, for each range that mse tries."""
     import torch
 
     from ctcli.ops.ranges import shrunk_errors
@@ -125,17 +136,19 @@ def _errors(
     assert bounds is not None, "the widest range comes first"
     weight = block.to(execution.device).to(torch.float32)
     view = grouping_of(numerics.scheme.weights).view(weight)
-    low, high = bounds.to(execution.device).view(2, 1, 1, 1, 1)
+    low, high = bounds.to(execution.device).view(2, -1, 1, 1, 1)
     roundtrip = cast(WholeFamily, family_of(numerics.scheme)).roundtrip(numerics)
     errors = shrunk_errors(view, (low, high), roundtrip)
-    return torch.stack([error.to(torch.float64).view(()) for _, error in errors]).cpu()
+    return torch.stack([error.to(torch.float64).view(-1) for _, error in errors]).cpu()
 
 
 def _shrink(errors: Tensor, bounds: Tensor | None) -> Tensor:
+    import torch
+
     from ctcli.ops.ranges import SHRINKS
 
     assert bounds is not None, "the widest range comes first"
-    return bounds * SHRINKS[int(errors.argmin())]
+    return bounds * torch.tensor(SHRINKS, dtype=torch.float32)[errors.argmin(0)]
 
 
 def _as_is(combined: Tensor, _: Tensor | None) -> Tensor:

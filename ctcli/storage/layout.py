@@ -128,7 +128,7 @@ class Layout:
                 place = f"\n{copy.source.name}\0{copy.start}\0{copy.nbytes}"
                 digest.update(os.fsencode(place))
             for part in file.computed:
-                origin = part.tensor.derivation.source
+                origin = part.tensor.derivation.matrix.source
                 place = f"\n{origin.file.name}\0{origin.start}\0{part.offset}"
                 digest.update(os.fsencode(place))
         return digest.hexdigest()
@@ -137,7 +137,9 @@ class Layout:
 def sources_of(files: Collection[OutputFile]) -> list[SourceFile]:
     """The source files that bytes of `files` come from, each once."""
     sources = [copy.source for file in files for copy in file.copies]
-    sources += [part.tensor.derivation.source.file for file in files for part in file.computed]
+    sources += [
+        part.tensor.derivation.matrix.source.file for file in files for part in file.computed
+    ]
     return list(dict.fromkeys(sources))
 
 
