@@ -32,6 +32,16 @@ class Stopped(BaseException):
 
 
 @contextmanager
+def problems_of(place: str) -> Iterator[None]:
+    """Put `place` before every problem of a `CtcliError` inside the block."""
+    try:
+        yield
+    except CtcliError as error:
+        problems = [f"{place}: {problem}" for problem in error.problems]
+        raise CtcliError(problems, error.hint) from error
+
+
+@contextmanager
 def os_errors_of(name: str, doing: str) -> Iterator[None]:
     """Turn an `OSError` inside the block into a `CtcliError` about the file `name`."""
     try:

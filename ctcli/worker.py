@@ -135,7 +135,8 @@ class Worker:
             measures.append(measured.tolist())
             nbytes += self._write(job, start, found)
         measure = combine_measures(derivation, measures)
-        return Part(job.targets[0].file, job.place, nbytes, derivation.name, measure)
+        module = derivation.name if measure else ""
+        return Part(job.targets[0].file, job.place, nbytes, module, measure)
 
     def _write(self, job: ComputeJob, start: int, found: Mapping[str, Tensor]) -> int:
         nbytes = 0

@@ -27,16 +27,18 @@ DEFAULTS = {
 
 def export(source: Path, destination: Path, *, workers: int = 2, **options: Any) -> ExportReport:
     """Export `source`; options are those of `ExportOptions`."""
-    chosen = ExportOptions(destination.name, **{**DEFAULTS, **options})
+    chosen = ExportOptions(**{**DEFAULTS, **options})
     checkpoint, report = export_bin(open_checkpoint(str(source)), chosen)
-    plan = make_plan(lay_out_bin(checkpoint), destination, Settings(workers, 2 * 10**9))
+    plan = make_plan(
+        lay_out_bin(checkpoint, destination.name), destination, Settings(workers, 2 * 10**9)
+    )
     check_resources(plan)
     return report.with_errors(execute(plan, lambda _: None))
 
 
 def refusal(source: Path, **options: Any) -> Sequence[str]:
     """The reasons why `source` is not exported."""
-    chosen = ExportOptions("out.bin", **{**DEFAULTS, **options})
+    chosen = ExportOptions(**{**DEFAULTS, **options})
     with pytest.raises(CtcliError) as refused:
         export_bin(open_checkpoint(str(source)), chosen)
     return list(refused.value.problems)

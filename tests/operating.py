@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcli.checkpoint import Checkpoint
+from ctcli.cli.recipes import make_steps
 from ctcli.engine import execute
 from ctcli.plan import Settings, make_plan
 from ctcli.rewrites.fuse_norms import SurgeryReport, fuse_norms
@@ -59,3 +60,13 @@ def _run(source: Path, destination: Path, rewrite: Rewrite, workers: int) -> Pat
 
 def _ignore(nbytes: int) -> None:
     """Progress is not looked at."""
+
+
+def run_steps(source: Path, destination: Path, *steps: Mapping[str, Any], workers: int = 2) -> Path:
+    """Do the steps of a recipe in one pass."""
+    rewrites = [step.rewrite for _, step in make_steps(steps)]
+    checkpoint = open_checkpoint(str(source))
+    for rewrite in rewrites:
+        checkpoint, _ = rewrite(checkpoint)
+    execute(make_plan(lay_out(checkpoint), destination, Settings(workers, 2 * 10**9)), _ignore)
+    return destination

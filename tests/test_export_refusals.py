@@ -216,7 +216,7 @@ def test_version_0_refuses_tables_that_would_not_fit_in_memory(tmp_path: Path) -
     ("options", "words"),
     [
         (("--group-size", "32", "--version", "1"), "--group-size is for --version 2"),
-        (("--max-shard-size", "1GB"), "--max-shard-size is for checkpoints"),
+        (("--max-shard-size", "1GB"), "No such option"),
         (("--version", "3"), "Invalid value for"),
         (("--max-seq-len", "0"), "Invalid value for"),
     ],

@@ -28,9 +28,9 @@ def files(
     source = save_hf(tmp_path_factory.mktemp("jobs") / "source", make_model(sizes))
     checkpoint = open_checkpoint(str(source))
     if request.param in ("v0", "v2"):
-        chosen = ExportOptions("a.bin", 0 if request.param == "v0" else 2, None, None, False, False)
+        chosen = ExportOptions(0 if request.param == "v0" else 2, None, None, False, False)
         exported, _ = export_bin(checkpoint, chosen)
-        return list(lay_out_bin(exported).files)
+        return list(lay_out_bin(exported, "a.bin").files)
     options = quantize_options(schemes=(request.param,), **DEFAULTS)
     return list(lay_out(quantize(checkpoint, options)[0]).files)
 

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from tests.checkpoints import array, file_hashes, write_checkpoint
-from tests.conftest import Ctcli
+from tests.conftest import ROOT, Ctcli
 
 COMMANDS = {
     "quantize": ("quantize", "--scheme", "NVFP4A16"),
     "fuse-norms": ("fuse-norms",),
     "rotate": ("rotate", "--transform-type", "random-hadamard", "--seed", "1"),
+    "run": ("run", str(ROOT / "tests/bench/recipes/rotate-NVFP4A16.toml")),
 }
 LAYERS = 6
 ROLES = [f"self_attn.{role}_proj" for role in "qkvo"]
@@ -86,10 +87,9 @@ def kill_after(files: int, destination: Path, *arguments: str) -> None:
 def test_a_killed_run_continues_to_the_same_bytes(
     ctcli: Ctcli, source: Path, tmp_path: Path, words: tuple[str, ...]
 ) -> None:
-    command, *options = words
-    assert ctcli(command, source, tmp_path / "undisturbed", *options).returncode == 0
     destination = tmp_path / "out"
-    arguments = (command, str(source), str(destination), *options, "--num-workers", "1")
+    assert ctcli(*words, source, tmp_path / "undisturbed").returncode == 0
+    arguments = (*words, str(source), str(destination), "--num-workers", "1")
     complete = 0
     for files in (1, 3):
         kill_after(files, destination, *arguments)

@@ -6,18 +6,14 @@ from typing import Annotated, cast
 
 import typer
 
-from ctcli.cli.options import OFF, BinFile, Shared, Source
-from ctcli.cli.running import run_rewrite
+from ctcli.cli.options import OFF
+from ctcli.cli.running import Step
 from ctcli.rewrites.export_bin import ExportOptions
 from ctcli.rewrites.export_bin import export_bin as export_checkpoint
-from ctcli.rewrites.export_tokenizer import TOKENIZER_NAME
-from ctcli.storage.llama2c import Version, lay_out_bin
+from ctcli.storage.llama2c import Version
 
 
 def export_bin(
-    source: Source,
-    destination: BinFile,
-    shared: Shared,
     version: Annotated[
         int,
         typer.Option(
@@ -64,26 +60,14 @@ def export_bin(
             help="Let a RoPE base or a norm's epsilon through that the stock readers do not use.",
         ),
     ] = False,
-) -> None:
+) -> Step:
     """Export a Llama to one .bin file for llama2.c.
 
     What the format cannot hold (biases, RoPE scaling, other architectures, ...) is refused.
     """
-    if shared.max_shard_size:
-        raise typer.BadParameter("--max-shard-size is for checkpoints, and OUT.bin is one file.")
     if group_size and version != 2:
         raise typer.BadParameter("--group-size is for --version 2: the others are not quantized.")
-    name = destination.resolve().name
-    if tokenizer and name == TOKENIZER_NAME:
-        raise typer.BadParameter(f"--tokenizer writes {TOKENIZER_NAME}: name OUT.bin otherwise.")
     options = ExportOptions(
-        name, cast(Version, version), group_size, max_seq_len, tokenizer, allow_nonstandard
+        cast(Version, version), group_size, max_seq_len, tokenizer, allow_nonstandard
     )
-    run_rewrite(
-        source,
-        destination,
-        lambda checkpoint: export_checkpoint(checkpoint, options),
-        shared,
-        shared.settings(),
-        lay_out_bin,
-    )
+    return Step(lambda checkpoint: export_checkpoint(checkpoint, options), is_file=True)

@@ -78,16 +78,6 @@ class Shared:
             help="Bytes that all jobs under way may hold together (500MB, 2GiB).",
         ),
     ] = parse_bytes("2GB")
-    max_shard_size: Annotated[
-        int | None,
-        typer.Option(
-            parser=_size,
-            metavar="SIZE",
-            show_default="the shards stay",
-            help="Lay the checkpoint out anew, in natural order and shards of at most so many "
-            "bytes of tensor data (5GB, 300MiB).",
-        ),
-    ] = None
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -138,6 +128,16 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
+MaxShardSize = Annotated[
+    int | None,
+    typer.Option(
+        parser=_size,
+        metavar="SIZE",
+        show_default="the shards stay",
+        help="Lay the checkpoint out anew, in natural order and shards of at most so many bytes of "
+        "tensor data (5GB, 300MiB).",
+    ),
+]
 MappingFile = Annotated[
     Path | None,
     typer.Option(

@@ -7,18 +7,18 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 
 from ctcli import __version__
+from ctcli.cli.commands import REWRITES
 from ctcli.cli.export_bin import export_bin
-from ctcli.cli.options import Shared
-from ctcli.cli.quantize import quantize
-from ctcli.cli.reindex import reindex
-from ctcli.cli.surgery import fuse_norms, rotate
+from ctcli.cli.options import BinFile, Destination, Shared, Source
+from ctcli.cli.run import run
+from ctcli.cli.running import Step, run_step
 from ctcli.console import Terminal
 from ctcli.errors import CtcliError, Stopped
 
@@ -31,34 +31,41 @@ app = typer.Typer(
 )
 
 
-# In the order of the help.
-COMMANDS = (reindex, fuse_norms, rotate, quantize, export_bin)
+def _register(name: str, function: Callable[..., Step]) -> None:
+    """Make a command of a function from options to a step: SRC, DST and `Shared` are added."""
+    shared = inspect.signature(Shared).parameters
+    own = inspect.signature(function).parameters
 
+    def command(source: str, destination: Path, **options: Any) -> None:
+        step = function(**{name: options[name] for name in own})
+        common = Shared(**{name: options[name] for name in shared})
+        run_step(name, step, source, destination, common)
 
-def _register(function: Callable[..., None]) -> None:
-    """Register a command, with the fields of `Shared` in place of its parameter `shared`."""
-    names = [field.name for field in fields(Shared)]
-
-    def expanded(**options: Any) -> None:
-        function(shared=Shared(**{name: options.pop(name) for name in names}), **options)
-
-    own = [p for p in inspect.signature(function).parameters.values() if p.name != "shared"]
-    every = [*own, *inspect.signature(Shared).parameters.values()]
-    hints = get_type_hints(function, include_extras=True) | get_type_hints(
-        Shared, include_extras=True
-    )
+    hints = {
+        **{name: hint for name, hint in _hints(function).items() if name == "recipe"},
+        "source": Source,
+        "destination": BinFile if function is export_bin else Destination,
+        **_hints(function),
+        **_hints(Shared),
+    }
+    parameters = inspect.signature(command).parameters | own | shared
     keyword = inspect.Parameter.KEYWORD_ONLY
-    expanded.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by inspect
-        [p.replace(kind=keyword, annotation=hints[p.name]) for p in every]
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by inspect
+        [parameters[name].replace(kind=keyword, annotation=hint) for name, hint in hints.items()]
     )
-    expanded.__annotations__ = {p.name: hints[p.name] for p in every}
+    command.__annotations__ = hints
     paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
     text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    app.command(name=function.__name__.replace("_", "-"), help=text)(expanded)
+    app.command(name=name, help=text)(command)
 
 
-for _function in COMMANDS:
-    _register(_function)
+def _hints(of: Callable[..., Any]) -> dict[str, Any]:
+    hints = get_type_hints(of, include_extras=True)
+    return {name: hint for name, hint in hints.items() if name != "return"}
+
+
+for _command, _function in {**REWRITES, "run": run}.items():
+    _register(_command, _function)
 
 
 def _print_version(value: bool) -> None:

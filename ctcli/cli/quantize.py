@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from ctcli.cli.options import OFF, Destination, Device, Shared, Source
-from ctcli.cli.running import run_rewrite
+from ctcli.cli.options import OFF, Device, MaxShardSize
+from ctcli.cli.running import Step
 from ctcli.rewrites.quantize_options import quantize_options
 from ctcli.rewrites.selection import OnIndivisible
 from ctcli.schemes.family import ComputeDtype, Observer
@@ -23,9 +23,6 @@ def _block(text: str) -> tuple[int, int]:
 
 
 def quantize(
-    source: Source,
-    destination: Destination,
-    shared: Shared,
     scheme: Annotated[
         list[str] | None,
         typer.Option(
@@ -149,8 +146,9 @@ def quantize(
             "--allow-nonfinite", show_default=OFF, help="Let NaN and infinite weights through."
         ),
     ] = False,
+    max_shard_size: MaxShardSize = None,
     device: Device = "cpu",
-) -> None:
+) -> Step:
     """Quantize linears into a compressed-tensors checkpoint, without a model and without data.
 
     Embeddings, heads, routers and gates, norms, convolutions, vision and audio towers and
@@ -171,12 +169,6 @@ def quantize(
         input_scales=input_scales,
         allow_nonfinite=allow_nonfinite,
         device=device,
-        max_shard_size=shared.max_shard_size,
+        max_shard_size=max_shard_size,
     )
-    run_rewrite(
-        source,
-        destination,
-        lambda checkpoint: quantize_checkpoint(checkpoint, options),
-        shared,
-        shared.settings(),
-    )
+    return Step(lambda checkpoint: quantize_checkpoint(checkpoint, options))

@@ -1,9 +1,10 @@
-"""What every command does with its rewrite: open, check, plan, write, show."""
+"""What every command does with its steps: open, rewrite, check, plan, write, show."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import typer
@@ -12,42 +13,53 @@ from ctcli.checkpoint import Checkpoint
 from ctcli.cli.options import Shared
 from ctcli.console import Report, Result, Terminal
 from ctcli.engine import execute
-from ctcli.plan import Plan, Settings, check_resources, make_plan
+from ctcli.plan import Plan, check_resources, make_plan
 from ctcli.storage.destination import check_destination
-from ctcli.storage.layout import Layout, lay_out
+from ctcli.storage.layout import lay_out
 from ctcli.storage.llama2c import lay_out_bin
 from ctcli.storage.opening import local_directory, open_checkpoint
 from ctcli.units import format_bytes, format_seconds
 
 
-def run_rewrite(
-    source: str,
-    destination: Path,
-    rewrite: Callable[[Checkpoint], tuple[Checkpoint, Report]],
-    shared: Shared,
-    settings: Settings,
-    lay_out: Callable[[Checkpoint], Layout] = lay_out,
-) -> None:
+@dataclass(frozen=True)
+class Step:
+    """A rewrite with its options.
+
+    Attributes:
+        rewrite: what it does.
+        is_file: whether it makes a .bin file, after which there is no checkpoint to go on with.
+        link: whether shards that do not change become links.
+    """
+
+    rewrite: Callable[[Checkpoint], tuple[Checkpoint, Report]]
+    is_file: bool = False
+    link: bool = False
+
+
+def run_step(command: str, step: Step, source: str, destination: Path, shared: Shared) -> None:
     """Open, rewrite, plan, check; then, unless it is a dry run, write."""
     terminal = Terminal(shared.quiet, shared.json)
     directory = local_directory(source)
     if directory and shared.revision:
         raise typer.BadParameter("--revision is for hub ids, and SRC is a directory.")
-    check_destination(destination, directory, shared.overwrite, lay_out is lay_out_bin)
-    checkpoint, report = rewrite(open_checkpoint(source, shared.revision))
+    check_destination(destination, directory, shared.overwrite, step.is_file)
+    checkpoint, report = step.rewrite(open_checkpoint(source, shared.revision))
     for warning in checkpoint.warnings:
         terminal.warn(warning)
-    plan = make_plan(lay_out(checkpoint), destination, settings)
+    name = destination.resolve().name
+    layout = lay_out_bin(checkpoint, name) if step.is_file else lay_out(checkpoint)
+    plan = make_plan(layout, destination, shared.settings(step.link))
     check_resources(plan)
     start = time.monotonic()
     if not shared.dry_run:
-        step = checkpoint.steps[-1]["use"]
-        with terminal.progress(step, plan.fetch_bytes + plan.write_bytes) as advance:
+        with terminal.progress(command, plan.fetch_bytes + plan.write_bytes) as advance:
             report = report.with_errors(execute(plan, advance))
-    terminal.show(_result(source, checkpoint, report, plan, shared, time.monotonic() - start))
+    seconds = time.monotonic() - start
+    terminal.show(_result(command, source, checkpoint, report, plan, shared, seconds))
 
 
 def _result(
+    command: str,
     source: str,
     checkpoint: Checkpoint,
     report: Report,
@@ -70,10 +82,9 @@ def _result(
     else:
         rate = f"{format_bytes(written / max(seconds, 1e-3))}/s"
         rows.append(("written", f"{format_bytes(written)} in {format_seconds(seconds)}, {rate}"))
-    step = checkpoint.steps[-1]["use"]
     dry = " (dry run, nothing written)" if shared.dry_run else ""
     data = {
-        "command": step,
+        "command": command,
         "source": source,
         "commit": checkpoint.origin.commit,
         "destination": str(plan.destination),
@@ -88,4 +99,4 @@ def _result(
         "seconds": round(seconds, 3),
         "warnings": list(checkpoint.warnings),
     }
-    return Result(f"{step}: {source} -> {plan.destination}{dry}", rows, report.items(), data)
+    return Result(f"{command}: {source} -> {plan.destination}{dry}", rows, report.items(), data)

@@ -7,16 +7,13 @@ from typing import Annotated, Literal, cast
 
 import typer
 
-from ctcli.cli.options import OFF, Destination, Device, MappingFile, Shared, Source
-from ctcli.cli.running import run_rewrite
+from ctcli.cli.options import OFF, Device, MappingFile, MaxShardSize
+from ctcli.cli.running import Step
 from ctcli.rewrites.matrices import TransformType
 from ctcli.rewrites.rotate import Precision, RotationName
 
 
 def fuse_norms(
-    source: Source,
-    destination: Destination,
-    shared: Shared,
     center: Annotated[
         bool,
         typer.Option(
@@ -34,8 +31,9 @@ def fuse_norms(
         ),
     ] = None,
     mapping: MappingFile = None,
+    max_shard_size: MaxShardSize = None,
     device: Device = "cpu",
-) -> None:
+) -> Step:
     """Move the gain of every norm into the linears that read it.
 
     The model computes the same, and its norms have gains of one. Tied embeddings are untied where
@@ -49,11 +47,9 @@ def fuse_norms(
         center=center,
         dtype=dtype,
         device=device,
-        max_shard_size=shared.max_shard_size,
+        max_shard_size=max_shard_size,
     )
-    run_rewrite(
-        source, destination, lambda checkpoint: fuse(checkpoint, options), shared, shared.settings()
-    )
+    return Step(lambda checkpoint: fuse(checkpoint, options))
 
 
 def _rotations(text: str) -> str:
@@ -64,9 +60,6 @@ def _rotations(text: str) -> str:
 
 
 def rotate(
-    source: Source,
-    destination: Destination,
-    shared: Shared,
     rotations: Annotated[
         str | None,
         typer.Option(
@@ -139,8 +132,9 @@ def rotate(
         ),
     ] = None,
     mapping: MappingFile = None,
+    max_shard_size: MaxShardSize = None,
     device: Device = "cpu",
-) -> None:
+) -> Step:
     """Rotate the weights, so that no coordinate stands out; the model computes the same.
 
     Norms are fused first. With R1 and R2 the result is an ordinary checkpoint.
@@ -160,12 +154,6 @@ def rotate(
         transform_config=transform_config,
         rotation_file=rotation_file,
         device=device,
-        max_shard_size=shared.max_shard_size,
+        max_shard_size=max_shard_size,
     )
-    run_rewrite(
-        source,
-        destination,
-        lambda checkpoint: rotate_checkpoint(checkpoint, options),
-        shared,
-        shared.settings(),
-    )
+    return Step(lambda checkpoint: rotate_checkpoint(checkpoint, options))

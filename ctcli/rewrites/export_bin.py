@@ -38,15 +38,13 @@ class ExportOptions:
     """What a user can choose.
 
     Attributes:
-        name: of the file.
-        version: of its format.
+        version: of the file's format.
         group_size: elements under one scale in version 2; None: 64, halved until it fits.
         max_seq_len: positions that readers make room for; None: as many as the model has.
         tokenizer: whether to write tokenizer.bin beside it.
         allow_nonstandard: let a RoPE base and a norm's epsilon through that readers do not use.
     """
 
-    name: str
     version: Version
     group_size: int | None
     max_seq_len: int | None
@@ -75,13 +73,12 @@ def export_bin(checkpoint: Checkpoint, options: ExportOptions) -> tuple[Checkpoi
     _check([*obstacles(llama, header)], tokenizer.problems, refused)
     places = _places(llama, header)
     tensors = {name: part for place in places for name, part in place.parts.items()}
-    chosen = {name: value for name, value in asdict(options).items() if name != "name"}
     result = replace(
         checkpoint,
-        shards=(Shard(options.name, tensors, {}),),
+        shards=(Shard("model.bin", tensors, {}),),
         files={TOKENIZER_NAME: tokenizer.content} if options.tokenizer else {},
         config=asdict(header),
-        steps=(*checkpoint.steps, {"use": "export-bin", **chosen}),
+        steps=(*checkpoint.steps, {"use": "export-bin", **asdict(options)}),
         warnings=(
             *checkpoint.warnings,
             *unread,

@@ -53,11 +53,11 @@ class QuantizeReport:
 
     def with_errors(self, measured: Mapping[str, Sequence[float]]) -> QuantizeReport:
         """The same with what was measured: squares of error and of weight, summed, by module."""
-        errors = {
-            module: math.sqrt(error / weight) if weight else 0.0
-            for module, (error, weight) in measured.items()
-            if module in self.selection.schemes
-        }
+        errors = {}
+        for module in self.selection.schemes:
+            if found := measured.get(module):
+                error, weight = found
+                errors[module] = math.sqrt(error / weight) if weight else 0.0
         return replace(self, errors=errors)
 
     def rows(self) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from ctcli.storage.safetensors import read_weights_file
 from ctcli.storage.strict_json import parse_json
 from ctcli.tensors import LazyTensor, StoredTensor, TensorSpec
 
+# What the options are called whose arguments compressed-tensors calls otherwise.
+_OPTIONS = {"num_bits": "bits", "block_structure": "block"}
 CACHE_SCALES = (".k_scale", ".v_scale")
 
 
@@ -66,7 +69,8 @@ def quantize_options(
     recipe = {
         "scheme": list(schemes),
         "config": str(config) if config else None,
-        **overrides.given(),
+        "config_sha256": sha256_of(config),
+        **{_OPTIONS.get(key, key): value for key, value in overrides.given().items()},
         "targets": list(targets),
         "ignore": list(ignore),
         "default_ignore": default_ignore,
@@ -74,6 +78,7 @@ def quantize_options(
         "observer": observer,
         "compute_dtype": compute_dtype,
         "input_scales": str(input_scales) if input_scales else None,
+        "input_scales_sha256": sha256_of(input_scales),
         "allow_nonfinite": allow_nonfinite,
         "max_shard_size": max_shard_size,
     }
@@ -132,6 +137,14 @@ def _read_scales(path: Path) -> dict[str, LazyTensor]:
     if problems:
         raise CtcliError(problems, "Give one float for each scale.")
     return scales
+
+
+def sha256_of(path: Path | None) -> str | None:
+    """What a file holds: a run with another content is another run."""
+    if path is None:
+        return None
+    with os_errors_of(str(path), "reading"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_device(device: str) -> None:

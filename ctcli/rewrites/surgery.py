@@ -200,13 +200,13 @@ class _Operation:
         name, edit = f"{module}.bias", self.surgery.edit(module)
         own = self.surgery.stored.get(name)
         spec = own.spec if own else TensorSpec(weight.spec.dtype, weight.spec.shape[:1])
+        added = matrix_of(own) if own else None  # an earlier step's is zero, and stays it
         if edit.gain and edit.gain.bias:
-            added = _matrix(own) if own else None
             bias = bias_of(_matrix(weight), edit.gain.bias, added, self.arithmetic)
-        elif own:
+        elif own and added:
             bias = column_of(own)
         else:
-            return self._constant(spec) if module in self.surgery.switched else None
+            return self._constant(spec) if own or module in self.surgery.switched else None
         return self._rounded(name, edited(bias, Edit(rows=edit.rows), self.arithmetic), spec)
 
     def _norm_bias(self, module: str) -> LazyTensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from ctcli.errors import CtcliError, os_errors_of
 from ctcli.models.mapping import ArchitectureMapping, parse_mapping
 from ctcli.rewrites.fuse_norms import FuseOptions
 from ctcli.rewrites.matrices import TransformType
-from ctcli.rewrites.quantize_options import check_device, read_json
+from ctcli.rewrites.quantize_options import check_device, read_json, sha256_of
 from ctcli.rewrites.rotate import Precision, RotateOptions, RotationName
 from ctcli.rewrites.transform_config import TransformScheme, parse_transform_config
 
@@ -35,7 +34,7 @@ def fuse_options(
     """
     recipe = {
         "mapping": str(mapping) if mapping else None,
-        "mapping_sha256": _sha256(mapping),
+        "mapping_sha256": sha256_of(mapping),
         "center": center,
         "dtype": dtype,
         "max_shard_size": max_shard_size,
@@ -79,20 +78,21 @@ def rotate_options(
         {name for name, is_given in given.items() if is_given}, rotations, transform_config
     )
     transform_type = transform_type or "hadamard"
+    makes = not transform_config and not (rotation_file and {*rotations} <= {"R1", "R2"})
     recipe = {
         "mapping": str(mapping) if mapping else None,
-        "mapping_sha256": _sha256(mapping),
-        "rotations": list(rotations),
-        "transform_type": transform_type,
+        "mapping_sha256": sha256_of(mapping),
+        "rotations": None if transform_config else list(rotations),
+        "transform_type": transform_type if makes else None,
         "seed": seed,
         "randomize": randomize,
         "block_size": block_size,
         "precision": precision,
         "save_online_weights": save_online_weights,
         "transform_config": str(transform_config) if transform_config else None,
-        "transform_config_sha256": _sha256(transform_config),
+        "transform_config_sha256": sha256_of(transform_config),
         "rotation_file": str(rotation_file) if rotation_file else None,
-        "rotation_file_sha256": _sha256(rotation_file),
+        "rotation_file_sha256": sha256_of(rotation_file),
         "max_shard_size": max_shard_size,
     }
     check_device(device)
@@ -144,14 +144,6 @@ def _check_together(
             [f"{name}: it would have no effect: {reason}." for name in sorted(idle)],
             "Leave it out.",
         )
-
-
-def _sha256(path: Path | None) -> str | None:
-    """What a file holds: a run with another content must not continue this one."""
-    if path is None:
-        return None
-    with os_errors_of(str(path), "reading"), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_mapping(path: Path | None) -> ArchitectureMapping | None:

@@ -26,7 +26,7 @@ class Part:
         file: its name.
         place: of the job.
         nbytes: bytes written.
-        module: the module that was computed; empty where bytes were copied.
+        module: the module that was computed; empty where nothing was measured.
         measured: what its derivation measured.
     """
 

@@ -12,6 +12,7 @@ from dataclasses import astuple, dataclass
 from typing import Literal
 
 from ctcli.checkpoint import Checkpoint
+from ctcli.errors import CtcliError
 from ctcli.storage.layout import Layout, OutputFile, output_file
 
 Version = Literal[0, 1, 2]
@@ -92,15 +93,20 @@ def encode_tokenizer(pieces: list[tuple[bytes, float]]) -> bytes:
     return struct.pack("<i", longest) + b"".join(entries)
 
 
-def lay_out_bin(checkpoint: Checkpoint) -> Layout:
+def lay_out_bin(checkpoint: Checkpoint, name: str) -> Layout:
     """Fix the offset and origin of every byte of a checkpoint that is one .bin file.
 
     Its one shard holds the tensors in the file's order, its config the fields of the header; its
     other files go beside the .bin.
+
+    Raises:
+        CtcliError: one of the others has the name that the .bin is to have.
     """
+    if name in checkpoint.files:
+        raise CtcliError(f"{name}: it is written beside the .bin file.", "Name that otherwise.")
     (shard,) = checkpoint.shards
     header = Header(**checkpoint.config)
-    file = output_file(shard.name, header.encode(), shard.tensors.values())
+    file = output_file(name, header.encode(), shard.tensors.values())
     others = [
         OutputFile(name, content)
         for name, content in checkpoint.files.items()

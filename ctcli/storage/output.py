@@ -57,8 +57,8 @@ class OpenOutput:
 
     def errors(self) -> dict[str, list[float]]:
         """What was measured of each module: by rows in order, so that no race shows in a sum."""
-        parts = (part.tensor.derivation for part in self.file.computed)
-        derivations = {derivation.name: derivation for derivation in parts}
+        every = (part.tensor.derivation for part in self.file.computed)
+        derivations = {each.name: each for each in every if not each.only_rounds}
         return {
             module: combine_measures(derivations[module], [found[place] for place in sorted(found)])
             for module, found in self._measures.items()

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date, time
+from pathlib import Path
 from typing import Any
 
 from ctcli import __version__
 from ctcli.checkpoint import RECIPE_NAME, Checkpoint, Step
+from ctcli.errors import CtcliError, os_errors_of
 from ctcli.tensors import SourceFile, content_of
 
 
@@ -30,15 +33,67 @@ def encode_recipe(checkpoint: Checkpoint) -> bytes:
     return "\n".join(tables).encode()
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as it was read.
+
+    Attributes:
+        steps: what to do, in order; `use` names a command, the other keys are its options.
+        history: what was done to its source before.
+        headers_sha256: which source it was made with, if it was.
+    """
+
+    steps: tuple[Step, ...]
+    history: tuple[Step, ...]
+    headers_sha256: str | None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe that a user gives.
+
+    Raises:
+        CtcliError: it cannot be read, or is no recipe; lists every reason.
+    """
+    with os_errors_of(str(path), "reading"):
+        content = path.read_bytes()
+    try:
+        recipe = tomllib.loads(content.decode())
+    except ValueError as error:
+        raise CtcliError(f"{path}: no TOML: {error}.", "Correct the file.") from error
+    if problems := [f"{path}: {problem}." for problem in _problems(recipe)]:
+        hint = "Give tables [[steps]], each with `use` and a command's options."
+        raise CtcliError(problems, hint)
+    source = recipe.get("source", {})
+    steps, history = tuple(recipe["steps"]), tuple(recipe.get("history", ()))
+    return Recipe(steps, history, source.get("headers_sha256"))
+
+
 def read_history(file: SourceFile | None) -> tuple[tuple[Step, ...], list[str]]:
     """The steps that made the source, oldest first, and a warning if its recipe is unreadable."""
     if file is None:
         return (), []
     try:
         recipe = tomllib.loads(content_of(file).decode())
-        return (*map(dict, recipe.get("history", ())), *map(dict, recipe["steps"])), []
-    except (ValueError, KeyError, TypeError) as error:
-        return (), [f"{RECIPE_NAME} of the source is not readable and not continued: {error}."]
+        problems = [*_problems(recipe)]
+    except ValueError as error:
+        recipe, problems = {}, [str(error)]
+    if problems:
+        warning = f"{RECIPE_NAME} of the source is not readable and not continued: {problems[0]}."
+        return (), [warning]
+    return (*recipe.get("history", ()), *recipe["steps"]), []
+
+
+def _problems(recipe: Mapping[str, Any]) -> Iterator[str]:
+    if unknown := recipe.keys() - {"ctcli", "source", "history", "steps"}:
+        yield f"unknown keys {', '.join(sorted(unknown))}"
+    if not isinstance(recipe.get("source", {}), dict):
+        yield "source is no table"
+    for key in ("steps", "history"):
+        tables = recipe.get(key, [])
+        if not (isinstance(tables, list) and all(isinstance(table, dict) for table in tables)):
+            yield f"{key} are no tables"
+    if not recipe.get("steps"):
+        yield "it has no steps"
 
 
 def _table(heading: str, values: Mapping[str, Any]) -> str:

@@ -59,6 +59,21 @@ def _quantize(scheme: str, checkpoint: tuple[str, ...] = _LLAMA_1B) -> Race:
     return _computing(scheme, f"quantize {{src}} {{dst}} --scheme {scheme}", checkpoint)
 
 
+def _run(scheme: str, checkpoint: tuple[str, ...] = _LLAMA_1B) -> Race:
+    """Both steps in one pass, and the same ones apart."""
+    rotate = f"{_CTCLI} rotate {{src}} {{dst}} --quiet"
+    run = f"{_CTCLI} run tests/bench/recipes/rotate-{scheme}.toml {{src}} {{dst}} --quiet"
+    return Race(
+        checkpoint,
+        {
+            f"ctcli run rotate-{scheme}": run,
+            "ctcli rotate": rotate,
+            "ctcli quantize, rotated": f"{_CTCLI} quantize {{made}} {{dst}} --scheme {scheme} -q",
+        },
+        rotate.replace("{dst}", "{made}") + " --overwrite",
+    )
+
+
 _SCHEMES = ("FP8_DYNAMIC", "FP8_BLOCK", "W8A8", "W4A16", "NVFP4A16", "MXFP4A16")
 RACES = {
     "reindex": Race(
@@ -83,6 +98,8 @@ RACES = {
             "cp -r": "cp -r {src} {dst}",
         },
     ),
+    **{f"run-{scheme}": _run(scheme) for scheme in ("W4A16", "FP8_DYNAMIC", "NVFP4A16")},
+    "run-8B-shapes": _run("FP8_DYNAMIC", _LLAMA_8B),
     **{f"quantize-{scheme}": _quantize(scheme) for scheme in _SCHEMES},
     "quantize-8B-shapes": _quantize("W4A16", _LLAMA_8B),
     "export-bin": _computing("export-bin", "export-bin {src} {dst}", _LLAMA_2_7B),

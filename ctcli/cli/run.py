@@ -1,0 +1,74 @@
+"""`ctcli run`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ctcli.checkpoint import Checkpoint
+from ctcli.cli.recipes import make_steps
+from ctcli.cli.running import Step
+from ctcli.console import Report
+from ctcli.errors import problems_of
+from ctcli.storage.recipe import read_recipe
+
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE.toml",
+        help="TOML with a list of steps: `use` names a command, and the other keys are its "
+        "options, with underscores.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What the steps do, one after the other."""
+
+    steps: Sequence[tuple[str, Report]]
+
+    def with_errors(self, measured: Mapping[str, Sequence[float]]) -> RunReport:
+        """The same with what was measured, by module."""
+        return RunReport([(use, report.with_errors(measured)) for use, report in self.steps])
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Labels and values, for people."""
+        rows = []
+        for number, (use, report) in enumerate(self.steps, 1):
+            rows += [(f"step {number}", use), *report.rows()]
+        return rows
+
+    def items(self) -> list[str]:
+        """Further lines, for people."""
+        return [line for _, report in self.steps for line in report.items()]
+
+    def data(self) -> dict[str, Any]:
+        """Everything, for programs."""
+        return {"steps": [{"use": use, **report.data()} for use, report in self.steps]}
+
+
+def run(recipe: RecipeFile) -> Step:
+    """Perform several rewrites in one read and one write, without rounding between them.
+
+    A checkpoint's own ctcli_recipe.toml is such a recipe, and makes the same checkpoint again.
+    """
+    read = read_recipe(recipe)
+    steps = make_steps(read.steps)
+
+    def rewrite(checkpoint: Checkpoint) -> tuple[Checkpoint, Report]:
+        if read.headers_sha256 not in (None, checkpoint.origin.headers_sha256):
+            warning = f"{recipe}: it is from another checkpoint than {checkpoint.origin.name}."
+            checkpoint = replace(checkpoint, warnings=(*checkpoint.warnings, warning))
+        reports = []
+        for number, (use, step) in enumerate(steps, 1):
+            with problems_of(f"step {number} ({use})"):
+                checkpoint, report = step.rewrite(checkpoint)
+            reports.append((use, report))
+        return checkpoint, RunReport(reports)
+
+    return Step(rewrite, is_file=steps[-1][1].is_file)
