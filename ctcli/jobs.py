@@ -18,9 +18,9 @@ from ctcli.tensors import COLUMNS_AT_ONCE, Derivation, Matrix, Reduction
 _COPY_BYTES = 256 * 1024 * 1024
 # Arithmetic goes over blocks of so many elements: small enough for their temporaries to stay in
 # cache, large enough for the hundred calls on each block not to matter.
-_BLOCK_ELEMENTS = 512 * 1024
+BLOCK_ELEMENTS = 512 * 1024
 # A job computes several blocks: few enough for a signal to be answered at once.
-_JOB_ELEMENTS = 8 * _BLOCK_ELEMENTS
+_JOB_ELEMENTS = 8 * BLOCK_ELEMENTS
 # What a block needs while it is computed, beside its own bytes: float32 temporaries.
 _BYTES_PER_ELEMENT = 32
 
@@ -149,7 +149,7 @@ def _runs(matrix: Matrix, granule: int) -> Iterator[range]:
     if matrix.is_columnwise:
         length, across = across, length
     least = COLUMNS_AT_ONCE if matrix.is_columnwise else 1
-    height = max(least, _BLOCK_ELEMENTS // max(1, across))
+    height = max(least, BLOCK_ELEMENTS // max(1, across))
     height = max(1, height // granule) * granule
     together = max(1, _JOB_ELEMENTS // max(1, across * height)) * height
     for start in range(0, length, together):

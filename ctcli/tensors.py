@@ -196,6 +196,9 @@ class NonFiniteError(ValueError):
     """A block of a weight holds NaN or infinities; the message says what to do next."""
 
 
+Compute = Callable[["Tensor", int, tuple["Tensor", ...]], tuple[Mapping[str, "Tensor"], "Tensor"]]
+
+
 @dataclass(frozen=True, eq=False)
 class Derivation:
     """Tensors that are computed together from the rows of a matrix, or from its columns.
@@ -218,7 +221,7 @@ class Derivation:
     matrix: Matrix
     granule: int
     outputs: Mapping[str, Output]
-    compute: Callable[[Tensor, int, tuple[Tensor, ...]], tuple[Mapping[str, Tensor], Tensor]]
+    compute: Compute
     needs: tuple[Reduction, ...] = ()
     measures: Literal["max", "sum"] = "sum"
     only_rounds: bool = False

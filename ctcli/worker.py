@@ -6,20 +6,20 @@ import gc
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from ctcli.errors import CtcliError, os_errors_of
-from ctcli.jobs import ComputeJob, CopyJob, Job, ReduceJob
+from ctcli.jobs import BLOCK_ELEMENTS, ComputeJob, CopyJob, Job, ReduceJob
 from ctcli.reductions import Values, combine
 from ctcli.storage.journal import Part
 from ctcli.storage.output import OpenOutput, combine_measures
 from ctcli.storage.rows import read_columns, read_rows, write_columns, write_rows
 from ctcli.storage.transfer import copy_bytes
 from ctcli.storage.writer import PartialDirectory
-from ctcli.tensors import Matrix, NonFiniteError, SourceFile, StoredTensor
+from ctcli.tensors import Derivation, Matrix, NonFiniteError, SourceFile, StoredTensor
 from ctcli.units import Advance
 
 if TYPE_CHECKING:
@@ -41,6 +41,20 @@ def _load_torch() -> None:
 
 class Cancelled(BaseException):
     """Ends a worker after another one failed or a signal came."""
+
+
+def _joined(derivation: Derivation, found: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """The outputs of neighbouring blocks of columns as those of one block."""
+    import torch
+
+    if len(found) == 1:
+        return found[0]
+    return {
+        name: tensor
+        if derivation.outputs[name].is_whole
+        else torch.cat([f[name] for f in found], 1)
+        for name, tensor in found[0].items()
+    }
 
 
 class Worker:
@@ -119,21 +133,21 @@ class Worker:
 
     def _reduce(self, job: ReduceJob) -> None:
         after = self._values.known(job.reduction.after) if job.reduction.after else None
-        blocks = self._blocks(job.matrix, job.span)
-        parts = [job.reduction.part(block, after) for _, block in blocks]
+        runs = self._blocks(job.matrix, job.matrix.granule[job.matrix.is_columnwise], job.span)
+        parts = [job.reduction.part(block, after) for _, blocks in runs for _, block in blocks]
         self._values.add(job, combine(parts, job.reduction.combine))
 
     def _compute(self, job: ComputeJob) -> Part:
         derivation = job.derivation
         values = tuple(map(self._values.known, derivation.needs))
         nbytes, measures = 0, []
-        for start, block in self._blocks(derivation.matrix, job.span):
+        for start, blocks in self._blocks(derivation.matrix, derivation.granule, job.span):
             try:
-                found, measured = derivation.compute(block, start, values)
+                made = [derivation.compute(block, at, values) for at, block in blocks]
             except NonFiniteError as error:
                 raise self._refusal(job, str(error)) from error
-            measures.append(measured.tolist())
-            nbytes += self._write(job, start, found)
+            measures += [measured.tolist() for _, measured in made]
+            nbytes += self._write(job, start, _joined(derivation, [found for found, _ in made]))
         measure = combine_measures(derivation, measures)
         module = derivation.name if measure else ""
         return Part(job.targets[0].file, job.place, nbytes, module, measure)
@@ -154,12 +168,24 @@ class Worker:
             nbytes += written
         return nbytes
 
-    def _blocks(self, matrix: Matrix, span: range) -> Iterator[tuple[int, Tensor]]:
-        """Blocks with the number of their first row or column; each is overwritten by the next."""
+    def _blocks(
+        self, matrix: Matrix, granule: int, span: range
+    ) -> Iterator[tuple[int, Iterator[tuple[int, Tensor]]]]:
+        """What is read at once: its first row or column, and its blocks, each with its own.
+
+        Columns are read in wide runs, but computed in blocks that stay in cache.
+        """
         values = tuple(map(self._values.known, matrix.needs))
-        read = read_columns if matrix.is_columnwise else read_rows
-        for start, stored in self._stored(matrix.source, span, read):
-            yield start, matrix.block(stored, start, values)
+        if not matrix.is_columnwise:
+            for start, stored in self._stored(matrix.source, span, read_rows):
+                yield start, iter([(start, matrix.block(stored, start, values))])
+            return
+        rows = matrix.source.spec.shape[0]
+        width = max(1, BLOCK_ELEMENTS // rows // granule) * granule
+        for start, stored in self._stored(matrix.source, span, read_columns):
+            bands = enumerate(stored.split(width, 1))  # type: ignore[no-untyped-call]
+            places = ((start + i * width, band.contiguous()) for i, band in bands)
+            yield start, ((at, matrix.block(band, at, values)) for at, band in places)
 
     def _stored(
         self, tensor: StoredTensor, span: range, read: Callable[..., Tensor]
