@@ -58,6 +58,7 @@ class Checkpoint:
         origin: the source.
         index_name: name of the index file, written where there is more than one shard.
         index_metadata: what the source's index says of itself, except `total_size`.
+        index_total_size: what it says of that; None if nothing.
         history: steps of the recipes that made the source, oldest first.
         steps: the rewrites applied since, with all their options: the recipe of this run.
         warnings: what a user should know about the source.
@@ -70,6 +71,7 @@ class Checkpoint:
     origin: Origin
     index_name: str
     index_metadata: Mapping[str, Any]
+    index_total_size: Any = None
     history: tuple[Step, ...] = ()
     steps: tuple[Step, ...] = ()
     warnings: tuple[str, ...] = ()

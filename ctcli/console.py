@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,23 @@ from ctcli.units import Advance, format_bytes, format_seconds
 
 _SHOWN = 20  # lines of a list or of problems before it is cut short
 _LONGEST = 600  # characters of a line
+_NARROWEST = 30  # columns in which the last cell of a line is worth wrapping
 _SECONDS_BETWEEN_LINES = 5.0
+
+
+@dataclass(frozen=True)
+class Section:
+    """Lines under a heading.
+
+    Attributes:
+        heading: one line.
+        lines: cells, aligned by column; the last one of a line may be long.
+        whole: show them all, however many there are.
+    """
+
+    heading: str
+    lines: Sequence[tuple[str, ...]]
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,12 +48,14 @@ class Result:
         rows: label and value, for people.
         items: further lines, for people; a long list is cut.
         data: the same in full, for programs.
+        sections: more lines for people, each list under its heading.
     """
 
     title: str
     rows: Sequence[tuple[str, str]]
     items: Sequence[str]
     data: Mapping[str, Any]
+    sections: Sequence[Section] = ()
 
 
 class Report(Protocol):
@@ -72,14 +91,39 @@ class Terminal:
         if self._quiet:
             return
         self._out.print(Text(_printable(result.title), style="bold"))
-        width = max(len(label) for label, _ in result.rows)
-        for label, value in result.rows:
-            line = Text(f"  {label:<{width}}  ", style="dim").append(_printable(value), "default")
-            self._out.print(line)
-        for item in result.items[:_SHOWN]:
-            self._out.print(Text(f"  {_printable(item)}"))
-        if len(result.items) > _SHOWN:
-            self._out.print(f"  … and {len(result.items) - _SHOWN} more: --json lists them all")
+        self._print_lines(result.rows)
+        self._print_lines([(item,) for item in result.items[:_SHOWN]])
+        self._print_rest(len(result.items))
+        for section in result.sections:
+            self._out.print(Text(_printable(section.heading), style="bold"))
+            self._print_lines(section.lines if section.whole else section.lines[:_SHOWN])
+            self._print_rest(0 if section.whole else len(section.lines))
+
+    def _print_lines(self, lines: Sequence[tuple[str, ...]]) -> None:
+        """Print cells in columns, the first one of several dim."""
+        shown = [[_printable(cell) for cell in cells] for cells in lines]
+        widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+        for cells in shown:
+            *before, last = cells
+            start = "".join(f"{c:<{width}}  " for c, width in zip(before, widths, strict=False))
+            hang = len(start) or 2
+            for i, piece in enumerate(self._wrapped(last, 2 + hang)):
+                margin = " " * hang if i else start
+                line = Text("  ").append(margin[: widths[0]], "dim" if before else "default")
+                line.append(margin[widths[0] :]).append(piece).rstrip()
+                self._out.print(line)
+
+    def _wrapped(self, text: str, indent: int) -> list[str]:
+        """A last cell in pieces that a terminal has room for; elsewhere, lines stay whole."""
+        room = self._out.width - indent
+        if not self._out.is_terminal or room < _NARROWEST:
+            return [text]
+        pieces = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+        return pieces or [""]
+
+    def _print_rest(self, count: int) -> None:
+        if count > _SHOWN:
+            self._out.print(f"  … and {count - _SHOWN} more: --json lists them all")
 
     def warn(self, warning: str) -> None:
         """Print a warning."""

@@ -16,8 +16,13 @@ def matches(pattern: str, module: str) -> bool:
     return pattern == module
 
 
-def check_patterns(patterns: Iterable[str], modules: Collection[str]) -> None:
+def check_patterns(patterns: Iterable[str], modules: Collection[str], kind: str = "module") -> None:
     """Refuse patterns that are no expressions, or that match nothing, naming what is near.
+
+    Args:
+        patterns: what was given.
+        modules: the names.
+        kind: what these are names of.
 
     Raises:
         CtcliError: lists them all.
@@ -32,10 +37,10 @@ def check_patterns(patterns: Iterable[str], modules: Collection[str]) -> None:
             continue
         near = difflib.get_close_matches(pattern.removeprefix("re:"), modules, n=3, cutoff=0.4)
         hint = f"; near names: {', '.join(near)}" if near else ""
-        problems.append(f"pattern {pattern!r} matches no module{hint}.")
+        problems.append(f"pattern {pattern!r} matches no {kind}{hint}.")
     if problems:
         raise CtcliError(
-            problems, "Give a module's full name, or re: and an expression that matches its start."
+            problems, f"Give a {kind}'s full name, or re: and an expression that matches its start."
         )
 
 

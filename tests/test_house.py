@@ -19,6 +19,7 @@ FLOORS = (
     ("ctcli.storage",),
     (
         "ctcli.engine",
+        "ctcli.inspecting",
         "ctcli.jobs",
         "ctcli.plan",
         "ctcli.reductions",
@@ -88,11 +89,15 @@ def test_a_package_has_one_owner(package: str) -> None:
 HEAVY = ("torch", "numpy", "transformers", "huggingface_hub", "safetensors")
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("reindex", "--help"), ("reindex",)])
-def test_start_up_and_reindex_import_nothing_heavy(
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("reindex", "--help"), ("reindex",), ("inspect",)]
+)
+def test_start_up_reindex_and_inspect_import_nothing_heavy(
     arguments: tuple[str, ...], pylm: Path, tmp_path: Path
 ) -> None:
-    places = () if "--help" in arguments else (str(pylm), str(tmp_path / "out"))
+    places = [] if "--help" in arguments else [str(pylm)]
+    if arguments == ("reindex",):
+        places.append(str(tmp_path / "out"))
     program = f"""
 import sys
 import ctcli.cli

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ctcli.plan import Settings
+from ctcli.storage.opening import local_directory
 from ctcli.units import parse_bytes
 
 OFF = "off"
@@ -56,16 +57,29 @@ BinFile = Annotated[
 ]
 
 
+Revision = Annotated[
+    str | None,
+    typer.Option(metavar="REV", show_default="main", help="Branch, tag or commit of a hub SRC."),
+]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", show_default=OFF, help="Print the result as one JSON object on stdout."),
+]
+
+
+def source_directory(source: str, revision: str | None) -> Path | None:
+    """The directory that SRC names, or None where it is a hub id; only that has revisions."""
+    directory = local_directory(source)
+    if directory and revision:
+        raise typer.BadParameter("--revision is for hub ids, and SRC is a directory.")
+    return directory
+
+
 @dataclass(frozen=True)
 class Shared:
-    """The options that every command has."""
+    """The options that every command has which writes one."""
 
-    revision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="REV", show_default="main", help="Branch, tag or commit of a hub SRC."
-        ),
-    ] = None
+    revision: Revision = None
     num_workers: Annotated[
         int | None, typer.Option(min=1, metavar="N", show_default="the cores", help="Threads.")
     ] = None
@@ -98,12 +112,7 @@ class Shared:
             help="Put each file on the disk before it counts as complete: survives a power cut.",
         ),
     ] = False
-    json: Annotated[
-        bool,
-        typer.Option(
-            "--json", show_default=OFF, help="Print the result as one JSON object on stdout."
-        ),
-    ] = False
+    json: AsJson = False
     quiet: Annotated[
         bool,
         typer.Option(

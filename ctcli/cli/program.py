@@ -16,6 +16,7 @@ import typer
 from ctcli import __version__
 from ctcli.cli.commands import REWRITES
 from ctcli.cli.export_bin import export_bin
+from ctcli.cli.inspect import inspect as inspect_source
 from ctcli.cli.options import BinFile, Destination, Shared, Source
 from ctcli.cli.run import run
 from ctcli.cli.running import Step, run_step
@@ -54,9 +55,13 @@ def _register(name: str, function: Callable[..., Step]) -> None:
         [parameters[name].replace(kind=keyword, annotation=hint) for name, hint in hints.items()]
     )
     command.__annotations__ = hints
+    app.command(name=name, help=_help(function))(command)
+
+
+def _help(function: Callable[..., Any]) -> str:
+    """The docstring's paragraphs, which the terminal breaks into lines."""
     paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
-    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-    app.command(name=name, help=text)(command)
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _hints(of: Callable[..., Any]) -> dict[str, Any]:
@@ -66,6 +71,7 @@ def _hints(of: Callable[..., Any]) -> dict[str, Any]:
 
 for _command, _function in {**REWRITES, "run": run}.items():
     _register(_command, _function)
+app.command(name="inspect", help=_help(inspect_source))(inspect_source)
 
 
 def _print_version(value: bool) -> None:

@@ -7,17 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
 from ctcli.checkpoint import Checkpoint
-from ctcli.cli.options import Shared
+from ctcli.cli.options import Shared, source_directory
 from ctcli.console import Report, Result, Terminal
 from ctcli.engine import execute
 from ctcli.plan import Plan, check_resources, make_plan
 from ctcli.storage.destination import check_destination
 from ctcli.storage.layout import lay_out
 from ctcli.storage.llama2c import lay_out_bin
-from ctcli.storage.opening import local_directory, open_checkpoint
+from ctcli.storage.opening import open_checkpoint
 from ctcli.units import format_bytes, format_seconds
 
 
@@ -39,9 +37,7 @@ class Step:
 def run_step(command: str, step: Step, source: str, destination: Path, shared: Shared) -> None:
     """Open, rewrite, plan, check; then, unless it is a dry run, write."""
     terminal = Terminal(shared.quiet, shared.json)
-    directory = local_directory(source)
-    if directory and shared.revision:
-        raise typer.BadParameter("--revision is for hub ids, and SRC is a directory.")
+    directory = source_directory(source, shared.revision)
     check_destination(destination, directory, shared.overwrite, step.is_file)
     checkpoint, report = step.rewrite(open_checkpoint(source, shared.revision))
     for warning in checkpoint.warnings:

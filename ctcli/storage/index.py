@@ -19,11 +19,12 @@ _HINT = "Repair the index, or delete it: without one it is made anew from the fi
 
 @dataclass(frozen=True)
 class Index:
-    """A parsed index: tensor name to file name, and the rest of its metadata."""
+    """A parsed index: tensor name to file name, `total_size` as it stands, other metadata."""
 
     name: str
     weight_map: Mapping[str, str]
     metadata: Mapping[str, Any]
+    total_size: Any = None
 
     @property
     def files(self) -> list[str]:
@@ -64,8 +65,8 @@ def parse_index(name: str, content: bytes) -> Index:
     ]
     if problems:
         raise CtcliError(problems, _HINT)
-    metadata.pop("total_size", None)
-    return Index(name, weight_map, metadata)
+    total_size = metadata.pop("total_size", None)
+    return Index(name, weight_map, metadata, total_size)
 
 
 def check_files_exist(index: Index, names: Iterable[str]) -> None:

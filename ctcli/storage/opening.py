@@ -98,6 +98,7 @@ def _assemble(
         Origin(name, commit, _digest(weights)),
         index.name,
         index.metadata,
+        index.total_size,
         history,
         warnings=(*stale, *left_out, *unreadable, *no_config),
     )

@@ -1,0 +1,1 @@
+"""What can be said of a checkpoint from its headers and configs alone."""

@@ -1,0 +1,124 @@
+"""Which commands a checkpoint admits: each is asked itself, as far as it looks before it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ctcli.checkpoint import Checkpoint
+from ctcli.errors import CtcliError
+from ctcli.models.architecture import Architecture
+from ctcli.models.llama import naming_of
+from ctcli.rewrites.export_bin import ExportOptions, export_bin
+from ctcli.rewrites.matrices import Matrices
+from ctcli.rewrites.surgery import architecture_of, check_editable
+
+# Up to this odd part every size has a rotation, and a multiple of 4 a Hadamard matrix if four
+# times its odd part is at most _HADAMARD. Larger ones are made, which takes torch.
+_ODD_PART = 1024
+_HADAMARD = 256
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Whether a command, or a rotation, can run with its default options.
+
+    Attributes:
+        name: `fuse-norms`, `rotate R1`, ..., `export-bin`.
+        reasons: why not; none if it can.
+        hint: what to do next if it cannot.
+    """
+
+    name: str
+    reasons: tuple[str, ...] = ()
+    hint: str = ""
+
+
+def abilities(checkpoint: Checkpoint) -> list[Ability]:
+    """What fuse-norms, rotate (R1 to R4) and export-bin would say."""
+    checks: dict[str, Callable[[], object]] = {
+        "fuse-norms": lambda: _architecture(checkpoint).require("fuse-norms"),
+        "rotate R1": lambda: _check_stream(_architecture(checkpoint)),
+        "rotate R2": lambda: _check_values(_architecture(checkpoint)),
+        "rotate R3": lambda: _check_keys(_architecture(checkpoint)),
+        "rotate R4": lambda: _check_inner(checkpoint, _architecture(checkpoint)),
+        "export-bin": lambda: _check_export(checkpoint),
+    }
+    return [_asked(name, check) for name, check in checks.items()]
+
+
+def _asked(name: str, check: Callable[[], object]) -> Ability:
+    try:
+        check()
+    except CtcliError as error:
+        return Ability(name, error.problems, error.hint)
+    return Ability(name)
+
+
+def _architecture(checkpoint: Checkpoint) -> Architecture:
+    check_editable(checkpoint)
+    return architecture_of(checkpoint, None)
+
+
+def _check_stream(architecture: Architecture) -> None:
+    architecture.require("fuse-norms", "R1")
+    if _odd_part(architecture.hidden_size) > _ODD_PART:
+        _matrices(architecture).stream()
+
+
+def _check_values(architecture: Architecture) -> None:
+    architecture.require("R2")
+    for attention in architecture.attentions:
+        if _odd_part(attention.v.size) > _ODD_PART:
+            _matrices(architecture).values(attention)
+
+
+def _check_keys(architecture: Architecture) -> None:
+    architecture.require("R3")
+    for size in dict.fromkeys(attention.q.size for attention in architecture.attentions):
+        if not _has_hadamard(size):
+            _matrices(architecture).keys(size)
+
+
+def _check_inner(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    architecture.require("R4")
+    shapes = {name: tensor.spec.shape for name, tensor in checkpoint.tensors()}
+    for size in dict.fromkeys(shapes[f"{mlp.output}.weight"][1] for mlp in architecture.mlps):
+        if not _has_hadamard(size):
+            _matrices(architecture).inner(size)
+
+
+def _check_export(checkpoint: Checkpoint) -> None:
+    options = ExportOptions(2, None, None, tokenizer=False, allow_nonstandard=False)
+    export_bin(_without_equal_head(checkpoint), options)
+
+
+def _without_equal_head(checkpoint: Checkpoint) -> Checkpoint:
+    """The same without a head of the embedding's dtype and shape.
+
+    export-bin compares their bytes; whether they are equal decides nothing but the file's size.
+    """
+    specs = {name: tensor.spec for name, tensor in checkpoint.tensors()}
+    naming = naming_of(specs)
+    head = naming.once["classifier"] if naming else ""
+    if naming is None or specs.get(head) != specs[naming.once["token_embedding"]]:
+        return checkpoint
+    shards = tuple(
+        replace(shard, tensors={n: t for n, t in shard.tensors.items() if n != head})
+        for shard in checkpoint.shards
+    )
+    return replace(checkpoint, shards=shards)
+
+
+def _matrices(architecture: Architecture) -> Matrices:
+    return Matrices(architecture, "hadamard", None, False, None, None)
+
+
+def _has_hadamard(size: int) -> bool:
+    """Whether a size certainly has a Hadamard matrix."""
+    odd = _odd_part(size)
+    return odd == 1 or (size % 4 == 0 and 4 * odd <= _HADAMARD)
+
+
+def _odd_part(size: int) -> int:
+    return size // (size & -size)

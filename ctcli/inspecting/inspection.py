@@ -1,0 +1,201 @@
+"""`ctcli inspect`: everything that headers and configs tell."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ctcli.checkpoint import Checkpoint, Shard
+from ctcli.inspecting.abilities import Ability, abilities
+from ctcli.inspecting.anomalies import anomalies, stored_heads, tied
+from ctcli.inspecting.quantization import Quantization, quantization
+from ctcli.inspecting.weights import Weight, weights_of
+from ctcli.models.families import model_type
+from ctcli.models.fused import FusedSet, fused_sets
+from ctcli.patterns import check_patterns, matches
+from ctcli.schemes.declared import read_declaration
+from ctcli.sharding import natural_key
+from ctcli.tensors import StoredTensor, TensorSpec
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A tensor, and the shard that holds it."""
+
+    name: str
+    spec: TensorSpec
+    shard: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        checkpoint: just opened.
+        weights: its parameters.
+        fused: its fused sets.
+        tied: what config.json says of embedding and head; None: nothing.
+        quantization: None if config.json declares none.
+        abilities: which commands can run.
+        anomalies: what is out of the ordinary.
+    """
+
+    checkpoint: Checkpoint
+    weights: Mapping[str, Weight]
+    fused: tuple[FusedSet, ...]
+    tied: bool | None
+    quantization: Quantization | None
+    abilities: tuple[Ability, ...]
+    anomalies: tuple[str, ...]
+
+    @property
+    def family(self) -> str | None:
+        """The model type; None where there is no config.json."""
+        return model_type(self.checkpoint.config) if self.checkpoint.config else None
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """All tensors."""
+        return {name: tensor.spec for name, tensor in self.checkpoint.tensors()}
+
+    @property
+    def heads(self) -> list[str]:
+        """Heads with a weight of their own."""
+        return stored_heads(self.specs)
+
+    @property
+    def bytes_by_dtype(self) -> dict[str, int]:
+        """The largest first."""
+        found: Counter[str] = Counter()
+        for spec in self.specs.values():
+            found[spec.dtype] += spec.nbytes
+        return dict(found.most_common())
+
+    @property
+    def straddling(self) -> dict[FusedSet, list[str]]:
+        """Fused sets that lie in several shards, and which."""
+        home = self.checkpoint.home()
+        found = {fused: {home[name] for name in fused.tensors} for fused in self.fused}
+        return {
+            f: sorted(shards, key=natural_key) for f, shards in found.items() if len(shards) > 1
+        }
+
+    def parameters(self, quantized: bool = False) -> int:
+        """How many parameters there are, or those of quantized weights alone."""
+        weights = self.weights.values()
+        return sum(w.parameters for w in weights if w.is_quantized or not quantized)
+
+
+def inspect(checkpoint: Checkpoint) -> Inspection:
+    """Look at a checkpoint, reading nothing but what opening it has read, and small configs."""
+    specs = {name: tensor.spec for name, tensor in checkpoint.tensors()}
+    declared = read_declaration(checkpoint.config)
+    weights = weights_of(specs, checkpoint.config, declared)
+    return Inspection(
+        checkpoint,
+        weights,
+        tuple(fused_sets(specs)),
+        tied(checkpoint),
+        quantization(declared, weights, specs),
+        tuple(abilities(checkpoint)),
+        tuple(anomalies(checkpoint, weights, declared)),
+    )
+
+
+def list_tensors(checkpoint: Checkpoint, pattern: str | None) -> list[Listed]:
+    """The tensors whose names a pattern matches; without one, all.
+
+    Raises:
+        CtcliError: it is no expression, or matches none.
+    """
+    found = [
+        Listed(name, tensor.spec, shard.name)
+        for shard in checkpoint.shards
+        for name, tensor in shard.tensors.items()
+    ]
+    if pattern is None:
+        return found
+    check_patterns([pattern], [tensor.name for tensor in found], kind="tensor")
+    return [tensor for tensor in found if matches(pattern, tensor.name)]
+
+
+def file_bytes(shard: Shard) -> int:
+    """Length of a shard's file, header included."""
+    stored = (tensor for tensor in shard.tensors.values() if isinstance(tensor, StoredTensor))
+    return next((tensor.file.size for tensor in stored), 0)
+
+
+def data_of(found: Inspection) -> dict[str, Any]:
+    """Everything, for programs."""
+    checkpoint = found.checkpoint
+    return {
+        "family": found.family,
+        "architectures": checkpoint.config.get("architectures"),
+        "parameters": found.parameters(),
+        "parameters_quantized": found.parameters(quantized=True),
+        "tensors": len(found.specs),
+        "tensor_bytes": checkpoint.nbytes,
+        "bytes_by_dtype": found.bytes_by_dtype,
+        "tied": found.tied,
+        "heads": found.heads,
+        "shards": [
+            {
+                "name": shard.name,
+                "tensors": len(shard.tensors),
+                "tensor_bytes": shard.nbytes,
+                "file_bytes": file_bytes(shard),
+            }
+            for shard in checkpoint.shards
+        ],
+        "fused_sets": len(found.fused),
+        "fused_sets_straddling": [
+            {"set": fused.name, "shards": shards} for fused, shards in found.straddling.items()
+        ],
+        "can_run": {
+            ability.name: {
+                "possible": not ability.reasons,
+                "reasons": list(ability.reasons),
+                "hint": ability.hint or None,
+            }
+            for ability in found.abilities
+        },
+        "quantization": _quantization_data(found.quantization),
+        "history": [dict(step) for step in checkpoint.history],
+        "anomalies": list(found.anomalies),
+    }
+
+
+def _quantization_data(found: Quantization | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "method": found.method,
+        "groups": [
+            {**group.scheme.to_config(list(group.targets)), "name": group.name, "modules": count}
+            for group, count in found.groups
+        ],
+        "modules_left_alone": found.left_alone,
+        "online_transforms": {name: list(places) for name, places in found.transforms.items()},
+        "loaders": {
+            loader: {"loads": not refusals, "problems": refusals}
+            for loader, refusals in found.refusals.items()
+        },
+        "vllm_needs": found.machine or None,
+    }
+
+
+def listed_data(tensors: list[Listed]) -> list[dict[str, Any]]:
+    """Tensors, for programs."""
+    return [
+        {
+            "name": tensor.name,
+            "dtype": tensor.spec.dtype,
+            "shape": list(tensor.spec.shape),
+            "shard": tensor.shard,
+            "bytes": tensor.spec.nbytes,
+        }
+        for tensor in tensors
+    ]

@@ -1,0 +1,70 @@
+"""How a checkpoint is quantized, and who loads it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ctcli.inspecting.weights import Weight
+from ctcli.schemes.declared import QUANT_METHOD, Declaration, Group
+from ctcli.schemes.loaders import LOADERS, Contents, Loader, machine, problems
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What config.json declares, and what is there.
+
+    Attributes:
+        method: `quant_method`.
+        groups: the groups, and how many modules each quantizes.
+        left_alone: modules with a matrix that none quantizes.
+        transforms: rotations at run time, with their locations.
+        refusals: why each loader does not take it; empty if the rules for it are not known.
+    """
+
+    method: str
+    groups: tuple[tuple[Group, int], ...]
+    left_alone: int
+    transforms: Mapping[str, tuple[str, ...]]
+    refusals: Mapping[Loader, list[str]]
+
+    @property
+    def machine(self) -> str:
+        """What vLLM needs to run all groups."""
+        needs = [machine(group.scheme) or "" for group, _ in self.groups]
+        # The longest names the rarest machine, but for `any machine`.
+        return max((need for need in needs if need != "any machine"), key=len, default="")
+
+
+def quantization(
+    declared: Declaration | None, weights: Mapping[str, Weight], names: Mapping[str, object]
+) -> Quantization | None:
+    """The same for a checkpoint; None if it declares nothing.
+
+    Args:
+        declared: what config.json says.
+        weights: its parameters.
+        names: of all tensors.
+    """
+    if declared is None:
+        return None
+    shapes = {
+        name.removesuffix(".weight"): weight.shape
+        for name, weight in weights.items()
+        if name.endswith(".weight") and len(weight.shape) == 2
+    }
+    contents = Contents(declared, shapes, names.keys())
+    found = {
+        module: declared.group_of(module) for module in shapes if contents.is_quantized(module)
+    }
+    counts = Counter(group.name for group in found.values() if group)
+    return Quantization(
+        declared.method,
+        tuple((group, counts[group.name]) for group in declared.groups),
+        len(shapes) - len(found),
+        declared.transforms,
+        {loader: problems(loader, contents) for loader in LOADERS}
+        if declared.method == QUANT_METHOD
+        else {},
+    )

@@ -1,0 +1,150 @@
+"""An inspection for people: rows, and sections of lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import zip_longest
+
+from ctcli.console import Section
+from ctcli.inspecting.abilities import Ability
+from ctcli.inspecting.inspection import Inspection, Listed
+from ctcli.inspecting.quantization import Quantization
+from ctcli.schemes.arguments import Scheme
+from ctcli.schemes.declared import words
+from ctcli.units import format_bytes
+
+_REASONS = 3  # of a command that a line each is given to
+_NAMES = {"vllm": "vLLM", "transformers": "transformers"}
+
+
+def rows_of(found: Inspection) -> list[tuple[str, str]]:
+    """Labels and values."""
+    checkpoint, straddling = found.checkpoint, len(found.straddling)
+    dtypes = ", ".join(f"{dtype} {format_bytes(n)}" for dtype, n in found.bytes_by_dtype.items())
+    rows = [
+        ("family", _family(found)),
+        ("parameters", _parameters(found)),
+        ("tensors", f"{len(found.specs):,} in {_count(len(checkpoint.shards), 'shard')}"),
+        ("tensor bytes", f"{format_bytes(checkpoint.nbytes)}: {dtypes}"),
+        ("tied", _tied(found)),
+        ("fused sets", f"{len(found.fused)}, of which {straddling or 'none'} straddle shards"),
+    ]
+    if checkpoint.history:
+        rows.append(("made by", ", ".join(str(step.get("use")) for step in checkpoint.history)))
+    if found.quantization is None:
+        rows.append(("quantization", "none"))
+    elif not found.quantization.groups:
+        rows.append(("quantization", found.quantization.method))
+    if not found.anomalies:
+        rows.append(("anomalies", "none"))
+    return rows
+
+
+def sections_of(found: Inspection) -> list[Section]:
+    """Commands, quantization, loaders, shards, straddling sets and anomalies, where there are."""
+    shards = [
+        (shard.name, _count(len(shard.tensors), "tensor"), format_bytes(shard.nbytes))
+        for shard in found.checkpoint.shards
+    ]
+    straddling = [
+        (f"{fused.name}: {', '.join(name.removesuffix('.safetensors') for name in names)}",)
+        for fused, names in found.straddling.items()
+    ]
+    sections = [Section("can it run", [*_abilities(found.abilities)])]
+    if found.quantization:
+        sections += _quantization(found.quantization)
+    sections += [
+        Section("shards", shards),
+        Section("fused sets that straddle shards (reindex brings them together)", straddling),
+        Section("anomalies", [(line,) for line in found.anomalies]),
+    ]
+    return [section for section in sections if section.lines]
+
+
+def listing(tensors: list[Listed]) -> Section:
+    """A line for each tensor."""
+    nbytes = sum(tensor.spec.nbytes for tensor in tensors)
+    lines = [
+        (
+            tensor.name,
+            tensor.spec.dtype,
+            str(list(tensor.spec.shape)),
+            format_bytes(tensor.spec.nbytes),
+            tensor.shard,
+        )
+        for tensor in tensors
+    ]
+    heading = f"{_count(len(tensors), 'tensor')}, {format_bytes(nbytes)}"
+    return Section(heading, lines, whole=True)
+
+
+def _family(found: Inspection) -> str:
+    if found.family is None:
+        return "not told: there is no config.json"
+    classes = found.checkpoint.config.get("architectures") or []
+    return f"{found.family} ({', '.join(map(str, classes))})" if classes else found.family
+
+
+def _parameters(found: Inspection) -> str:
+    total, quantized = found.parameters(), found.parameters(quantized=True)
+    text = f"{total:,}"
+    return f"{text}, {quantized:,} of them in quantized weights" if quantized else text
+
+
+def _tied(found: Inspection) -> str:
+    if found.heads:
+        return "no: the head has a weight of its own"
+    if found.tied:
+        return "yes: the head is the embedding"
+    return "no head is stored" + (", and config.json does not say" if found.tied is None else "")
+
+
+def _abilities(abilities: tuple[Ability, ...]) -> Iterator[tuple[str, ...]]:
+    told: set[tuple[str, ...]] = set()
+    for ability in abilities:
+        if not ability.reasons:
+            yield ability.name, "yes"
+        elif ability.reasons in told:
+            yield ability.name, "no, as above"
+        else:
+            told.add(ability.reasons)
+            yield from _under(ability.name, "no: ", ability.reasons)
+
+
+def _under(name: str, verdict: str, reasons: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """A line for each of the first reasons, the name before the first."""
+    lines = [*reasons[:_REASONS]]
+    if rest := len(reasons) - _REASONS:
+        lines += [f"... and {rest} more: --json lists them all"] if rest > 0 else []
+    for label, line in zip_longest([name], lines, fillvalue=""):
+        yield label, (verdict if label else " " * len(verdict)) + line
+
+
+def _quantization(found: Quantization) -> Iterator[Section]:
+    groups = [
+        (group.name, _count(count, "module"), _words(group.scheme)) for group, count in found.groups
+    ]
+    if groups:
+        groups.append(("left alone", _count(found.left_alone, "module"), ""))
+        yield Section(f"quantization ({found.method})", groups)
+    if found.transforms:
+        places = [(name, ", ".join(where)) for name, where in found.transforms.items()]
+        yield Section("rotations at run time", places)
+    loaders: list[tuple[str, ...]] = []
+    for loader, refusals in found.refusals.items():
+        if refusals:
+            loaders += _under(_NAMES[loader], "no: ", tuple(refusals))
+        else:
+            on = f", on {found.machine}" if loader == "vllm" and found.machine else ""
+            loaders.append((_NAMES[loader], f"yes{on}"))
+    yield Section("does it load in", loaders)
+
+
+def _words(scheme: Scheme) -> str:
+    inputs = scheme.input_activations
+    parts = [words(scheme.weights), f"inputs {words(inputs)}" if inputs else "", scheme.format]
+    return "; ".join(part for part in parts if part)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

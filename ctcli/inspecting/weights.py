@@ -1,0 +1,98 @@
+"""Parameters behind stored tensors: packed weights count as what they stand for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ctcli.models.protected import protected_kind
+from ctcli.schemes.declared import Declaration
+from ctcli.tensors import TensorSpec
+
+# Last component of a tensor's name -> it belongs to a quantized weight, and is no parameter.
+_BESIDE = (
+    *("weight_scale", "weight_zero_point", "weight_shape", "weight_global_scale", "weight_g_idx"),
+    *("input_scale", "input_zero_point", "input_global_scale", "k_scale", "v_scale"),
+    *("weight_scale_inv", "qzeros", "scales", "g_idx", "SCB", "weight_format"),
+    *("absmax", "quant_map", "nested_absmax", "nested_quant_map"),
+)
+_QUANTIZED = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F4")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of parameters.
+
+    Attributes:
+        shape: before it was packed.
+        is_quantized: whether it is stored quantized.
+        is_packed: whether several elements share a stored one.
+    """
+
+    shape: tuple[int, ...]
+    is_quantized: bool
+    is_packed: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
+
+
+def weights_of(
+    specs: Mapping[str, TensorSpec], config: Mapping[str, Any], declared: Declaration | None
+) -> dict[str, Weight]:
+    """Every tensor of parameters, by the name that it has, or had, unquantized.
+
+    Scales, zero points and matrices of rotations at run time are none.
+
+    Args:
+        specs: of all stored tensors.
+        config: config.json.
+        declared: what it says of quantization.
+    """
+    found: dict[str, Weight] = {}
+    for name, spec in specs.items():
+        module, _, leaf = name.rpartition(".")
+        blocks = f"{name.removesuffix('_scales')}_blocks"
+        if leaf in _BESIDE or ".quant_state." in name or blocks in specs:
+            continue
+        if protected_kind(module, {}) == "online transforms":
+            continue
+        if leaf in ("weight_packed", "qweight") or leaf.endswith("_blocks"):
+            shape = _unpacked(module, leaf, specs, config, declared)
+            stem = leaf.removesuffix("_blocks") if leaf.endswith("_blocks") else "weight"
+            found[f"{module}.{stem}"] = Weight(shape, True, True)
+        elif f"{name}.absmax" in specs and spec.dtype == "U8":
+            found[name] = Weight((2 * math.prod(spec.shape),), True, True)
+        else:
+            found[name] = Weight(spec.shape, leaf == "weight" and spec.dtype in _QUANTIZED)
+    return found
+
+
+def _unpacked(
+    module: str,
+    leaf: str,
+    specs: Mapping[str, TensorSpec],
+    config: Mapping[str, Any],
+    declared: Declaration | None,
+) -> tuple[int, ...]:
+    """Shape of a packed weight as it was: [rows, columns], where the format keeps them."""
+    packed = specs[f"{module}.{leaf}"]
+    if leaf.endswith("_blocks"):  # MXFP4: two elements a byte, in blocks of 16 bytes
+        *outer, blocks, nbytes = packed.shape
+        return (*outer, 2 * blocks * nbytes)
+    if leaf == "qweight":
+        bits = (config.get("quantization_config") or {}).get("bits")
+        return (packed.bits // (bits if bits in (2, 3, 4, 8) else 4),)
+    rows, stored = packed.shape
+    group = declared.group_of(module) if declared else None
+    if packed.dtype == "U8":
+        return rows, 2 * stored
+    arguments = group.scheme.weights if group else None
+    scale = specs.get(f"{module}.weight_scale")
+    if arguments and arguments.group_size and scale and len(scale.shape) == 2:
+        return rows, scale.shape[1] * arguments.group_size
+    return rows, stored * 32 // (arguments.num_bits if arguments else 4)
