@@ -22,9 +22,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ctcli.checkpoint import Checkpoint
+from ctcli.console import Section
 from ctcli.errors import CtcliError
 from ctcli.inspecting import abilities
 from ctcli.inspecting.inspection import data_of, inspect
+from ctcli.inspecting.summary import sections_of
 from ctcli.inspecting.weights import weights_of
 from ctcli.ops.transforms import make_rotation, seeded
 from ctcli.rewrites.export_bin import ExportOptions, export_bin
@@ -505,6 +507,37 @@ def test_people_are_told_all_of_it(ctcli: Ctcli, tiny: Models, tmp_path: Path) -
     assert lines[-1].endswith("leaves them alone: model.layers.0.self_attn.q_proj.")
     for heading in ("can it run", "does it load in", "shards", "quantization (compressed-tensors)"):
         assert heading in lines
+
+
+@pytest.mark.parametrize(
+    ("schemes", "machine"),
+    [
+        (("W8A8",), "any machine"),
+        (("W8A8", "re:.*mlp.*=W6A16"), "a GPU"),
+        (("FP8_BLOCK", "re:.*mlp.*=W4A16"), "a GPU, or a CPU with AMX"),
+    ],
+)
+def test_vllm_is_said_to_need_what_all_groups_need(
+    tmp_path: Path, schemes: tuple[str, ...], machine: str
+) -> None:
+    # Values of 128 rows end with a block of their own.
+    source = make("llama", tmp_path / "source", hidden=128, intermediate_size=128, head_dim=128)
+    run_quantize(source, tmp_path / "out", *schemes)
+    quantization = inspect(open_checkpoint(str(tmp_path / "out"))).quantization
+    assert quantization is not None
+    assert (quantization.machine, quantization.refusals["vllm"]) == (machine, [])
+    (line,) = [line for s in sections(tmp_path / "out") for line in s.lines if line[0] == "vLLM"]
+    assert line[1] == f"yes, on {machine}"
+
+
+def sections(folder: Path) -> list[Section]:
+    return sections_of(inspect(open_checkpoint(str(folder))))
+
+
+def test_lines_stay_whole_where_there_is_no_terminal(ctcli: Ctcli, pylm: Path) -> None:
+    narrow = ctcli("inspect", pylm, env={"COLUMNS": "60"}).stdout
+    assert narrow == ctcli("inspect", pylm).stdout
+    assert max(map(len, narrow.splitlines())) > 60
 
 
 def test_a_narrow_terminal_gets_lines_that_fit(tiny: Models, tmp_path: Path) -> None:

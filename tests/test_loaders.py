@@ -156,6 +156,21 @@ def test_vllm_wants_merged_rows_to_end_with_a_block() -> None:
     assert problems("vllm", contents(declared, ragged)) == []
 
 
+def test_vllm_wants_experts_alike_and_blocks_to_end_with_each() -> None:
+    experts = "model.layers.0.mlp.experts"
+    sizes = {"gate": (192, 256), "up": (192, 256), "down": (256, 192)}
+    shapes = {f"{experts}.{e}.{p}_proj": size for e in range(2) for p, size in sizes.items()}
+    assert problems("vllm", contents(declare({"W4A16": {}}), shapes)) == []
+    (problem,) = problems(
+        "vllm", contents(declare({"W4A16": {}}, ignore=["re:.*down_proj"]), shapes)
+    )
+    assert problem == f"{experts}: vLLM wants all linears of its experts quantized alike, or none."
+    found = problems("vllm", contents(declare({"FP8_BLOCK": {}}), shapes))
+    assert [line.partition(":")[0].rpartition(".")[2] for line in found] == [
+        *("gate_proj", "up_proj", "gate_proj", "up_proj")
+    ]
+
+
 @pytest.mark.parametrize("targets", [["Linear"], ["re:.*proj$", "lm_head"]])
 def test_vllm_finds_a_quantized_head_by_name_only(targets: list[str]) -> None:
     declared = declare({"FP8_DYNAMIC": {"targets": targets}})
@@ -190,10 +205,22 @@ def test_vllm_reads_no_sparse_weights() -> None:
     assert problems("vllm", contents(declare({"W4A16": {}}, sparsity_config={}))) == []
 
 
+def test_names_come_before_the_class_which_no_embedding_has() -> None:
+    targets = {"W8A16": {}, "W4A16": {"targets": [f"{ATTENTION}.o_proj"]}}
+    declared = declare(targets, ignore=["re:.*v_proj$"])
+    modules = [f"{ATTENTION}.{role}_proj" for role in "qov"] + ["model.embed_tokens"]
+    groups = [declared.group_of(module) for module in modules]
+    assert [group and group.name for group in groups] == ["W8A16", "W4A16", None, None]
+    by_name = declare({"W4A16": {"targets": ["model.embed_tokens"]}})
+    assert by_name.group_of("model.embed_tokens") is not None
+
+
 def test_what_cannot_be_read_is_a_problem_of_the_declaration() -> None:
     declared = declare({"W4A16": {"weights": {"num_bits": 4, "colour": "red"}}, "FP8": {}})
     assert declared.problems == ("config.json: W4A16: unknown keys colour.",)
     assert [group.name for group in declared.groups] == ["FP8"]
+    for loader in LOADERS:
+        assert problems(loader, contents(declared)) == list(declared.problems)
 
 
 def test_others_declarations_are_read_with_what_they_leave_out() -> None:

@@ -183,7 +183,7 @@ def _quantization_data(found: Quantization | None) -> dict[str, Any] | None:
             loader: {"loads": not refusals, "problems": refusals}
             for loader, refusals in found.refusals.items()
         },
-        "vllm_needs": found.machine or None,
+        "vllm_needs": found.machine,
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ctcli.inspecting.weights import Weight
 from ctcli.schemes.declared import QUANT_METHOD, Declaration, Group
-from ctcli.schemes.loaders import LOADERS, Contents, Loader, machine, problems
+from ctcli.schemes.loaders import LOADERS, MACHINES, Contents, Loader, machine, problems
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Quantization:
     refusals: Mapping[Loader, list[str]]
 
     @property
-    def machine(self) -> str:
-        """What vLLM needs to run all groups."""
-        needs = [machine(group.scheme) or "" for group, _ in self.groups]
-        # The longest names the rarest machine, but for `any machine`.
-        return max((need for need in needs if need != "any machine"), key=len, default="")
+    def machine(self) -> str | None:
+        """What vLLM needs to run all groups; None if it cannot."""
+        needs = [machine(group.scheme) for group, _ in self.groups]
+        found = [need for need in needs if need]
+        return max(found, key=MACHINES.index, default=None) if len(found) == len(needs) else None
 
 
 def quantization(

@@ -27,7 +27,7 @@ def rows_of(found: Inspection) -> list[tuple[str, str]]:
         ("tensors", f"{len(found.specs):,} in {_count(len(checkpoint.shards), 'shard')}"),
         ("tensor bytes", f"{format_bytes(checkpoint.nbytes)}: {dtypes}"),
         ("tied", _tied(found)),
-        ("fused sets", f"{len(found.fused)}, of which {straddling or 'none'} straddle shards"),
+        ("fused sets", f"{len(found.fused):,}, of which {straddling or 'none'} straddle shards"),
     ]
     if checkpoint.history:
         rows.append(("made by", ", ".join(str(step.get("use")) for step in checkpoint.history)))
@@ -135,7 +135,7 @@ def _quantization(found: Quantization) -> Iterator[Section]:
         if refusals:
             loaders += _under(_NAMES[loader], "no: ", tuple(refusals))
         else:
-            on = f", on {found.machine}" if loader == "vllm" and found.machine else ""
+            on = f", on {found.machine}" if loader == "vllm" else ""
             loaders.append((_NAMES[loader], f"yes{on}"))
     yield Section("does it load in", loaders)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ctcli.models.protected import is_embedding
@@ -72,13 +73,22 @@ class Declaration:
 
     def group_of(self, module: str) -> Group | None:
         """The group that quantizes a module; None where it is left alone."""
-        if any(matches(pattern, module) for pattern in self.ignore):
+        if module in self._ignored or any(matches(p, module) for p in self._ignored_by_expression):
             return None
         if named := next((group for group in self.groups if group.names(module)), None):
             return named
         if is_embedding(module):
             return None
         return next((group for group in self.groups if group.takes_linears), None)
+
+    # Writers list thousands of exact names.
+    @cached_property
+    def _ignored(self) -> frozenset[str]:
+        return frozenset(self.ignore)
+
+    @cached_property
+    def _ignored_by_expression(self) -> tuple[str, ...]:
+        return tuple(pattern for pattern in self.ignore if pattern.startswith("re:"))
 
 
 def read_declaration(config: Mapping[str, Any]) -> Declaration | None:

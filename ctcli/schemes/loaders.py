@@ -7,7 +7,9 @@ looked at.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -30,9 +32,12 @@ FORMATS = (
 # vLLM takes these as weights to multiply by quantized activations.
 _WITH_ACTIVATIONS = ("int-quantized", "float-quantized", "naive-quantized", "nvfp4-pack-quantized")
 _ANY = "any machine"
-_GPU = "a GPU"
 _AMX = "a GPU, or a CPU with AMX"
+_GPU = "a GPU"
 _HOPPER = "a GPU of compute capability 9.0"
+# Each does what those before it do.
+MACHINES = (_ANY, _AMX, _GPU, _HOPPER)
+_EXPERT = re.compile(r"(?P<parent>.*\bexperts)\.[0-9]+(\..*)?")
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,22 @@ class Contents:
 
 
 def problems(loader: Loader, contents: Contents) -> list[str]:
-    """Why a loader does not load the checkpoint, or computes something else; none: it takes it."""
+    """Why a loader does not load the checkpoint, or computes something else; none: it takes it.
+
+    What cannot be read in config.json counts, as nobody can say what becomes of it.
+    """
     declared = contents.declared
-    found = [
+    found = [*declared.problems]
+    found += [
         f"{group.name}: {problem}."
         for group in declared.groups
         for problem in scheme_problems(loader, group.scheme)
     ]
-    found += _embedding_problems(contents)
+    found += [
+        f"{module}: an embedding, and those are not taken quantized."
+        for module in contents.shapes
+        if is_embedding(module) and contents.is_quantized(module)
+    ]
     if loader == "transformers":
         return found + _transformers_transforms(declared)
     if declared.sparsity:
@@ -72,7 +85,7 @@ def problems(loader: Loader, contents: Contents) -> list[str]:
     modules = [module for module in contents.shapes if not is_embedding(module)]
     for fused in fused_sets(modules):
         found += _fused_problems(fused, contents)
-    return found
+    return found + _expert_problems(modules, declared)
 
 
 def scheme_problems(loader: Loader, scheme: Scheme) -> list[str]:
@@ -149,14 +162,6 @@ def _int_machine(weights: QuantizationArgs, inputs: QuantizationArgs) -> str | N
     return _ANY if four and by_token else None
 
 
-def _embedding_problems(contents: Contents) -> list[str]:
-    return [
-        f"{module}: an embedding, and those are not taken quantized."
-        for module in contents.shapes
-        if is_embedding(module) and contents.is_quantized(module)
-    ]
-
-
 def _class_problems(contents: Contents) -> list[str]:
     """Where vLLM's reading of the class Linear is not that of others."""
     groups = contents.declared.groups
@@ -189,12 +194,26 @@ def _fused_problems(fused: FusedSet, contents: Contents) -> list[str]:
     block = group.scheme.weights.block_structure if group else None
     if not block:
         return []
-    # The scales of the next member begin with a new block.
+    # The scales of what comes next begin with a new block.
+    followed = fused.tensors if _EXPERT.fullmatch(fused.parent) else fused.tensors[:-1]
     return [
         f"{module}: its {contents.shapes[module][0]} rows are no multiple of {block[0]}, and vLLM "
-        f"puts other rows of {fused.name} below them."
-        for module in fused.tensors[:-1]
+        "puts other rows below them."
+        for module in followed
         if contents.shapes[module][0] % block[0]
+    ]
+
+
+def _expert_problems(modules: Iterable[str], declared: Declaration) -> list[str]:
+    """Where experts of a layer, which vLLM computes at once, differ."""
+    kinds: dict[str, set[Scheme | None]] = defaultdict(set)
+    for module in modules:
+        if match := _EXPERT.fullmatch(module):
+            kinds[match["parent"]].add(_kind(declared.group_of(module)))
+    return [
+        f"{parent}: vLLM wants all linears of its experts quantized alike, or none."
+        for parent, found in kinds.items()
+        if len(found) > 1
     ]
 
 
