@@ -1,0 +1,54 @@
+"""What was asked of the hub, and what it is told to do wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one request asked for; ``path`` is decoded and without its query."""
+
+    method: str
+    path: str
+    range: str | None
+    authorized: bool  # an Authorization header was there, good or bad
+
+
+@dataclass
+class Fault:
+    """Something that goes wrong with the first ``times`` requests that it applies to.
+
+    With ``status``, the request is answered by this error, without a look at what it asks for.
+    With ``lose_answer``, it is done, but its answer never arrives. The other effects touch the
+    bytes of a file on its way, down or up, and may be combined; a request whose range is too
+    short for the fault to show in is served well and does not count.
+    """
+
+    path_suffix: str
+    times: int = 1
+    path_prefix: str = "/"  # "/cdn/" for large files' bytes down, "/storage/" for theirs up
+    method: str | None = None
+    status: int | None = None
+    retry_after: int | None = None  # seconds, sent along with status
+    body: str = "This fault was asked for"  # what the answer with status says
+    lose_answer: bool = False
+    after_bytes: int | None = None  # drop the connection after so much of the body
+    flip_at: int | None = None  # pass on this byte, counted from the file's start, inverted
+    rate: int | None = None  # bytes per second
+
+    @property
+    def touches_bytes(self) -> bool:
+        """Whether it is about a file's bytes, rather than the whole request."""
+        return self.status is None and not self.lose_answer
+
+    def applies(self, method: str, path: str, span: range | None) -> bool:
+        """Whether to hit this request; ``span`` is the part of a file about to pass, if any."""
+        if self.times < 1 or self.method not in (None, method):
+            return False
+        if not (path.startswith(self.path_prefix) and path.endswith(self.path_suffix)):
+            return False
+        if span is None or not self.touches_bytes:
+            return span is None and not self.touches_bytes
+        breaks = self.after_bytes is None or self.after_bytes < len(span)
+        return breaks and (self.flip_at is None or self.flip_at in span)
