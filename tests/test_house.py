@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = (
-    ("ctcli.errors", "ctcli.ops", "ctcli.units"),
+    ("ctcli.errors", "ctcli.ops", "ctcli.redaction", "ctcli.units"),
     ("ctcli.console", "ctcli.models", "ctcli.patterns", "ctcli.tensors"),
     ("ctcli.checkpoint", "ctcli.schemes", "ctcli.sharding"),
     ("ctcli.storage",),

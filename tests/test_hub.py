@@ -266,7 +266,7 @@ def test_a_hub_out_of_reach_is_an_error(run: Run, hub: Hub, source: Path, tmp_pa
 def test_a_hub_that_accepts_but_never_answers_is_an_error(
     run: Run, silent_hub: str, tmp_path: Path
 ) -> None:
-    done = run(tmp_path / "out", HF_ENDPOINT=silent_hub)
+    done = run(tmp_path / "out", HF_ENDPOINT=silent_hub, HF_HUB_ETAG_TIMEOUT="1")
     assert_error(done, f"{REPO}: the hub did not deliver", "")
 
 

@@ -66,7 +66,7 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     if directory:
         name, commit, files = directory.resolve().name, None, list_local(directory)
     else:
-        from ctcli.storage.hub import list_hub  # the hub client takes 0.3 s to import
+        from ctcli.storage.hub.files import list_hub  # the hub client takes 0.3 s to import
 
         name, (files, commit) = source, list_hub(source, revision)
     return _assemble(source, files, name, commit)

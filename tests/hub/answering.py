@@ -29,6 +29,7 @@ class Answering(BaseHTTPRequestHandler):
     query: Mapping[str, list[str]]
     body: bytes
     loses_answer: bool
+    ignores_range: bool
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base's name)
         """Keep quiet."""

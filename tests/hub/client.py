@@ -19,8 +19,8 @@ DEPRECATED = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 def lead(monkeypatch: pytest.MonkeyPatch, hub: Hub, home: Path, token: str | None) -> None:
     """Lead the client of this process to the hub, until the test ends.
 
-    It has read its environment already, so its constants are changed. Between tries it sleeps a
-    hundredth of the time that it means to.
+    It has read its environment already, so its constants are changed. Between tries, it sleeps a
+    hundredth of the time that it means to, and ctcli waits for milliseconds.
     """
     for name, value in hub.env(home, token).items():
         monkeypatch.setenv(name, value)
@@ -35,4 +35,5 @@ def lead(monkeypatch: pytest.MonkeyPatch, hub: Hub, home: Path, token: str | Non
     hurried = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 100))
     monkeypatch.setattr("huggingface_hub.utils._http.time", hurried)
     monkeypatch.setattr("huggingface_hub.file_download.time", hurried)
+    monkeypatch.setattr("ctcli.storage.hub.retries.FIRST_DELAY", 0.001)
     huggingface_hub.close_session()

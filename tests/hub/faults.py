@@ -20,9 +20,10 @@ class Fault:
     """Something that goes wrong with the first ``times`` requests that it applies to.
 
     With ``status``, the request is answered by this error, without a look at what it asks for.
-    With ``lose_answer``, it is done, but its answer never arrives. The other effects touch the
-    bytes of a file on its way, down or up, and may be combined; a request whose range is too
-    short for the fault to show in is served well and does not count.
+    With ``lose_answer``, it is done, but its answer never arrives; with ``ignores_range``, it is
+    answered by the whole file. The other effects touch the bytes of a file on its way, down or
+    up, and may be combined; a request whose range is too short for the fault to show in is served
+    well and does not count.
     """
 
     path_suffix: str
@@ -33,6 +34,7 @@ class Fault:
     retry_after: int | None = None  # seconds, sent along with status
     body: str = "This fault was asked for"  # what the answer with status says
     lose_answer: bool = False
+    ignores_range: bool = False
     after_bytes: int | None = None  # drop the connection after so much of the body
     flip_at: int | None = None  # pass on this byte, counted from the file's start, inverted
     rate: int | None = None  # bytes per second
@@ -40,7 +42,7 @@ class Fault:
     @property
     def touches_bytes(self) -> bool:
         """Whether it is about a file's bytes, rather than the whole request."""
-        return self.status is None and not self.lose_answer
+        return self.status is None and not (self.lose_answer or self.ignores_range)
 
     def applies(self, method: str, path: str, span: range | None) -> bool:
         """Whether to hit this request; ``span`` is the part of a file about to pass, if any."""

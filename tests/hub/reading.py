@@ -117,7 +117,8 @@ class Reading(Answering):
     def _send_file(self, sha256: str, headers: Mapping[str, object]) -> None:
         blob = self.hub.blobs.path(sha256)
         size = blob.stat().st_size
-        wanted = byte_range(self.headers.get("Range"), size)
+        asked = None if self.ignores_range else self.headers.get("Range")
+        wanted = byte_range(asked, size)
         if wanted is not None and not wanted:
             raise HubError(416, "", "Range not satisfiable", Content_Range=f"bytes */{size}")
         span = wanted or range(size)

@@ -92,6 +92,7 @@ class Handler(Reading, Writing):
     def _route(self, raw_path: str) -> None:
         fault = self.hub.take_fault(self.command, self.name)
         self.loses_answer = fault is not None and fault.lose_answer
+        self.ignores_range = fault is not None and fault.ignores_range
         if fault and fault.status:
             if self.command == "PUT":
                 self._drain()

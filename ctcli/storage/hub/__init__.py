@@ -1,0 +1,1 @@
+"""Checkpoints on a model hub: reading them, streaming them, publishing them."""

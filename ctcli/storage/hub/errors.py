@@ -1,0 +1,104 @@
+"""What the hub client's exceptions mean, in one line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import huggingface_hub
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ctcli.errors import CtcliError
+from ctcli.redaction import redact
+from ctcli.storage.hub.retries import ShortReadError, cause_of
+
+_SAME_COMMAND = "Run the same command again: it continues where it stopped."
+_BY_STATUS = {
+    401: (
+        "the hub does not accept your token",
+        "Set HF_TOKEN to a valid token or run `hf auth login`.",
+    ),
+    403: (
+        "your token does not allow this",
+        "Use a token with the rights for it (to publish: write access to this repository).",
+    ),
+    404: (
+        "the hub does not have it",
+        "Look whether the repository changed or went away, then run the same command again.",
+    ),
+}
+
+
+@contextmanager
+def hub_errors(repo: str, revision: str | None = None, name: str | None = None) -> Iterator[None]:
+    """Turn what the hub client raises inside the block into a `CtcliError`, without secrets.
+
+    Args:
+        repo: the repository.
+        revision: the one asked for; with `name`, the commit that the run is pinned to.
+        name: the file in question.
+    """
+    # The client logs its retries as warnings of its own, on top of our report.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    huggingface_hub.utils.disable_progress_bars()
+    try:
+        yield
+    except (httpx.HTTPError, HFValidationError, OSError, RuntimeError, ShortReadError) as error:
+        found = _explain(cause_of(error), repo, revision, name)
+        if found is None:
+            raise
+        raise found from error
+
+
+def _explain(
+    error: BaseException, repo: str, revision: str | None, name: str | None
+) -> CtcliError | None:
+    what = f"{repo}/{name}" if name else repo
+    match error:
+        case GatedRepoError():
+            problem = f"{what}: the repository is gated and your token does not open it."
+            hint = "Ask for access on its page, then set HF_TOKEN or run `hf auth login`."
+        case RevisionNotFoundError() if name:
+            problem = f"{what}: the commit {revision} with which this run began is gone."
+            hint = "The repository was rewritten: the same command begins with the new commit."
+        case RevisionNotFoundError():
+            problem = f"{repo}: there is no revision {revision!r}."
+            hint = "Name a branch, a tag or a commit."
+        case RepositoryNotFoundError() | HFValidationError():
+            problem = f"{repo}: neither a directory here nor a model that the hub shows you."
+            hint = "Check the spelling; for a private model set HF_TOKEN or run `hf auth login`."
+        case LocalEntryNotFoundError():
+            problem = f"{what}: not in the hub cache, and the hub cannot be asked."
+            hint = "Unset HF_HUB_OFFLINE, or check HF_HOME and the network."
+        case HfHubHTTPError() | httpx.HTTPError() | ShortReadError():
+            problem, hint = _failed_request(error)
+            problem = f"{what}: {problem}."
+        case OSError():
+            problem = f"{what}: the hub cache cannot be used: {error.strerror or error}."
+            hint = "Check HF_HOME, its permissions and its disk."
+        case _:
+            return None
+    return CtcliError(problem, hint)
+
+
+def _failed_request(error: BaseException) -> tuple[str, str]:
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        said = _line(error.server_message or str(error), error)
+        problem, hint = _BY_STATUS.get(status, ("the hub did not deliver", _SAME_COMMAND))
+        return f"{problem} ({status}): {said}", hint
+    return f"the hub did not deliver: {_line(str(error), error)}", _SAME_COMMAND
+
+
+def _line(text: str, error: BaseException) -> str:
+    first = text.strip().partition("\n")[0].rstrip(".")
+    return redact(first, huggingface_hub.get_token()) or type(error).__name__

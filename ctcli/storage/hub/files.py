@@ -1,0 +1,235 @@
+"""Files of a checkpoint on a model hub, through huggingface_hub and its cache."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, tqdm
+
+from ctcli import __version__
+from ctcli.checkpoint import CONFIG_NAME
+from ctcli.errors import CtcliError
+from ctcli.storage.hub.checksum import Checksum
+from ctcli.storage.hub.errors import hub_errors
+from ctcli.storage.hub.retries import (
+    FEW_TRIES,
+    Retries,
+    ShortReadError,
+    ignore,
+    is_passing,
+    retrying,
+)
+from ctcli.storage.local import LocalFile, list_local
+from ctcli.tensors import SourceFile
+from ctcli.units import Advance
+
+CLIENT: dict[str, Any] = {"library_name": "ctcli", "library_version": __version__}
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a hub repository at one commit."""
+
+    repo: str
+    commit: str
+    name: str
+    size: int
+    stamp: str
+    checksum: Checksum | None
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+
+    def read(self, start: int, nbytes: int) -> bytes:
+        """Return `nbytes` bytes from `start`, from the cache or by a range request."""
+        nbytes = min(nbytes, self.size - start)
+        if nbytes <= 0:
+            return b""
+        if cached := self._cached():
+            with cached.open("rb") as file:
+                file.seek(start)
+                return file.read(nbytes)
+        with hub_errors(self.repo, self.commit, self.name):
+            return retrying(lambda: b"".join(self.stream(start, start + nbytes)), Retries())
+
+    def stream(self, start: int, stop: int) -> Iterator[bytes]:
+        """The bytes from `start` to `stop` in blocks, by one range request. Tries once.
+
+        Raises:
+            ShortReadError: the answer ended before.
+            Exception: what the client raises.
+        """
+        left = stop - start
+        with huggingface_hub.get_session().stream(
+            "GET",
+            huggingface_hub.hf_hub_url(self.repo, self.name, revision=self.commit),
+            headers={
+                **build_hf_headers(**CLIENT),
+                "Range": f"bytes={start}-{stop - 1}",
+                "Accept-Encoding": "identity",
+            },
+            follow_redirects=True,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        ) as response:
+            hf_raise_for_status(response)
+            # A server may ignore the range and send the whole file.
+            skip = 0 if response.status_code == 206 else start
+            for received in response.iter_bytes():
+                block = received[skip : skip + left]
+                skip = max(0, skip - len(received))
+                left -= len(block)
+                if block:
+                    yield block
+                if not left:
+                    return
+        raise ShortReadError(f"{left:,} bytes are missing")
+
+    def fetch(self, advance: Advance) -> Path:
+        """Download the file into the hub cache, unless it is there, and return its path.
+
+        Raises:
+            CtcliError: the hub failed, or sent other content than it announced, twice.
+        """
+        with self._lock:
+            if cached := self._cached():
+                return cached
+            meter, seen = _meter(advance)
+            with hub_errors(self.repo, self.commit, self.name):
+                path = self._download(self.commit, meter, advance)
+            advance(self.size - seen())
+            return path
+
+    def _download(self, revision: str | None, meter: type[tqdm], advance: Advance) -> Path:
+        """Have the client download the file; what does not have its hash is fetched afresh once."""
+        for _ in range(2):
+            retries = Retries(advance, passing=_is_left_to_us)
+            path = Path(retrying(lambda: self._client_download(revision, meter), retries))
+            # A branch may have moved on since the hash was told.
+            is_other = self.commit not in path.parts
+            if self.checksum is None or is_other or self.checksum.fits(path):
+                return path
+            blob = os.path.realpath(path)
+            path.unlink()
+            Path(blob).unlink(missing_ok=True)
+        raise self.mismatch()
+
+    def _client_download(self, revision: str | None, meter: type[tqdm]) -> str:
+        try:
+            return str(
+                huggingface_hub.hf_hub_download(
+                    self.repo, self.name, revision=revision, tqdm_class=meter, **CLIENT
+                )
+            )
+        except OSError as error:
+            # The client's word for a file that came out too short.
+            if type(error) is OSError and error.errno is None:
+                raise ShortReadError(str(error)) from error
+            raise
+
+    def mismatch(self) -> CtcliError:
+        """The error for content that is not what the hub announced."""
+        kind = "git hash" if self.checksum and self.checksum.is_git else "SHA-256"
+        return CtcliError(
+            f"{self.repo}/{self.name}: what arrives does not have the {kind} that the hub states, "
+            "twice.",
+            "Look whether a proxy or the disk spoils it; then run the same command again.",
+        )
+
+    @property
+    def location(self) -> Path:
+        """The hub cache."""
+        return Path(constants.HF_HUB_CACHE)
+
+    @property
+    def fetch_bytes(self) -> int:
+        """Bytes that `fetch` has to download."""
+        return 0 if self._cached() else self.size
+
+    def _cached(self) -> Path | None:
+        path = huggingface_hub.try_to_load_from_cache(self.repo, self.name, revision=self.commit)
+        return Path(path) if isinstance(path, str) else None
+
+
+def _is_left_to_us(error: BaseException) -> bool:
+    """Whether another try may do better after an error that the client's downloads give up at."""
+    tried = (httpx.ConnectError, httpx.TimeoutException, httpx.RemoteProtocolError)
+    if isinstance(error, LocalEntryNotFoundError):
+        return False
+    # A HEAD that is cut off, however, it does not try again.
+    return is_passing(error) and (not isinstance(error, tried) or error.request.method == "HEAD")
+
+
+def list_hub(repo: str, revision: str | None) -> tuple[dict[str, SourceFile], str]:
+    """The files of a hub repository and the commit they are pinned to. Downloads no weights.
+
+    With HF_HUB_OFFLINE, the files that the cache holds.
+
+    Raises:
+        CtcliError: unknown or gated repository, unknown revision, hub out of reach.
+    """
+    with hub_errors(repo, revision):
+        if constants.is_offline_mode():
+            return _list_cache(repo, revision)
+        files, commit = retrying(lambda: hub_files(repo, revision), Retries(tries=FEW_TRIES))
+        if config := files.get(CONFIG_NAME):
+            # By the revision's own name, so that the cache learns which commit it stands for.
+            meter, _ = _meter(ignore)
+            config._download(revision, meter, ignore)
+    return {name: file for name, file in files.items() if name != ".gitattributes"}, commit
+
+
+def hub_files(repo: str, revision: str | None) -> tuple[dict[str, HubFile], str]:
+    """All files of a repository and the commit they are pinned to. Asks the hub once.
+
+    Raises:
+        Exception: what the client raises.
+    """
+    info = huggingface_hub.HfApi(**CLIENT).model_info(
+        repo,
+        revision=revision,
+        files_metadata=True,
+        timeout=constants.HF_HUB_ETAG_TIMEOUT,
+    )
+    commit, files = str(info.sha), {}
+    for entry in info.siblings or ():
+        digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
+        checksum = Checksum(digest, entry.lfs is None) if digest else None
+        name = entry.rfilename
+        if name.startswith("/") or ".." in name.split("/"):
+            raise CtcliError(
+                f"{repo}: a file's name leads out of it: {name!r}.", "Do not trust this hub."
+            )
+        files[name] = HubFile(repo, commit, name, entry.size or 0, digest or commit, checksum)
+    return files, commit
+
+
+def _list_cache(repo: str, revision: str | None) -> tuple[dict[str, SourceFile], str]:
+    config = huggingface_hub.hf_hub_download(
+        repo, CONFIG_NAME, revision=revision, local_files_only=True
+    )
+    snapshot = Path(config).parent
+    local: dict[str, LocalFile] = list_local(snapshot)
+    return dict(local), snapshot.name
+
+
+def _meter(advance: Advance) -> tuple[type[tqdm], Callable[[], int]]:
+    """A progress bar class that draws nothing and reports to `advance`; and its count so far."""
+    seen = 0
+
+    class Meter(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal seen
+            seen += int(n or 0)
+            advance(int(n or 0))
+
+    return Meter, lambda: seen

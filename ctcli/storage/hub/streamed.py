@@ -1,0 +1,168 @@
+"""A file on a hub that lies on this disk only as long as it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from ctcli.errors import os_errors_of
+from ctcli.storage.hub.checksum import BLOCK
+from ctcli.storage.hub.errors import hub_errors
+from ctcli.storage.hub.files import HubFile
+from ctcli.storage.hub.retries import Retries
+from ctcli.tensors import SourceFile
+from ctcli.units import Advance
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+_PART = ".part"
+
+
+@dataclass(frozen=True)
+class StreamedFile:
+    """A file of a hub that `fetch` puts into a folder and `release` deletes there.
+
+    It grows under another name and gets its own once its hash is checked, so a file under its own
+    name is whole, and what a killed process fetched of it is continued by the next one. At any
+    time at most one process may use the folder.
+
+    Attributes:
+        source: the file on the hub, pinned to a commit.
+        folder: where it goes, in a directory of the commit's name.
+    """
+
+    source: HubFile
+    folder: Path
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Path inside the checkpoint, with forward slashes."""
+        return self.source.name
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        return self.source.size
+
+    @property
+    def stamp(self) -> str:
+        """Its hash on the hub, as without streaming."""
+        return self.source.stamp
+
+    @property
+    def location(self) -> Path:
+        """The folder."""
+        return self.folder
+
+    @property
+    def path(self) -> Path:
+        """Where it lies once it is fetched."""
+        return self.folder / self.source.commit / self.name
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of it that lie on this disk."""
+        return _size(self.path) or _size(self._part)
+
+    @property
+    def fetch_bytes(self) -> int:
+        """Bytes that `fetch` has to download."""
+        return self.size - self.disk_bytes
+
+    @property
+    def _part(self) -> Path:
+        return self.path.with_name(self.path.name + _PART)
+
+    def read(self, start: int, nbytes: int) -> bytes:
+        """Return `nbytes` bytes from `start`, from this disk or by a range request."""
+        if not self.path.exists():
+            return self.source.read(start, nbytes)
+        with os_errors_of(self.name, "reading"), self.path.open("rb") as file:
+            file.seek(start)
+            return file.read(nbytes)
+
+    def fetch(self, advance: Advance) -> Path:
+        """Download the file, unless it is there, and return its path.
+
+        Threads that ask at the same time wait for one download.
+
+        Args:
+            advance: told of bytes downloaded; of a negative number where they must come again.
+
+        Raises:
+            CtcliError: the hub or the disk failed, or other content came than announced, twice.
+        """
+        with self._lock:
+            if self.path.exists():
+                return self.path
+            with os_errors_of(self.name, "writing"):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            for _ in range(2):
+                if self._complete(advance):
+                    with os_errors_of(self.name, "writing"):
+                        self._part.replace(self.path)
+                    return self.path
+                self._part.unlink()
+                advance(-self.size)
+            raise self.source.mismatch()
+
+    def release(self) -> None:
+        """Delete the file, or what there is of it; `fetch` would download it again."""
+        with self._lock, os_errors_of(self.name, "deleting"):
+            self.path.unlink(missing_ok=True)
+            self._part.unlink(missing_ok=True)
+
+    def _complete(self, advance: Advance) -> bool:
+        """Append to the part what is missing; whether the whole has its hash."""
+        checksum = self.source.checksum
+        hasher = checksum.begin(self.size) if checksum else hashlib.sha256()
+        with os_errors_of(self.name, "writing"):
+            file = self._part.open("a+b")
+        with file:
+            with os_errors_of(self.name, "reading"):
+                if file.tell() > self.size:
+                    file.truncate(0)
+                file.seek(0)
+                for block in iter(partial(file.read, BLOCK), b""):
+                    advance(0)
+                    hasher.update(block)
+            self._append(file, hasher, advance)
+        return checksum is None or hasher.hexdigest() == checksum.digest
+
+    def _append(self, file: IO[bytes], hasher: _Hash, advance: Advance) -> None:
+        """Download what is missing, through every break."""
+        retries, done = Retries(advance), file.tell()
+        with hub_errors(self.source.repo, self.source.commit, self.name):
+            while done < self.size:
+                try:
+                    for block in self.source.stream(done, self.size):
+                        with os_errors_of(self.name, "writing"):
+                            file.write(block)
+                            file.flush()
+                        hasher.update(block)
+                        done += len(block)
+                        advance(len(block))
+                        retries.progress()
+                except Exception as error:
+                    retries.pause(error)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def stream_files(files: Iterable[SourceFile], folder: Path) -> dict[str, SourceFile]:
+    """Files by name, with those on a hub to be streamed through `folder` if they are weights."""
+    return {
+        file.name: StreamedFile(file, folder)
+        if isinstance(file, HubFile) and file.name.endswith(".safetensors")
+        else file
+        for file in files
+    }
