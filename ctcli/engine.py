@@ -6,6 +6,7 @@ import resource
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any
 
 from ctcli.jobs import CopyJob, Job
 from ctcli.plan import Plan, Settings
@@ -14,6 +15,7 @@ from ctcli.storage.journal import Errors, Journal, Part
 from ctcli.storage.layout import OutputFile
 from ctcli.storage.output import OpenOutput
 from ctcli.storage.writer import PartialDirectory, open_partial
+from ctcli.supply import Supply, Turns
 from ctcli.units import Advance
 from ctcli.worker import Worker
 
@@ -73,8 +75,9 @@ class _Run:
         advance: Advance,
     ) -> None:
         counts = Counter(name for job in jobs for name in job.files)
+        turns = Turns(jobs)
         self._settings = settings
-        self._waiting = deque(jobs)
+        self._waiting = deque(turns.jobs)
         self._values = Values(jobs)
         parts: dict[str, list[Part]] = defaultdict(list)
         for part in kept.parts.values():
@@ -84,24 +87,32 @@ class _Run:
             for file in files
         }
         self._worker = Worker(self._outputs, self._values, partial, settings.link, advance)
+        sizes = {name: output.file.size for name, output in self._outputs.items()}
+        self._supply = Supply(turns, sizes, settings.max_disk, self._worker.advance)
         self._computes = not all(isinstance(job, CopyJob) for job in jobs)
 
     def write(self) -> list[Errors]:
         """Do all jobs, or raise the first error. Returns the errors noted of each file."""
         running: dict[Future[None], Job] = {}
         if self._computes:
-            self._worker.prepare()
+            self._worker.prepare(touch=self._settings.max_disk is None)
         pool = ThreadPoolExecutor(self._settings.workers)
         try:
             while self._waiting or running:
+                fetching = self._supply.fetch(self._waiting[0] if self._waiting else None)
                 while job := self._next(running.values()):
                     running[pool.submit(self._worker.do, job)] = job
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    del running[future]
-                    future.result()
+                under_way: list[Future[Any]] = [*running, *fetching]
+                wait(under_way, return_when=FIRST_COMPLETED)
+                for done in [future for future in running if future.done()]:
+                    done.result()
+                    self._supply.done(running.pop(done))
+                self._supply.receive()
         finally:
             self._worker.stop()
-            if not wait(running, timeout=_GRACE_SECONDS).not_done:
+            self._supply.stop()
+            under_way = [*running, *self._supply.fetching]
+            if not wait(under_way, timeout=_GRACE_SECONDS).not_done:
                 for output in self._outputs.values():
                     output.abandon()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -112,6 +123,8 @@ class _Run:
         if len(running) == self._settings.workers:
             return None
         for i, job in enumerate(self._waiting):
+            if not self._supply.admits(job):
+                return None
             if all(map(self._values.knows, job.needs)):
                 memory = sum(other.memory for other in running) + job.memory
                 if memory > self._settings.max_memory:

@@ -24,6 +24,7 @@ class Settings:
         overwrite: replace a DST with content.
         fsync: put every file on the disk before it is called complete.
         link: hard-link files that are taken over whole.
+        max_disk: bytes that fetched and written files may occupy together; None: no limit.
     """
 
     workers: int
@@ -31,6 +32,7 @@ class Settings:
     overwrite: bool = False
     fsync: bool = False
     link: bool = False
+    max_disk: int | None = None
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,13 @@ class SourceFile(Protocol):
     def fetch_bytes(self) -> int:
         """Bytes that `fetch` has to download."""
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether it is fetched ahead of the jobs that read it, and given up after them."""
+
+    def release(self) -> None:
+        """Give up what was fetched, if it is streamed."""
+
 
 def content_of(file: SourceFile) -> bytes:
     """All bytes of a small file; one on a hub goes through its cache."""

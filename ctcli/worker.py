@@ -76,10 +76,15 @@ class Worker:
         self._stop = threading.Event()
         self._torch: Future[None] | None = None
 
-    def prepare(self) -> None:
-        """Load torch on a thread of its own; copying needs none and goes on meanwhile."""
+    def prepare(self, touch: bool) -> None:
+        """Load torch on a thread of its own; copying needs none and goes on meanwhile.
+
+        Args:
+            touch: whether memory may be made ready, which takes up room on the disk.
+        """
         self._torch = ThreadPoolExecutor(1).submit(_load_torch)
-        threading.Thread(target=self._touch, args=(self._torch,), daemon=True).start()
+        if touch:
+            threading.Thread(target=self._touch, args=(self._torch,), daemon=True).start()
 
     def stop(self) -> None:
         """Make every job that is under way end soon, with `Cancelled`."""
@@ -122,13 +127,13 @@ class Worker:
             self._outputs[name].descriptor()
             return None
         if self._link and job.file.verbatim:
-            path = copy.source.fetch(self._advance)
+            path = copy.source.fetch(self.advance)
             if self._partial.link(name, path):
-                self._advance(job.file.size)
+                self.advance(job.file.size)
                 return None
         target = self._outputs[name].descriptor()
         with self._reading(copy.source) as source, os_errors_of(name, "writing"):
-            copy_bytes(source, copy.start, target, copy.offset, copy.nbytes, self._advance)
+            copy_bytes(source, copy.start, target, copy.offset, copy.nbytes, self.advance)
         return Part(name, job.place, copy.nbytes)
 
     def _reduce(self, job: ReduceJob) -> None:
@@ -164,7 +169,7 @@ class Worker:
             place = job.derivation.place(output, start)
             with os_errors_of(target.file, "writing"):
                 written = write(descriptor, target.offset, output.spec, place, tensor)
-            self._advance(written)
+            self.advance(written)
             nbytes += written
         return nbytes
 
@@ -192,7 +197,7 @@ class Worker:
     ) -> Iterator[tuple[int, Tensor]]:
         with self._reading(tensor.file) as source:
             for start in span:
-                self._advance(0)
+                self.advance(0)
                 stop = min(start + span.step, span.stop)
                 with os_errors_of(tensor.file.name, "reading"):
                     block = read(source, tensor, start, stop)
@@ -200,7 +205,7 @@ class Worker:
 
     @contextmanager
     def _reading(self, file: SourceFile) -> Iterator[int]:
-        path = file.fetch(self._advance)
+        path = file.fetch(self.advance)
         with os_errors_of(file.name, "reading"):
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -230,7 +235,8 @@ class Worker:
             problem = f": the result is not finite, or too large for {', '.join(sorted(dtypes))}."
         return CtcliError(job.derivation.name + problem, hint)
 
-    def _advance(self, nbytes: int) -> None:
+    def advance(self, nbytes: int) -> None:
+        """Note progress, from any thread; end the thread's work if the run ends."""
         if self._stop.is_set():
             raise Cancelled
         self._report(nbytes)

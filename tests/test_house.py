@@ -24,6 +24,7 @@ FLOORS = (
         "ctcli.plan",
         "ctcli.reductions",
         "ctcli.rewrites",
+        "ctcli.supply",
         "ctcli.worker",
     ),
     ("ctcli.cli",),

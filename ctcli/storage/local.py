@@ -22,6 +22,7 @@ class LocalFile:
     size: int
     stamp: str
     fetch_bytes: int = 0
+    is_streamed: bool = False
 
     def read(self, start: int, nbytes: int) -> bytes:
         """Return `nbytes` bytes from `start` (fewer at the end of the file)."""
@@ -43,6 +44,9 @@ class LocalFile:
                 "Leave SRC alone while ctcli runs, then run the same command again.",
             )
         return self.location
+
+    def release(self) -> None:
+        """Nothing was fetched."""
 
 
 def _stamp(status: os.stat_result) -> str:

@@ -45,6 +45,7 @@ class HubFile:
     size: int
     stamp: str
     checksum: Checksum | None
+    is_streamed: bool = field(default=False, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     def read(self, start: int, nbytes: int) -> bytes:
@@ -141,6 +142,9 @@ class HubFile:
             "twice.",
             "Look whether a proxy or the disk spoils it; then run the same command again.",
         )
+
+    def release(self) -> None:
+        """The cache keeps what was fetched."""
 
     @property
     def location(self) -> Path:

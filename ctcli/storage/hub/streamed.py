@@ -39,6 +39,7 @@ class StreamedFile:
 
     source: HubFile
     folder: Path
+    is_streamed: bool = field(default=True, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     @property

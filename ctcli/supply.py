@@ -1,0 +1,153 @@
+"""Source files of a run: fetched ahead of the jobs that read them, and given up after.
+
+Streamed files take turns in natural order. A job can be done from the turn on at which all files
+have come that it reads, or that values it needs are made of. With a limit for the disk, a file is
+fetched only once there is room for it and for the output files that can then be begun; as turns
+come in order, the files of earlier ones are gone by then, and no run can block itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from ctcli.jobs import CopyJob, Job, ReduceJob
+from ctcli.sharding import natural_key
+from ctcli.tensors import Reduction, SourceFile
+from ctcli.units import Advance
+
+_AHEAD = 2  # turns between the one whose jobs are done now and the last one that is fetched
+_AT_ONCE = 2
+
+
+class Turns:
+    """When each job can be done: with the turn of the last streamed file that it depends on."""
+
+    def __init__(self, jobs: Iterable[Job]) -> None:
+        jobs = list(jobs)
+        self._reached = cache(self._reach)
+        every = {source_of(job) for job in jobs} - {None}
+        streamed = [file for file in every if file and file.is_streamed]
+        self.files = sorted(streamed, key=lambda file: natural_key(file.name))
+        self._place = {file: place for place, file in enumerate(self.files)}
+        self.jobs = sorted(jobs, key=self.of)
+
+    def of(self, job: Job) -> int:
+        """The turn from which on a job can be done; -1 if it depends on no streamed file."""
+        own = source_of(job)
+        turns = [self._place.get(own, -1) if own else -1, *map(self._reached, job.needs)]
+        return max(turns)
+
+    def begun(self) -> dict[str, int]:
+        """The turn from which on each output file can be begun."""
+        return {name: self.of(job) for job in reversed(self.jobs) for name in job.files}
+
+    def peak_disk(self, sizes: Mapping[str, int], are_outputs_kept: bool) -> int:
+        """The least that a limit for the disk may be, in bytes.
+
+        Args:
+            sizes: of the output files, by name.
+            are_outputs_kept: whether complete output files stay.
+        """
+        turns = range(-1, len(self.files))
+        held = dict.fromkeys(turns, 0)
+        ends = {
+            name: turns[-1] if are_outputs_kept else self.of(job)
+            for job in self.jobs
+            for name in job.files
+        }
+        lives = [(first, ends[name], sizes[name]) for name, first in self.begun().items()]
+        last_read = {source_of(job): self.of(job) for job in self.jobs}
+        lives += [(place, last_read[file], file.size) for file, place in self._place.items()]
+        for first, last, nbytes in lives:
+            for turn in range(first, last + 1):
+                held[turn] += nbytes
+        return max(held.values())
+
+    def _reach(self, reduction: Reduction) -> int:
+        before = [need for matrix in reduction.inputs for need in matrix.needs]
+        before += [reduction.after] if reduction.after else []
+        own = [self._place.get(matrix.source.file, -1) for matrix in reduction.inputs]
+        return max([*own, *map(self._reached, before)])
+
+
+def source_of(job: Job) -> SourceFile | None:
+    """The file that a job reads."""
+    if isinstance(job, CopyJob):
+        return job.copy.source if job.copy else None
+    matrix = job.matrix if isinstance(job, ReduceJob) else job.derivation.matrix
+    return matrix.source.file
+
+
+class Supply:
+    """The streamed files of a run, while it runs; used by one thread."""
+
+    def __init__(
+        self, turns: Turns, sizes: Mapping[str, int], max_disk: int | None, advance: Advance
+    ) -> None:
+        self._turns = turns
+        self._max_disk = max_disk
+        self._advance = advance
+        self._unread = Counter(source_of(job) for job in turns.jobs)
+        self._room: list[int] = [file.size for file in turns.files]
+        self._held = 0
+        for name, turn in turns.begun().items():
+            if turn < 0:
+                self._held += sizes[name]
+            else:
+                self._room[turn] += sizes[name]
+        self._begun = 0  # turns whose file is fetched, or has come
+        self._fetching: dict[Future[Path], int] = {}
+        self._pool = ThreadPoolExecutor(_AT_ONCE)
+
+    def admits(self, job: Job) -> bool:
+        """Whether all files that the job depends on have come."""
+        turn = self._turns.of(job)
+        return turn < self._begun and all(each > turn for each in self._fetching.values())
+
+    @property
+    def fetching(self) -> Collection[Future[Path]]:
+        """What is on its way."""
+        return self._fetching
+
+    def fetch(self, next_job: Job | None) -> Collection[Future[Path]]:
+        """Fetch what may be fetched now; `next_job` is the first that waits.
+
+        Returns:
+            What is on its way.
+        """
+        last = -1 if next_job is None else self._turns.of(next_job) + _AHEAD
+        while self._begun <= min(last, len(self._turns.files) - 1):
+            room = self._room[self._begun]
+            if self._max_disk is not None and self._held + room > self._max_disk:
+                break
+            self._held += room
+            file = self._turns.files[self._begun]
+            self._fetching[self._pool.submit(file.fetch, self._advance)] = self._begun
+            self._begun += 1
+        return self._fetching
+
+    def receive(self) -> None:
+        """See which files have come; raises what fetching one raised."""
+        for future in [future for future in self._fetching if future.done()]:
+            future.result()
+            del self._fetching[future]
+
+    def done(self, job: Job) -> None:
+        """Give a file up after the last job that reads it."""
+        file = source_of(job)
+        self._unread[file] -= 1
+        if file and file.is_streamed and not self._unread[file]:
+            file.release()
+            self.freed(file.size)
+
+    def freed(self, nbytes: int) -> None:
+        """So many bytes of the disk are free again."""
+        self._held -= nbytes
+
+    def stop(self) -> None:
+        """Fetch no more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
