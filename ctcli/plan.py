@@ -12,6 +12,7 @@ from ctcli.jobs import Job, make_jobs
 from ctcli.storage.destination import check_beside, check_sources, device_of, free_bytes
 from ctcli.storage.layout import Layout, OutputFile, sources_of
 from ctcli.storage.writer import Leftover, look_for_leftover
+from ctcli.supply import Turns
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,14 @@ class Plan:
         return min(self.settings.max_memory, sum(largest[: self.settings.workers]))
 
     @cached_property
+    def peak_disk(self) -> int:
+        """Bytes that output and streamed source files occupy together, at least at one moment."""
+        sizes = {file.name: 0 if self.links(file) else file.size for file in self.files}
+        jobs, closing = self.jobs
+        kept = {name for job in closing for name in job.files}
+        return Turns(jobs).peak_disk(sizes) + sum(sizes[name] for name in kept)
+
+    @cached_property
     def jobs(self) -> tuple[list[Job], list[Job]]:
         """How the pending files are written: the closing ones behind all others."""
         files, closing = self.layout.files, self.layout.closing
@@ -121,9 +130,13 @@ def check_resources(plan: Plan) -> None:
     if plan.settings.max_memory < largest:
         problems.append(f"--max-memory: the largest job needs {largest:,} bytes.")
         hints.append("Give a larger --max-memory.")
-    to_write = sum(file.size for file in plan.files if not plan.links(file))
-    needs = [(plan.destination, to_write - plan.leftover.reclaimable)]
-    needs += [(source.location, source.fetch_bytes) for source in sources_of(plan.files)]
+    least = plan.peak_disk
+    if plan.settings.max_disk is not None and plan.settings.max_disk < least:
+        problems.append(f"--max-disk: at least {least:,} bytes are needed at some moment.")
+        hints.append("Give a larger --max-disk.")
+    sources = [source for source in sources_of(plan.files) if not source.is_streamed]
+    needs = [(plan.destination, least - plan.leftover.reclaimable)]
+    needs += [(source.location, source.fetch_bytes) for source in sources]
     needed: dict[int, tuple[Path, int]] = {}
     for path, nbytes in needs:
         device = device_of(path)

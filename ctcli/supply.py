@@ -45,7 +45,7 @@ class Turns:
         """The turn from which on each output file can be begun."""
         return {name: self.of(job) for job in reversed(self.jobs) for name in job.files}
 
-    def peak_disk(self, sizes: Mapping[str, int], are_outputs_kept: bool) -> int:
+    def peak_disk(self, sizes: Mapping[str, int], are_outputs_kept: bool = True) -> int:
         """The least that a limit for the disk may be, in bytes.
 
         Args:

@@ -92,6 +92,24 @@ class Shared:
             help="Bytes that all jobs under way may hold together (500MB, 2GiB).",
         ),
     ] = parse_bytes("2GB")
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            show_default=OFF,
+            help="Fetch the shards of a hub SRC while others are worked on, and delete each after "
+            "its last use, instead of filling the hub cache.",
+        ),
+    ] = False
+    max_disk: Annotated[
+        int | None,
+        typer.Option(
+            parser=_size,
+            metavar="SIZE",
+            show_default="no limit",
+            help="With --stream: bytes that fetched shards and output may occupy together.",
+        ),
+    ] = None
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -128,6 +146,7 @@ class Shared:
             overwrite=self.overwrite,
             fsync=self.fsync,
             link=link,
+            max_disk=self.max_disk,
         )
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
+
 from ctcli.checkpoint import Checkpoint
 from ctcli.cli.options import Shared, source_directory
 from ctcli.console import Report, Result, Terminal
 from ctcli.engine import execute
 from ctcli.plan import Plan, check_resources, make_plan
-from ctcli.storage.destination import check_destination
+from ctcli.storage.destination import check_destination, stream_folder_of
 from ctcli.storage.layout import lay_out
 from ctcli.storage.llama2c import lay_out_bin
 from ctcli.storage.opening import open_checkpoint
@@ -38,8 +40,13 @@ def run_step(command: str, step: Step, source: str, destination: Path, shared: S
     """Open, rewrite, plan, check; then, unless it is a dry run, write."""
     terminal = Terminal(shared.quiet, shared.json)
     directory = source_directory(source, shared.revision)
+    if directory and shared.stream:
+        raise typer.BadParameter("--stream is for hub ids, and SRC is a directory.")
+    if shared.max_disk and not shared.stream:
+        raise typer.BadParameter("--max-disk goes with --stream.")
     check_destination(destination, directory, shared.overwrite, step.is_file)
-    checkpoint, report = step.rewrite(open_checkpoint(source, shared.revision))
+    folder = stream_folder_of(destination) if shared.stream else None
+    checkpoint, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
     for warning in checkpoint.warnings:
         terminal.warn(warning)
     name = destination.resolve().name

@@ -19,6 +19,11 @@ def partial_of(destination: Path) -> Path:
     return destination.with_name(f".{destination.name}.ctcli-partial")
 
 
+def stream_folder_of(destination: Path) -> Path:
+    """The directory that streamed weights files pass through."""
+    return partial_of(destination) / "source"
+
+
 def check_destination(
     destination: Path, source: Path | None, overwrite: bool, is_file: bool = False
 ) -> None:

@@ -55,8 +55,15 @@ def local_directory(source: str) -> Path | None:
     return None
 
 
-def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: str, revision: str | None = None, stream_to: Path | None = None
+) -> Checkpoint:
     """Open the checkpoint at `source`, a local directory or a hub id.
+
+    Args:
+        source: the directory or id.
+        revision: branch, tag or commit on the hub.
+        stream_to: folder that weights files of a hub pass through, instead of the hub cache.
 
     Raises:
         CtcliError: nothing there, or index, headers and files that do not fit together.
@@ -67,8 +74,11 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         name, commit, files = directory.resolve().name, None, list_local(directory)
     else:
         from ctcli.storage.hub.files import list_hub  # the hub client takes 0.3 s to import
+        from ctcli.storage.hub.streamed import stream_files
 
         name, (files, commit) = source, list_hub(source, revision)
+        if stream_to:
+            files = stream_files(files.values(), stream_to)
     return _assemble(source, files, name, commit)
 
 

@@ -3,6 +3,7 @@
     .DST.ctcli-partial/
         journal       what of the output is written already
         checkpoint/   becomes DST; where DST is a file, what is in here goes to its folder
+        source/       weights files of a hub while they are read (--stream)
         replaced/     the former DST, for the moment between two renames (--overwrite)
 
 A killed run leaves DST as it was, and a partial directory from which the same command continues.
