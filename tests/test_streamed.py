@@ -255,7 +255,7 @@ def test_what_will_not_pass_ends_at_once(
 
 def test_a_commit_that_went_away_is_said_to_be_gone(hub: Hub, streamed: StreamedFile) -> None:
     hub.repos[REPO].commits.clear()
-    with pytest.raises(CtcliError, match="with which this run began is gone"):
+    with pytest.raises(CtcliError, match="with which this run began, is gone"):
         streamed.fetch(ignore)
 
 

@@ -35,6 +35,11 @@ _BY_STATUS = {
         "the hub does not have it",
         "Look whether the repository changed or went away, then run the same command again.",
     ),
+    412: (
+        "somebody else changed it while this run was under way",
+        "Nothing of theirs was replaced. Run the same command again: it looks at what is there "
+        "now, and what was pushed is kept.",
+    ),
 }
 
 
@@ -44,7 +49,7 @@ def hub_errors(repo: str, revision: str | None = None, name: str | None = None) 
 
     Args:
         repo: the repository.
-        revision: the one asked for; with `name`, the commit that the run is pinned to.
+        revision: the one asked for; with `name`, the commit or branch that the run is bound to.
         name: the file in question.
     """
     # The client logs its retries as warnings of its own, on top of our report.
@@ -68,8 +73,8 @@ def _explain(
             problem = f"{what}: the repository is gated and your token does not open it."
             hint = "Ask for access on its page, then set HF_TOKEN or run `hf auth login`."
         case RevisionNotFoundError() if name:
-            problem = f"{what}: the commit {revision} with which this run began is gone."
-            hint = "The repository was rewritten: the same command begins with the new commit."
+            problem = f"{what}: {revision}, with which this run began, is gone."
+            hint = "Somebody rewrote the repository: run the same command again."
         case RevisionNotFoundError():
             problem = f"{repo}: there is no revision {revision!r}."
             hint = "Name a branch, a tag or a commit."

@@ -1,0 +1,208 @@
+"""Publishing a checkpoint on a hub, file by file, so that nobody ever sees half of it.
+
+Finished files are committed to a working branch, together with a journal of what lies there. In
+the end one commit on the branch to publish to takes them over, adds the small files and deletes
+what it replaces; then the working branch goes.
+
+Large content could also be uploaded without any commit and be named by a last one. But a hub may
+drop content that no commit names, nobody can list it, and naming it needs the file at hand. From
+a branch, the last commit copies it on the hub itself, when this disk has long lost it; and another
+machine finds there, without any local state, what need not be made again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationCopy,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+)
+from huggingface_hub.errors import HfHubHTTPError
+
+from ctcli import __version__
+from ctcli.errors import CtcliError
+from ctcli.redaction import redact
+from ctcli.storage.hub.branch import Branch
+from ctcli.storage.hub.errors import hub_errors
+from ctcli.storage.hub.files import CLIENT, hub_files
+from ctcli.storage.hub.pushed import JOURNAL, Pushed, decode_pushed, encode_pushed
+from ctcli.storage.hub.retries import Retries, ignore, retrying
+from ctcli.storage.hub.target import ATTRIBUTES, PushTarget, Standing, look_at
+from ctcli.storage.journal import Errors
+from ctcli.units import Advance
+
+CARD = "README.md"
+
+
+class Publication:
+    """A checkpoint that is being published. Use `open_publication` to get one."""
+
+    def __init__(
+        self, api: HfApi, target: PushTarget, key: str, card: bytes, standing: Standing
+    ) -> None:
+        self._api = api
+        self._target = target
+        self._key = key
+        self._card = card
+        self._standing = standing
+        self._work = Branch(api, target.repo, target.working_branch(key), standing.work or "")
+        self._lock = threading.Lock()
+        self._pushed: dict[str, Pushed] = {}
+
+    def open(self) -> None:
+        """Find what an earlier run left on the working branch, or begin that branch."""
+        repo, work = self._target.repo, self._work
+        if self._standing.work:
+            there, _ = retrying(lambda: hub_files(repo, work.head), Retries())
+            if JOURNAL in there:
+                content = there[JOURNAL].read(0, there[JOURNAL].size)
+                self._pushed = decode_pushed(content, self._key, there)
+                return
+        else:
+            work.head = self._standing.parent
+            self._create_branch(work.name)
+        try:
+            journal = CommitOperationAdd(JOURNAL, encode_pushed(self._key, ()))
+            operations = [journal, CommitOperationAdd(CARD, self._card)]
+            work.commit(operations, "Begin", work.name, ignore)
+        except HfHubHTTPError:
+            raise  # some are a ValueError, too
+        except ValueError as error:  # the client has the hub check the card's front matter
+            said = redact(" ".join(str(error).split()), get_token())
+            raise CtcliError(
+                f"{CARD}: the hub refuses it: {said}",
+                f"Correct the front matter of {CARD} in SRC: it is carried over.",
+            ) from error
+
+    @property
+    def pushed(self) -> Mapping[str, Pushed]:
+        """The files that lie on the hub already, by name: of this run, and of earlier ones."""
+        with self._lock:
+            return dict(self._pushed)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier run published everything and only had no time to clean up."""
+        return self._standing.is_finished
+
+    def push(self, name: str, path: Path, errors: Errors, advance: Advance) -> None:
+        """Upload a finished file; once this returns, the file at `path` may be deleted.
+
+        May be called from several threads at once: content goes up side by side, commits one
+        after the other.
+
+        Args:
+            name: path inside the checkpoint.
+            path: the file.
+            errors: what its derivation measured, to be found again by another run.
+            advance: told of the file's bytes once they are on the hub; may raise to end the work
+                between tries.
+
+        Raises:
+            CtcliError: the hub failed, or somebody else changes the working branch.
+        """
+        repo, work = self._target.repo, self._work
+        with hub_errors(repo, work.name, name):
+            addition = CommitOperationAdd(name, path)
+            info = addition.upload_info
+            retrying(
+                lambda: self._api.preupload_lfs_files(repo, [addition], revision=work.name),
+                Retries(advance),
+            )
+            file = Pushed(name, info.size, info.sha256.hex(), errors)
+            with self._lock:
+                every = {**self._pushed, name: file}
+                journal = CommitOperationAdd(JOURNAL, encode_pushed(self._key, every.values()))
+                note = f"{work.name}: {name} {file.sha256}"
+                work.commit([addition, journal], f"Add {name}", note, advance)
+                self._pushed = every
+        advance(info.size)
+
+    def finish(self, files: Mapping[str, bytes | Path], advance: Advance) -> str:
+        """Publish all that was pushed, and `files`, in one commit; return the commit.
+
+        What else the branch holds is deleted. Every `push` must have returned before.
+
+        Args:
+            files: the small files; the model card takes the place of a `README.md` among them.
+            advance: may raise to end the work between tries.
+
+        Raises:
+            CtcliError: the hub failed, or somebody else changed the branch since this run began;
+                it is as it was then, and the working branch keeps what was pushed.
+        """
+        target, standing = self._target, self._standing
+        commit = standing.parent
+        with hub_errors(target.repo, target.branch):
+            if not standing.is_finished:
+                if not standing.has_branch:
+                    self._create_branch(target.branch)
+                branch = Branch(self._api, target.repo, target.branch, standing.parent)
+                note = f"Made by ctcli {__version__}, collected on {self._work.name}."
+                commit = branch.commit(self._last(files), target.message, note, advance)
+            self._delete_working_branch()
+        return commit
+
+    def _last(
+        self, files: Mapping[str, bytes | Path]
+    ) -> list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete]:
+        new = {**files, CARD: self._card}
+        copied = [name for name in self._pushed if name not in new]
+        gone = self._standing.names - {*new, *copied, ATTRIBUTES}
+        return [
+            *(CommitOperationCopy(name, name, src_revision=self._work.head) for name in copied),
+            *(CommitOperationAdd(name, content) for name, content in new.items()),
+            *(CommitOperationDelete(name) for name in sorted(gone)),
+        ]
+
+    def _create_branch(self, name: str) -> None:
+        retrying(
+            lambda: self._api.create_branch(
+                self._target.repo, branch=name, revision=self._standing.parent, exist_ok=True
+            ),
+            Retries(),
+        )
+
+    def _delete_working_branch(self) -> None:
+        def attempt() -> None:
+            try:
+                self._api.delete_branch(self._target.repo, branch=self._work.name)
+            except HfHubHTTPError as error:
+                if error.response.status_code != 404:  # an answer that got lost
+                    raise
+
+        retrying(attempt, Retries())
+
+
+def open_publication(target: PushTarget, key: str, card: bytes) -> Publication:
+    """Begin to publish, or go on with what an earlier run began.
+
+    Makes the repository if need be. The hub judges the card now rather than after hours of work.
+
+    Args:
+        target: where to publish.
+        key: identifies the output's bytes: what was pushed under another one does not count.
+        card: the model card.
+
+    Raises:
+        CtcliError: see `look_at`; no rights; a card with front matter that the hub refuses.
+    """
+    standing = look_at(target, key)
+    api = HfApi(**CLIENT)
+    if standing.is_private is None:
+        with hub_errors(target.repo):
+            retrying(
+                lambda: api.create_repo(target.repo, private=target.private or None, exist_ok=True),
+                Retries(),
+            )
+        standing = look_at(target, key)
+    publication = Publication(api, target, key, card, standing)
+    with hub_errors(target.repo, target.branch):
+        publication.open()
+    return publication
