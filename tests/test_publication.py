@@ -140,16 +140,18 @@ def test_another_run_finds_nothing_of_this_one(hub: Hub, tmp_path: Path) -> None
     assert not open_publication(replace(TARGET, branch="dev"), KEY, CARD).pushed
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b'"another key"\n', None])
+@pytest.mark.parametrize("damage", ["", "{", "[]", "key", None])
 def test_a_damaged_journal_means_to_begin_again(
-    hub: Hub, tmp_path: Path, damage: bytes | None
+    hub: Hub, tmp_path: Path, damage: str | None
 ) -> None:
     push(open_publication(TARGET, KEY, CARD), tmp_path)
     repo = hub.repos[REPO]
     commit = repo.commits[repo.branches[WORK]]
     tree = {name: file for name, file in commit.tree.items() if name != "ctcli_journal.jsonl"}
     if damage is not None:
-        tree["ctcli_journal.jsonl"] = hub.blobs.store("ctcli_journal.jsonl", damage)
+        journal = hub.contents(REPO, WORK)["ctcli_journal.jsonl"]
+        content = journal.replace(KEY.encode(), b"another") if damage == "key" else damage.encode()
+        tree["ctcli_journal.jsonl"] = hub.blobs.store("ctcli_journal.jsonl", content)
     repo.commits[repo.branches[WORK]] = replace(commit, tree=tree)
     made = open_publication(TARGET, KEY, CARD)
     assert not made.pushed
@@ -163,7 +165,7 @@ def test_a_file_that_left_the_working_branch_does_not_count(hub: Hub, tmp_path: 
     repo = hub.repos[REPO]
     first, second, *others = SHARDS
     commit = repo.commits[repo.branches[WORK]]
-    changed = hub.blobs.store(second, b"other bytes")
+    changed = hub.blobs.store(second, bytes(len(SHARDS[second])))
     tree = {name: file for name, file in commit.tree.items() if name != first}
     repo.commits[repo.branches[WORK]] = replace(commit, tree={**tree, second: changed})
     assert open_publication(TARGET, KEY, CARD).pushed.keys() == set(others)
@@ -258,6 +260,23 @@ def test_a_branch_that_moved_is_not_touched_and_what_was_pushed_is_kept(
     made.finish(SMALL, ignore)
     assert held(hub) == MADE
     assert hub.bytes_received() == sum(map(len, SHARDS.values()))
+
+
+def test_a_commit_of_somebody_else_between_two_tries_is_not_taken_for_ours(
+    hub: Hub, tmp_path: Path
+) -> None:
+    made = open_publication(TARGET, KEY, CARD)
+    push(made, tmp_path)
+    theirs: list[str] = []
+
+    def meddle(nbytes: int) -> None:  # called between tries
+        if not theirs and not nbytes:
+            theirs.append(existing(hub, tmp_path))
+
+    hub.inject(Fault("commit/main", status=503))
+    with pytest.raises(CtcliError, match="somebody else changed it"):
+        made.finish(SMALL, meddle)
+    assert [hub.repos[REPO].branches["main"]] == theirs
 
 
 def test_two_runs_on_one_working_branch_do_not_lose_each_others_files(

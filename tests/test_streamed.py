@@ -21,6 +21,7 @@ from ctcli.errors import CtcliError
 from ctcli.storage.hub import retries
 from ctcli.storage.hub.files import HubFile, hub_files, list_hub
 from ctcli.storage.hub.streamed import StreamedFile, stream_files
+from ctcli.units import Advance
 from tests.hub import Fault, Hub
 from tests.hub.client import lead
 
@@ -170,15 +171,19 @@ def test_a_leftover_that_is_not_the_file_is_replaced(streamed: StreamedFile) -> 
         assert streamed.fetch(ignore).read_bytes() == DATA
 
 
-Fetch = Callable[[HubFile, Path], Path]
+Fetch = Callable[..., Path]
 
 
-def into_cache(file: HubFile, folder: Path) -> Path:  # noqa: ARG001 (the cache is elsewhere)
-    return file.fetch(ignore)
+def into_cache(
+    file: HubFile,
+    folder: Path,  # noqa: ARG001 (the cache is elsewhere)
+    advance: Advance = ignore,
+) -> Path:
+    return file.fetch(advance)
 
 
-def into_folder(file: HubFile, folder: Path) -> Path:
-    return StreamedFile(file, folder).fetch(ignore)
+def into_folder(file: HubFile, folder: Path, advance: Advance = ignore) -> Path:
+    return StreamedFile(file, folder).fetch(advance)
 
 
 BOTH = pytest.mark.parametrize("fetch", [into_cache, into_folder])
@@ -199,7 +204,9 @@ def test_wrong_bytes_are_fetched_afresh_once_and_then_refused_by_name(
     assert left_in(tmp_path / "scratch") == []
     hub.inject(Fault(name, method="GET", flip_at=7))
     expected = hub.contents(REPO)[name]
-    assert fetch(file, tmp_path / "scratch").read_bytes() == expected
+    seen: list[int] = []
+    assert fetch(file, tmp_path / "scratch", seen.append).read_bytes() == expected
+    assert sum(seen) == len(expected)
     assert file.read(0, 100) == expected[:100]
 
 
@@ -279,12 +286,21 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return slept
 
 
-@pytest.mark.parametrize(("asked", "least"), [(40, 40), (3600, 600), (0, 0)])
+@pytest.mark.parametrize(
+    ("fault", "least"),
+    [
+        (Fault(WEIGHTS, status=429, retry_after=40), 40),
+        (Fault(WEIGHTS, status=429, reset_after=40), 40),
+        (Fault(WEIGHTS, status=503, retry_after=3600), 600),
+        (Fault(WEIGHTS, status=429, reset_after=3600), 600),
+        (Fault(WEIGHTS, status=429, retry_after=0), 0),
+    ],
+)
 def test_the_pause_that_the_server_asks_for_is_kept(
-    hub: Hub, pauses: list[float], asked: int, least: float
+    hub: Hub, pauses: list[float], fault: Fault, least: float
 ) -> None:
     file = weights()
-    hub.inject(Fault(WEIGHTS, status=429, retry_after=asked))
+    hub.inject(replace(fault))
     assert file.read(0, 10) == DATA[:10]
     assert least <= sum(pauses) <= least + 1.1
 

@@ -32,6 +32,7 @@ class Fault:
     method: str | None = None
     status: int | None = None
     retry_after: int | None = None  # seconds, sent along with status
+    reset_after: int | None = None  # likewise, in the header of a spent rate limit
     body: str = "This fault was asked for"  # what the answer with status says
     lose_answer: bool = False
     ignores_range: bool = False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.hub.errors import HubError
-from tests.hub.faults import Request
+from tests.hub.faults import Fault, Request
 from tests.hub.reading import Reading
 from tests.hub.repository import BLOCK
 from tests.hub.writing import Writing
@@ -44,6 +44,16 @@ ROUTES = [
         ("GET HEAD", f"/{_REPO}/resolve/{_REV}/(?P<path>.+)", "resolve"),
     )
 ]
+
+
+def _pauses(fault: Fault) -> dict[str, object]:
+    """The headers by which a hub asks for a pause."""
+    asked: dict[str, object] = {}
+    if fault.retry_after is not None:
+        asked["Retry_After"] = fault.retry_after
+    if fault.reset_after is not None:
+        asked["RateLimit"] = f'"api";r=0;t={fault.reset_after}'
+    return asked
 
 
 class Server(ThreadingHTTPServer):
@@ -96,8 +106,7 @@ class Handler(Reading, Writing):
         if fault and fault.status:
             if self.command == "PUT":
                 self._drain()
-            wait = {} if fault.retry_after is None else {"Retry_After": fault.retry_after}
-            raise HubError(fault.status, "", fault.body, **wait)
+            raise HubError(fault.status, "", fault.body, **_pauses(fault))
         # Matched before decoding, as a slash in a branch's name comes as %2F.
         for methods, pattern, answer in ROUTES:
             if self.command in methods and (match := pattern.fullmatch(raw_path)):

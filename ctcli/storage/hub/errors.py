@@ -43,6 +43,12 @@ _BY_STATUS = {
 }
 
 
+def silence_client() -> None:
+    """Let the client draw and log nothing: its warnings would come on top of our report."""
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    huggingface_hub.utils.disable_progress_bars()
+
+
 @contextmanager
 def hub_errors(repo: str, revision: str | None = None, name: str | None = None) -> Iterator[None]:
     """Turn what the hub client raises inside the block into a `CtcliError`, without secrets.
@@ -52,9 +58,7 @@ def hub_errors(repo: str, revision: str | None = None, name: str | None = None) 
         revision: the one asked for; with `name`, the commit or branch that the run is bound to.
         name: the file in question.
     """
-    # The client logs its retries as warnings of its own, on top of our report.
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    huggingface_hub.utils.disable_progress_bars()
+    silence_client()
     try:
         yield
     except (httpx.HTTPError, HFValidationError, OSError, RuntimeError, ShortReadError) as error:

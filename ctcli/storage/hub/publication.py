@@ -31,13 +31,12 @@ from ctcli.redaction import redact
 from ctcli.storage.hub.branch import Branch
 from ctcli.storage.hub.errors import hub_errors
 from ctcli.storage.hub.files import CLIENT, hub_files
+from ctcli.storage.hub.modelcard import CARD
 from ctcli.storage.hub.pushed import JOURNAL, Pushed, decode_pushed, encode_pushed
 from ctcli.storage.hub.retries import Retries, ignore, retrying
 from ctcli.storage.hub.target import ATTRIBUTES, PushTarget, Standing, look_at
 from ctcli.storage.journal import Errors
 from ctcli.units import Advance
-
-CARD = "README.md"
 
 
 class Publication:

@@ -128,8 +128,6 @@ class StreamedFile:
             file = self._part.open("a+b")
         with file:
             with os_errors_of(self.name, "reading"):
-                if file.tell() > self.size:
-                    file.truncate(0)
                 file.seek(0)
                 for block in iter(partial(file.read, BLOCK), b""):
                     advance(0)
