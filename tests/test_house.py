@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 FLOORS = (
     ("ctcli.errors", "ctcli.ops", "ctcli.redaction", "ctcli.units"),
-    ("ctcli.console", "ctcli.models", "ctcli.patterns", "ctcli.tensors"),
+    ("ctcli.console", "ctcli.events", "ctcli.models", "ctcli.patterns", "ctcli.tensors"),
     ("ctcli.checkpoint", "ctcli.schemes", "ctcli.sharding"),
     ("ctcli.storage",),
     (
