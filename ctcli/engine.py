@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from ctcli.jobs import CopyJob, Job
+from ctcli.outbox import Outbox, Publication, finish
 from ctcli.plan import Plan, Settings
 from ctcli.reductions import Values
 from ctcli.storage.journal import Errors, Journal, Part
@@ -24,12 +25,13 @@ _OPEN_FILES = 65_536
 _GRACE_SECONDS = 3.0
 
 
-def execute(plan: Plan, advance: Advance) -> Errors:
+def execute(plan: Plan, advance: Advance, publication: Publication | None = None) -> Errors:
     """Write the plan's files and publish DST.
 
     Args:
         plan: what to write.
-        advance: told of every byte downloaded and written, from any thread.
+        advance: told of every byte downloaded, written and uploaded, from any thread.
+        publication: where on a hub it goes, if it does.
 
     Returns:
         What its derivation measured, for every module that was computed.
@@ -43,14 +45,23 @@ def execute(plan: Plan, advance: Advance) -> Errors:
     with open_partial(
         plan.destination,
         plan.key,
-        kept,
+        plan.leftover,
         settings.fsync,
         settings.overwrite,
         plan.layout.is_file,
     ) as partial:
         for jobs, files in zip(plan.jobs, (plan.layout.files, plan.layout.closing), strict=True):
-            errors += _Run(jobs, plan.pending(files), settings, partial, kept, advance).write()
-        partial.publish()
+            run = _Run(jobs, plan.pending(files), settings, partial, kept, advance, publication)
+            for file in files:
+                if file.name in kept.complete:
+                    run.outbox.add(file, kept.complete[file.name])
+            errors += run.write()
+        if publication:
+            finish(publication, plan.layout, partial.folder, advance)
+        if settings.keeps:
+            partial.publish()
+        else:
+            partial.discard()
     return {module: measured for of_file in errors for module, measured in of_file.items()}
 
 
@@ -73,6 +84,7 @@ class _Run:
         partial: PartialDirectory,
         kept: Journal,
         advance: Advance,
+        publication: Publication | None,
     ) -> None:
         counts = Counter(name for job in jobs for name in job.files)
         turns = Turns(jobs)
@@ -89,6 +101,7 @@ class _Run:
         self._worker = Worker(self._outputs, self._values, partial, settings.link, advance)
         sizes = {name: output.file.size for name, output in self._outputs.items()}
         self._supply = Supply(turns, sizes, settings.max_disk, self._worker.advance)
+        self.outbox = Outbox(publication, partial.folder, settings.keeps, self._worker.advance)
         self._computes = not all(isinstance(job, CopyJob) for job in jobs)
 
     def write(self) -> list[Errors]:
@@ -98,25 +111,35 @@ class _Run:
             self._worker.prepare(touch=self._settings.max_disk is None)
         pool = ThreadPoolExecutor(self._settings.workers)
         try:
-            while self._waiting or running:
+            while self._waiting or running or self.outbox.sending:
                 fetching = self._supply.fetch(self._waiting[0] if self._waiting else None)
                 while job := self._next(running.values()):
                     running[pool.submit(self._worker.do, job)] = job
-                under_way: list[Future[Any]] = [*running, *fetching]
+                under_way: list[Future[Any]] = [*running, *fetching, *self.outbox.sending]
                 wait(under_way, return_when=FIRST_COMPLETED)
                 for done in [future for future in running if future.done()]:
                     done.result()
-                    self._supply.done(running.pop(done))
+                    self._finish(running.pop(done))
                 self._supply.receive()
+                self._supply.freed(self.outbox.collect())
         finally:
             self._worker.stop()
             self._supply.stop()
-            under_way = [*running, *self._supply.fetching]
+            self.outbox.stop()
+            under_way = [*running, *self._supply.fetching, *self.outbox.sending]
             if not wait(under_way, timeout=_GRACE_SECONDS).not_done:
                 for output in self._outputs.values():
                     output.abandon()
             pool.shutdown(wait=False, cancel_futures=True)
         return [output.errors() for output in self._outputs.values()]
+
+    def _finish(self, job: Job) -> None:
+        """Give up the source file that no other job reads, and send the files that are complete."""
+        self._supply.done(job)
+        for name in job.files:
+            output = self._outputs[name]
+            if output.is_complete:
+                self.outbox.add(output.file, output.errors())
 
     def _next(self, running: Collection[Job]) -> Job | None:
         """The first waiting job that has all it needs, if the budget admits it now."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 from ctcli.errors import CtcliError
 from ctcli.jobs import Job, make_jobs
 from ctcli.storage.destination import check_beside, check_sources, device_of, free_bytes
+from ctcli.storage.journal import Errors
 from ctcli.storage.layout import Layout, OutputFile, sources_of
 from ctcli.storage.writer import Leftover, look_for_leftover
 from ctcli.supply import Turns
@@ -26,6 +27,7 @@ class Settings:
         fsync: put every file on the disk before it is called complete.
         link: hard-link files that are taken over whole.
         max_disk: bytes that fetched and written files may occupy together; None: no limit.
+        keeps: whether the output stays on this disk, rather than going to a hub only.
     """
 
     workers: int
@@ -34,6 +36,7 @@ class Settings:
     fsync: bool = False
     link: bool = False
     max_disk: int | None = None
+    keeps: bool = True
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Plan:
         sizes = {file.name: 0 if self.links(file) else file.size for file in self.files}
         jobs, closing = self.jobs
         kept = {name for job in closing for name in job.files}
-        return Turns(jobs).peak_disk(sizes) + sum(sizes[name] for name in kept)
+        return Turns(jobs).peak_disk(sizes, self.settings.keeps) + sum(sizes[name] for name in kept)
 
     @cached_property
     def jobs(self) -> tuple[list[Job], list[Job]]:
@@ -109,12 +112,30 @@ class Plan:
         return source is not None and device_of(self.destination) == device_of(source.location)
 
 
-def make_plan(layout: Layout, destination: Path, settings: Settings) -> Plan:
-    """Compare a layout with what an earlier run left of it. Writes nothing."""
-    sizes = {file.name: file.size for file in layout.all_files}
+def key_of(layout: Layout, settings: Settings) -> str:
+    """Identifies the run whose leftover can be continued."""
     # Files that a run linked, or did not sync, are not what another one promises.
-    key = f"{layout.key} link={settings.link} fsync={settings.fsync}"
-    return Plan(layout, destination, settings, key, look_for_leftover(destination, key, sizes))
+    return f"{layout.key} link={settings.link} fsync={settings.fsync}"
+
+
+def make_plan(
+    layout: Layout,
+    destination: Path,
+    settings: Settings,
+    elsewhere: Mapping[str, Errors] | None = None,
+) -> Plan:
+    """Compare a layout with what an earlier run left of it. Writes nothing.
+
+    Args:
+        layout: what to write.
+        destination: DST.
+        settings: how.
+        elsewhere: files that are on a hub and need not be made again, with their errors.
+    """
+    sizes = {file.name: file.size for file in layout.all_files}
+    key = key_of(layout, settings)
+    leftover = look_for_leftover(destination, key, sizes, elsewhere or {})
+    return Plan(layout, destination, settings, key, leftover)
 
 
 def check_resources(plan: Plan) -> None:

@@ -7,7 +7,7 @@ that is not its file, place, size, module and what was measured.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +50,10 @@ class Journal:
         yield from (line_of(entry) for entry in self.complete.items())
         yield from (line_of(astuple(part)) for part in self.parts.values())
 
-    def contains(self, other: Journal) -> bool:
-        """Whether all that `other` holds is noted here."""
+    def contains(self, other: Journal, elsewhere: Collection[str] = ()) -> bool:
+        """Whether all that `other` holds is noted here, or is elsewhere."""
         return (
-            other.complete.keys() <= self.complete.keys()
+            other.complete.keys() - elsewhere <= self.complete.keys()
             and other.parts.keys() <= self.parts.keys()
         )
 

@@ -168,7 +168,7 @@ def _weights_file(shard: Shard, source: SourceFile | None) -> OutputFile:
     # Readers of safetensors in the wild insist on a format wherever there is metadata.
     metadata = {"format": "pt", **shard.metadata}
     head = encode_header({name: tensor.spec for name, tensor in tensors.items()}, metadata)
-    return output_file(shard.name, head, tensors.values())
+    return replace(output_file(shard.name, head, tensors.values()), is_shard=True)
 
 
 def _whole(name: str, file: SourceFile) -> OutputFile:

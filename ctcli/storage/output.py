@@ -75,6 +75,11 @@ class OpenOutput:
                 self._partial.finish(self.file.name, self._descriptor, self.errors())
                 self._close()
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all its jobs are done."""
+        return self._left == 0
+
     def abandon(self) -> None:
         """Close the file if it is still incomplete."""
         with self._lock:

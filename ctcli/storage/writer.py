@@ -33,19 +33,24 @@ class Leftover:
     Attributes:
         journal: the files that need not be written again, and parts of others.
         reclaimable: bytes of disk that the others occupy: they will be freed, or are parts of them.
+        elsewhere: those of the complete files that need not be on this disk.
     """
 
     journal: Journal
     reclaimable: int
+    elsewhere: frozenset[str] = frozenset()
 
 
-def look_for_leftover(destination: Path, key: str, sizes: Mapping[str, int]) -> Leftover:
+def look_for_leftover(
+    destination: Path, key: str, sizes: Mapping[str, int], elsewhere: Mapping[str, Errors]
+) -> Leftover:
     """See what an earlier run left in the partial directory. Changes nothing.
 
     Args:
         destination: the directory or file to publish in the end.
         key: identifies the output's bytes; files made under another key do not count.
         sizes: length of every output file by name, to check those called complete.
+        elsewhere: files that are on a hub and need not be here, with their errors.
     """
     root = partial_of(destination)
     files = [path for path in (root / "checkpoint").rglob("*") if path.is_file()]
@@ -53,6 +58,7 @@ def look_for_leftover(destination: Path, key: str, sizes: Mapping[str, int]) -> 
     journal = read_journal(root / "journal", key)
     sound = {name for name in found if found[name].st_size == sizes.get(name)}
     complete = {name: errors for name, errors in journal.complete.items() if name in sound}
+    complete |= elsewhere
     # A file with further names may be the source's own, linked.
     own = {name for name in sound.difference(complete) if found[name].st_nlink == 1}
     parts = {place: part for place, part in journal.parts.items() if part.file in own}
@@ -61,7 +67,7 @@ def look_for_leftover(destination: Path, key: str, sizes: Mapping[str, int]) -> 
         for name, status in found.items()
         if name not in complete and status.st_nlink == 1
     )
-    return Leftover(Journal(complete, parts), reclaimable)
+    return Leftover(Journal(complete, parts), reclaimable, frozenset(elsewhere))
 
 
 class PartialDirectory:
@@ -121,6 +127,15 @@ class PartialDirectory:
                 os.fsync(descriptor)
             self._note((name, errors))
 
+    @property
+    def folder(self) -> Path:
+        """Where the files grow."""
+        return self._root / "checkpoint"
+
+    def discard(self) -> None:
+        """Delete it all: the output is elsewhere."""
+        shutil.rmtree(self._root, ignore_errors=True)
+
     def publish(self) -> None:
         """Rename the output to DST, in place of what was there if that was asked for."""
         with os_errors_of(str(self._destination), "publishing"):
@@ -166,7 +181,7 @@ class PartialDirectory:
 def open_partial(
     destination: Path,
     key: str,
-    kept: Journal,
+    leftover: Leftover,
     fsync: bool,
     overwrite: bool,
     is_file: bool,
@@ -176,7 +191,7 @@ def open_partial(
     Args:
         destination: the directory or file to publish in the end.
         key: identifies the output's bytes.
-        kept: the files and parts to keep, from `look_for_leftover`.
+        leftover: the files and parts to keep, from `look_for_leftover`.
         fsync: whether every file must reach the disk before it is called complete.
         overwrite: whether a DST with content is replaced.
         is_file: whether DST is a file, beside which other output files go.
@@ -184,7 +199,7 @@ def open_partial(
     Raises:
         CtcliError: another process is writing the same destination.
     """
-    destination = destination.resolve()
+    destination, kept = destination.resolve(), leftover.journal
     root = partial_of(destination)
     with os_errors_of(str(destination), "creating"):
         root.mkdir(parents=True, exist_ok=True)
@@ -193,7 +208,7 @@ def open_partial(
         _lock(journal, destination)
         with os_errors_of(str(root), "preparing"):
             _restore_replaced(root, destination)
-            if not read_journal(root / "journal", key).contains(kept):
+            if not read_journal(root / "journal", key).contains(kept, leftover.elsewhere):
                 raise CtcliError(
                     f"{destination}: another ctcli process has just worked on it.",
                     "Run the same command again.",

@@ -1,0 +1,81 @@
+"""Complete output files on their way to a hub while a run goes on, and off this disk."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from ctcli.storage.journal import Errors
+from ctcli.storage.layout import Layout, OutputFile
+from ctcli.units import Advance
+
+_AT_ONCE = 2
+
+
+class Publication(Protocol):
+    """A checkpoint that is being published; see `storage.hub.publication`."""
+
+    @property
+    def pushed(self) -> Mapping[str, object]:
+        """What lies on the hub, by name."""
+
+    def push(self, name: str, path: Path, errors: Errors, advance: Advance) -> None:
+        """Upload a complete file; from any thread."""
+
+    def finish(self, files: Mapping[str, bytes | Path], advance: Advance) -> str:
+        """Publish all of it in one commit; returns the commit."""
+
+
+class Outbox:
+    """The files of a run that go to a hub; used by one thread.
+
+    Args:
+        publication: the checkpoint on the hub; None: nothing goes anywhere.
+        folder: where the files lie.
+        keeps: whether they stay there.
+        advance: told of bytes uploaded; may raise to end the work.
+    """
+
+    def __init__(
+        self, publication: Publication | None, folder: Path, keeps: bool, advance: Advance
+    ) -> None:
+        self._publication = publication
+        self._folder = folder
+        self._keeps = keeps
+        self._advance = advance
+        self._sending: dict[Future[None], OutputFile] = {}
+        self._pool = ThreadPoolExecutor(_AT_ONCE)
+
+    @property
+    def sending(self) -> Collection[Future[None]]:
+        """What is on its way."""
+        return self._sending
+
+    def add(self, file: OutputFile, errors: Errors) -> None:
+        """Send a complete file, if it is one that goes ahead of the others."""
+        if self._publication and file.is_shard and file.name not in self._publication.pushed:
+            push, path = self._publication.push, self._folder / file.name
+            self._sending[self._pool.submit(push, file.name, path, errors, self._advance)] = file
+
+    def collect(self) -> int:
+        """See what has arrived; raises what sending it raised. Returns bytes that are free now."""
+        freed = 0
+        for future in [future for future in self._sending if future.done()]:
+            future.result()
+            file = self._sending.pop(future)
+            if not self._keeps:
+                (self._folder / file.name).unlink()
+                freed += file.size
+        return freed
+
+    def stop(self) -> None:
+        """Send no more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def finish(publication: Publication, layout: Layout, folder: Path, advance: Advance) -> str:
+    """Publish what was sent, and all other files; returns the commit."""
+    others = {file.name: folder / file.name for file in layout.all_files if not file.is_shard}
+    return publication.finish(others, advance)
