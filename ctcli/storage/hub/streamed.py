@@ -75,7 +75,7 @@ class StreamedFile:
     @property
     def fetch_bytes(self) -> int:
         """Bytes that `fetch` has to download."""
-        return self.size - self.disk_bytes
+        return max(0, self.size - self.disk_bytes)
 
     @property
     def _part(self) -> Path:
