@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ctcli.errors import CtcliError
+from ctcli.events import Event, EventLog
 from ctcli.units import Advance, format_bytes, format_seconds
 
 _SHOWN = 20  # lines of a list or of problems before it is cut short
@@ -77,11 +78,28 @@ class Report(Protocol):
 class Terminal:
     """The two output streams of a command."""
 
-    def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
+    def __init__(self, quiet: bool = False, as_json: bool = False, logs: bool = False) -> None:
         self._quiet = quiet
         self._as_json = as_json
+        self._log = EventLog(sys.stderr) if logs else None
         self._out = Console(highlight=False, soft_wrap=True)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def notify(self, event: Event) -> None:
+        """Log an event, if events are logged; from any thread."""
+        if self._log:
+            self._log(event)
+
+    @contextmanager
+    def logging_errors(self) -> Iterator[None]:
+        """Log an expected error inside the block, if events are logged, and end with its status."""
+        try:
+            yield
+        except CtcliError as error:
+            if not self._log:
+                raise
+            self.notify(Event("failed", message=str(error)))
+            raise SystemExit(1) from error
 
     def show(self, result: Result) -> None:
         """Print a result: JSON if that was asked for, else lines for people unless quiet."""
@@ -127,7 +145,8 @@ class Terminal:
 
     def warn(self, warning: str) -> None:
         """Print a warning."""
-        if not self._quiet:
+        self.notify(Event("warning", message=warning))
+        if not (self._quiet or self._log):
             self._err.print(
                 Text("warning: ", style="yellow").append(_printable(warning), "default")
             )
@@ -145,7 +164,7 @@ class Terminal:
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
         """Show how many of `total` bytes are done: a bar on a terminal, else lines."""
-        if self._quiet:
+        if self._quiet or self._log:
             yield lambda nbytes: None  # noqa: ARG005
         elif self._err.is_terminal:
             with self._bar(title, total) as advance:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from ctcli.events import Event, Notify
 from ctcli.jobs import CopyJob, Job
 from ctcli.outbox import Outbox, Publication, finish
 from ctcli.plan import Plan, Settings
@@ -25,13 +26,19 @@ _OPEN_FILES = 65_536
 _GRACE_SECONDS = 3.0
 
 
-def execute(plan: Plan, advance: Advance, publication: Publication | None = None) -> Errors:
+def execute(
+    plan: Plan,
+    advance: Advance,
+    publication: Publication | None = None,
+    notify: Notify = lambda _: None,
+) -> Errors:
     """Write the plan's files and publish DST.
 
     Args:
         plan: what to write.
         advance: told of every byte downloaded, written and uploaded, from any thread.
         publication: where on a hub it goes, if it does.
+        notify: told of shards that came, were written and went.
 
     Returns:
         What its derivation measured, for every module that was computed.
@@ -51,7 +58,9 @@ def execute(plan: Plan, advance: Advance, publication: Publication | None = None
         plan.layout.is_file,
     ) as partial:
         for jobs, files in zip(plan.jobs, (plan.layout.files, plan.layout.closing), strict=True):
-            run = _Run(jobs, plan.pending(files), settings, partial, kept, advance, publication)
+            run = _Run(
+                jobs, plan.pending(files), settings, partial, kept, advance, publication, notify
+            )
             for file in files:
                 if file.name in kept.complete:
                     run.outbox.add(file, kept.complete[file.name])
@@ -85,10 +94,13 @@ class _Run:
         kept: Journal,
         advance: Advance,
         publication: Publication | None,
+        notify: Notify,
     ) -> None:
         counts = Counter(name for job in jobs for name in job.files)
         turns = Turns(jobs)
         self._settings = settings
+        self._notify = notify
+        self._complete: set[str] = set()
         self._waiting = deque(turns.jobs)
         self._values = Values(jobs)
         parts: dict[str, list[Part]] = defaultdict(list)
@@ -120,8 +132,11 @@ class _Run:
                 for done in [future for future in running if future.done()]:
                     done.result()
                     self._finish(running.pop(done))
-                self._supply.receive()
-                self._supply.freed(self.outbox.collect())
+                for source in self._supply.receive():
+                    self._notify(Event("shard_fetched", source.name, source.size))
+                for file, freed in self.outbox.collect():
+                    self._supply.freed(freed)
+                    self._notify(Event("shard_pushed", file.name, file.size))
         finally:
             self._worker.stop()
             self._supply.stop()
@@ -138,7 +153,11 @@ class _Run:
         self._supply.done(job)
         for name in job.files:
             output = self._outputs[name]
-            if output.is_complete:
+            # Its last two jobs may both have been done since the last look.
+            if output.is_complete and name not in self._complete:
+                self._complete.add(name)
+                if output.file.is_shard:
+                    self._notify(Event("shard_written", name, output.file.size))
                 self.outbox.add(output.file, output.errors())
 
     def _next(self, running: Collection[Job]) -> Job | None:

@@ -35,6 +35,9 @@ class Event:
     message: str = ""
 
 
+Notify = Callable[[Event], None]
+
+
 class EventLog:
     """Writes events to a stream as they happen, from any thread.
 

@@ -59,16 +59,19 @@ class Outbox:
             push, path = self._publication.push, self._folder / file.name
             self._sending[self._pool.submit(push, file.name, path, errors, self._advance)] = file
 
-    def collect(self) -> int:
-        """See what has arrived; raises what sending it raised. Returns bytes that are free now."""
-        freed = 0
+    def collect(self) -> list[tuple[OutputFile, int]]:
+        """See what has arrived since, and how many bytes of the disk that frees.
+
+        Raises what sending one raised.
+        """
+        arrived = []
         for future in [future for future in self._sending if future.done()]:
             future.result()
             file = self._sending.pop(future)
             if not self._keeps:
                 (self._folder / file.name).unlink()
-                freed += file.size
-        return freed
+            arrived.append((file, 0 if self._keeps else file.size))
+        return arrived
 
     def stop(self) -> None:
         """Send no more."""

@@ -130,11 +130,12 @@ class Supply:
             self._begun += 1
         return self._fetching
 
-    def receive(self) -> None:
-        """See which files have come; raises what fetching one raised."""
-        for future in [future for future in self._fetching if future.done()]:
+    def receive(self) -> list[SourceFile]:
+        """See which files have come since; raises what fetching one raised."""
+        come = [future for future in self._fetching if future.done()]
+        for future in come:
             future.result()
-            del self._fetching[future]
+        return [self._turns.files[self._fetching.pop(future)] for future in come]
 
     def done(self, job: Job) -> None:
         """Give a file up after the last job that reads it."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ctcli.plan import Settings
-from ctcli.storage.opening import local_directory
+from ctcli.storage.opening import HUB_ID, local_directory
 from ctcli.units import parse_bytes
 
 OFF = "off"
+_ON_HUB = "hf://"
+_HUB_PANEL = "Hub"
 
 
 def _size(text: str | int) -> int:
@@ -29,6 +31,32 @@ def _path(text: str) -> str:
     return text
 
 
+@dataclass(frozen=True)
+class Target:
+    """Where the output goes.
+
+    Attributes:
+        path: DST, or where it grows if it stays on a hub only.
+        repo: the hub repository that it goes to instead of this disk.
+    """
+
+    path: Path
+    repo: str | None = None
+
+
+def _repo(text: str) -> str:
+    if not HUB_ID.fullmatch(text):
+        raise typer.BadParameter(f"{text!r} is no repository: give ORG/NAME.")
+    return text
+
+
+def _target(text: str) -> Target:
+    if not text.startswith(_ON_HUB):
+        return Target(Path(_path(text)))
+    repo = _repo(text.removeprefix(_ON_HUB))
+    return Target(Path(repo.replace("/", "--")), repo)
+
+
 Source = Annotated[
     str,
     typer.Argument(
@@ -38,20 +66,20 @@ Source = Annotated[
     ),
 ]
 Destination = Annotated[
-    Path,
+    Target,
     typer.Argument(
         metavar="DST",
-        parser=lambda text: Path(_path(str(text))),
-        help="Directory to make; it must not exist yet, or be empty.",
+        parser=_target,
+        help="Directory to make; it must not exist yet, or be empty. Or hf://ORG/NAME.",
     ),
 ]
 
 
 BinFile = Annotated[
-    Path,
+    Target,
     typer.Argument(
         metavar="OUT.bin",
-        parser=lambda text: Path(_path(str(text))),
+        parser=lambda text: Target(Path(_path(str(text)))),
         help="File to make; it must not exist yet.",
     ),
 ]
@@ -96,6 +124,7 @@ class Shared:
         bool,
         typer.Option(
             "--stream",
+            rich_help_panel=_HUB_PANEL,
             show_default=OFF,
             help="Fetch the shards of a hub SRC while others are worked on, and delete each after "
             "its last use, instead of filling the hub cache.",
@@ -106,10 +135,57 @@ class Shared:
         typer.Option(
             parser=_size,
             metavar="SIZE",
+            rich_help_panel=_HUB_PANEL,
             show_default="no limit",
-            help="With --stream: bytes that fetched shards and output may occupy together.",
+            help="Bytes that fetched shards and output may occupy together.",
         ),
     ] = None
+    push: Annotated[
+        str | None,
+        typer.Option(
+            parser=_repo,
+            metavar="ORG/NAME",
+            rich_help_panel=_HUB_PANEL,
+            show_default="none",
+            help="Publish the output on a hub, too; nobody sees it there before it is complete.",
+        ),
+    ] = None
+    private: Annotated[
+        bool,
+        typer.Option(
+            "--private",
+            rich_help_panel=_HUB_PANEL,
+            show_default=OFF,
+            help="Make the repository private if it does not exist yet.",
+        ),
+    ] = False
+    branch: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_HUB_PANEL,
+            show_default="main",
+            help="Branch of the repository to publish on.",
+        ),
+    ] = "main"
+    commit_message: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            rich_help_panel=_HUB_PANEL,
+            show_default="one that names ctcli",
+            help="Of the commit that publishes.",
+        ),
+    ] = None
+    resume_from_hub: Annotated[
+        bool,
+        typer.Option(
+            "--resume-from-hub",
+            rich_help_panel=_HUB_PANEL,
+            show_default=OFF,
+            help="Continue what a run on another machine pushed before it died.",
+        ),
+    ] = False
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -138,7 +214,16 @@ class Shared:
         ),
     ] = False
 
-    def settings(self, link: bool = False) -> Settings:
+    log_format: Annotated[
+        Literal["text", "json"],
+        typer.Option(
+            show_default="text",
+            help="Of progress, warnings and errors on stderr: for people, or one JSON object a "
+            "line for job runners.",
+        ),
+    ] = "text"
+
+    def settings(self, link: bool, keeps: bool) -> Settings:
         """These options as the engine takes them."""
         return Settings(
             workers=self.num_workers or _cores(),
@@ -147,6 +232,7 @@ class Shared:
             fsync=self.fsync,
             link=link,
             max_disk=self.max_disk,
+            keeps=keeps,
         )
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn, get_type_hints
 
@@ -17,7 +16,7 @@ from ctcli import __version__
 from ctcli.cli.commands import REWRITES
 from ctcli.cli.export_bin import export_bin
 from ctcli.cli.inspect import inspect as inspect_source
-from ctcli.cli.options import BinFile, Destination, Shared, Source
+from ctcli.cli.options import BinFile, Destination, Shared, Source, Target
 from ctcli.cli.run import run
 from ctcli.cli.running import Step, run_step
 from ctcli.console import Terminal
@@ -37,7 +36,7 @@ def _register(name: str, function: Callable[..., Step]) -> None:
     shared = inspect.signature(Shared).parameters
     own = inspect.signature(function).parameters
 
-    def command(source: str, destination: Path, **options: Any) -> None:
+    def command(source: str, destination: Target, **options: Any) -> None:
         step = function(**{name: options[name] for name in own})
         common = Shared(**{name: options[name] for name in shared})
         run_step(name, step, source, destination, common)

@@ -5,20 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from ctcli.checkpoint import Checkpoint
-from ctcli.cli.options import Shared, source_directory
+from ctcli.cli.options import Shared, Target, source_directory
+from ctcli.cli.pushing import begin_push, check_push, repository, with_push
 from ctcli.console import Report, Result, Terminal
 from ctcli.engine import execute
+from ctcli.events import Event
 from ctcli.plan import Plan, check_resources, make_plan
 from ctcli.storage.destination import check_destination, stream_folder_of
+from ctcli.storage.journal import Errors
 from ctcli.storage.layout import lay_out
 from ctcli.storage.llama2c import lay_out_bin
 from ctcli.storage.opening import open_checkpoint
 from ctcli.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from ctcli.storage.hub.publication import Publication
 
 
 @dataclass(frozen=True)
@@ -36,29 +42,58 @@ class Step:
     link: bool = False
 
 
-def run_step(command: str, step: Step, source: str, destination: Path, shared: Shared) -> None:
-    """Open, rewrite, plan, check; then, unless it is a dry run, write."""
-    terminal = Terminal(shared.quiet, shared.json)
+def run_step(command: str, step: Step, source: str, target: Target, shared: Shared) -> None:
+    """Open, rewrite, plan, check; then, unless it is a dry run, write and publish."""
+    terminal = Terminal(shared.quiet, shared.json, shared.log_format == "json")
+    with terminal.logging_errors():
+        repo = _check_options(source, target, shared, step.is_file)
+        folder = stream_folder_of(target.path) if shared.stream else None
+        checkpoint, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
+        for warning in checkpoint.warnings:
+            terminal.warn(warning)
+        name = target.path.resolve().name
+        layout = lay_out_bin(checkpoint, name) if step.is_file else lay_out(checkpoint)
+        plan = make_plan(layout, target.path, shared.settings(step.link, target.repo is None))
+        check_resources(plan)
+        start, publication = time.monotonic(), None
+        if shared.dry_run:
+            if repo:
+                check_push(repo, plan, shared)
+        else:
+            if repo:
+                publication, plan = begin_push(repo, checkpoint, plan, shared)
+            report = report.with_errors(_execute(terminal, command, plan, publication))
+        seconds = time.monotonic() - start
+        result = _result(command, source, checkpoint, report, plan, shared, seconds)
+        if repo:
+            commit = publication.commit if publication else None
+            result = with_push(result, repo, shared.branch, commit)
+        terminal.show(result)
+
+
+def _check_options(source: str, target: Target, shared: Shared, is_file: bool) -> str | None:
+    """Refuse what does not go together; returns the repository to publish on, if there is one."""
     directory = source_directory(source, shared.revision)
     if directory and shared.stream:
         raise typer.BadParameter("--stream is for hub ids, and SRC is a directory.")
-    if shared.max_disk and not shared.stream:
-        raise typer.BadParameter("--max-disk goes with --stream.")
-    check_destination(destination, directory, shared.overwrite, step.is_file)
-    folder = stream_folder_of(destination) if shared.stream else None
-    checkpoint, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
-    for warning in checkpoint.warnings:
-        terminal.warn(warning)
-    name = destination.resolve().name
-    layout = lay_out_bin(checkpoint, name) if step.is_file else lay_out(checkpoint)
-    plan = make_plan(layout, destination, shared.settings(step.link))
-    check_resources(plan)
-    start = time.monotonic()
-    if not shared.dry_run:
-        with terminal.progress(command, plan.fetch_bytes + plan.write_bytes) as advance:
-            report = report.with_errors(execute(plan, advance))
-    seconds = time.monotonic() - start
-    terminal.show(_result(command, source, checkpoint, report, plan, shared, seconds))
+    if shared.max_disk and not (shared.stream or target.repo):
+        raise typer.BadParameter("--max-disk goes with --stream, or with a DST hf://ORG/NAME.")
+    check_destination(target.path, directory, shared.overwrite, is_file)
+    return repository(target, shared, is_file)
+
+
+def _execute(
+    terminal: Terminal, command: str, plan: Plan, publication: Publication | None
+) -> Errors:
+    start, nbytes = time.monotonic(), plan.fetch_bytes + plan.write_bytes
+    if publication:
+        nbytes += sum(f.size for f in plan.layout.files if f.is_shard)
+        nbytes -= sum(file.size for file in publication.pushed.values())
+    terminal.notify(Event("started", nbytes=nbytes, message=command))
+    with terminal.progress(command, nbytes) as advance:
+        errors = execute(plan, advance, publication, terminal.notify)
+    terminal.notify(Event("done", nbytes=nbytes, seconds=time.monotonic() - start))
+    return errors
 
 
 def _result(

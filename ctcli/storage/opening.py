@@ -28,7 +28,7 @@ from ctcli.storage.strict_json import parse_json
 from ctcli.tensors import SourceFile, content_of
 
 DEFAULT_WEIGHTS = "model.safetensors"
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _OTHER_WEIGHTS = (".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 _HEADER_READERS = 8  # on a hub each header is a round trip
 
@@ -48,7 +48,7 @@ def local_directory(source: str) -> Path | None:
         exists = False
     if exists:
         raise CtcliError(f"{source}: not a directory.", "Name the directory that holds it.")
-    if not _HUB_ID.fullmatch(source):
+    if not HUB_ID.fullmatch(source):
         raise CtcliError(
             f"{source}: no such directory.", "Name a directory, or a hub id such as org/name."
         )

@@ -53,6 +53,7 @@ class Publication:
         self._work = Branch(api, target.repo, target.working_branch(key), standing.work or "")
         self._lock = threading.Lock()
         self._pushed: dict[str, Pushed] = {}
+        self.commit: str | None = None
 
     def open(self) -> None:
         """Find what an earlier run left on the working branch, or begin that branch."""
@@ -146,6 +147,7 @@ class Publication:
                 note = f"Made by ctcli {__version__}, collected on {self._work.name}."
                 commit = branch.commit(self._last(files), target.message, note, advance)
             self._delete_working_branch()
+        self.commit = commit
         return commit
 
     def _last(

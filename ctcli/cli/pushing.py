@@ -1,0 +1,96 @@
+"""Publishing on a hub, as the options ask for it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import typer
+
+from ctcli.checkpoint import Checkpoint
+from ctcli.cli.options import Shared, Target
+from ctcli.console import Result
+from ctcli.errors import CtcliError
+from ctcli.plan import Plan, make_plan
+from ctcli.storage.destination import partial_of
+
+if TYPE_CHECKING:
+    from ctcli.storage.hub.publication import Publication
+    from ctcli.storage.hub.target import PushTarget
+
+
+def repository(target: Target, shared: Shared, is_file: bool) -> str | None:
+    """The repository to publish on, if there is one.
+
+    Raises:
+        BadParameter: options that do not go together.
+    """
+    repo = target.repo or shared.push
+    if target.repo and shared.push:
+        raise typer.BadParameter("--push is for a DST on this disk, and DST is a repository.")
+    if repo and is_file:
+        raise typer.BadParameter("--push is for checkpoints, and this makes one file.")
+    idle = {
+        "--private": shared.private,
+        "--branch": shared.branch != "main",
+        "--commit-message": shared.commit_message,
+        "--resume-from-hub": shared.resume_from_hub,
+    }
+    if given := [name for name, is_given in idle.items() if is_given and not repo]:
+        raise typer.BadParameter(f"{', '.join(given)} goes with --push or a DST hf://ORG/NAME.")
+    return repo
+
+
+def check_push(repo: str, plan: Plan, shared: Shared) -> None:
+    """See whether the hub would take it. Changes nothing there.
+
+    Raises:
+        CtcliError: it would not.
+    """
+    from ctcli.storage.hub.target import look_at
+
+    look_at(_push_target(repo, shared), plan.key)
+
+
+def begin_push(
+    repo: str, checkpoint: Checkpoint, plan: Plan, shared: Shared
+) -> tuple[Publication, Plan]:
+    """Begin to publish, or go on with it; and the plan without what the hub already has.
+
+    Raises:
+        CtcliError: the hub does not take it, or another machine is, or was, at it.
+    """
+    from ctcli.storage.hub.modelcard import model_card
+    from ctcli.storage.hub.publication import open_publication
+
+    begun_here = (partial_of(plan.destination) / "journal").exists()
+    card = model_card(checkpoint, shlex.join(["ctcli", *sys.argv[1:]]))
+    publication = open_publication(_push_target(repo, shared), plan.key, card)
+    pushed = publication.pushed
+    if pushed and not (begun_here or shared.resume_from_hub):
+        raise CtcliError(
+            f"{repo}: {len(pushed)} files of this output are there already, from a run on another "
+            "machine.",
+            "Give --resume-from-hub to continue it once it has ended.",
+        )
+    if plan.settings.keeps:
+        return publication, plan
+    elsewhere = {name: file.errors for name, file in pushed.items()}
+    return publication, make_plan(plan.layout, plan.destination, plan.settings, elsewhere)
+
+
+def _push_target(repo: str, shared: Shared) -> PushTarget:
+    from ctcli.storage.hub.target import PushTarget
+
+    message = {"message": shared.commit_message} if shared.commit_message else {}
+    return PushTarget(repo, shared.branch, shared.private, overwrite=shared.overwrite, **message)
+
+
+def with_push(result: Result, repo: str, branch: str, commit: str | None) -> Result:
+    """A result that also tells where it was, or would be, published."""
+    place = f"hf://{repo}, branch {branch}" + (f", commit {commit}" if commit else "")
+    data = {**result.data, "push": {"repo": repo, "branch": branch, "commit": commit}}
+    label = "published" if commit else "to publish"
+    return replace(result, rows=[*result.rows, (label, place)], data=data)
