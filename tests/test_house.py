@@ -21,6 +21,7 @@ FLOORS = (
         "ctcli.engine",
         "ctcli.inspecting",
         "ctcli.jobs",
+        "ctcli.outbox",
         "ctcli.plan",
         "ctcli.reductions",
         "ctcli.rewrites",
