@@ -19,7 +19,8 @@ import pytest
 from tests.checkpoints import file_hashes
 from tests.conftest import Ctcli
 from tests.hub import Hub
-from tests.test_stream import COMMANDS, REPO, SHARDS, Watch, source  # noqa: F401 (a fixture)
+from tests.test_stream import COMMANDS, REPO, SHARDS, source  # noqa: F401 (a fixture)
+from tests.watching import Watch
 
 TOKEN = "hf_" + "Qd3" * 11 + "T"
 MADE = "org/made"

@@ -7,10 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from tests.checkpoints import file_hashes, write_checkpoint
 from tests.conftest import ROOT, Ctcli
 from tests.hub import Fault, Hub
 from tests.test_killed_rewrites import complete_files
+from tests.watching import Watch
 
 REPO = "org/model"
 HEADER = "bytes=0-65535"
@@ -80,39 +79,6 @@ def shards_begun(hub: Hub) -> int:
     """Of how many shards more than the header was asked for."""
     asked = {r.path for r in hub.requests(".safetensors") if r.range and r.range != HEADER}
     return len({path.rpartition("/")[2] for path in asked})
-
-
-def bytes_below(folder: Path) -> int:
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):
-                total += Path(parent, name).stat().st_size
-    return total
-
-
-class Watch:
-    """The most bytes that lay below a folder at once, and the most source shards."""
-
-    def __init__(self, folder: Path) -> None:
-        self.bytes = self.shards = 0
-        self._folder = folder
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def _look(self) -> None:
-        while not self._stop.wait(0.002):
-            self.bytes = max(self.bytes, bytes_below(self._folder))
-            found = list(self._folder.glob("source/*/*.safetensors*"))
-            self.shards = max(self.shards, len(found))
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -36,6 +36,11 @@ _LLAMA_2_7B = (
     *("--hidden", "4096", "--intermediate", "11008", "--layers", "4", "--heads", "32"),
     *("--kv-heads", "32", "--vocabulary", "32000", "--shard-mb", "2500", "--untied"),
 )
+# 2.5 GB in shards of 150 MB, no tensor larger than that.
+HUB_MODEL = (
+    *("--hidden", "2048", "--intermediate", "8192", "--layers", "20", "--heads", "32"),
+    *("--kv-heads", "8", "--vocabulary", "32000", "--shard-mb", "150"),
+)
 _CTCLI = "{python} -m ctcli"
 
 
