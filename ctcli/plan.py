@@ -59,8 +59,9 @@ class Plan:
 
     @property
     def fetch_bytes(self) -> int:
-        """Bytes to download first."""
-        return sum(source.fetch_bytes for source in sources_of(self.files))
+        """Bytes to download."""
+        whole = sum(s.fetch_bytes for s in sources_of(self.files) if not s.is_streamed)
+        return whole + sum(Turns(jobs).fetch_bytes for jobs in self.jobs)
 
     @property
     def write_bytes(self) -> int:

@@ -8,7 +8,7 @@ come in order, the files of earlier ones are gone by then, and no run can block 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -21,6 +21,10 @@ from ctcli.units import Advance
 
 _AHEAD = 2  # turns between the one whose jobs are done now and the last one that is fetched
 _AT_ONCE = 2
+# A file is fetched in pieces if they are less than so much of it; only a whole one can be checked
+# against its hash. Pieces that lie closer together than a request is worth are fetched as one.
+_WORTHWHILE = 0.9
+_GAP_BYTES = 1 << 20
 
 
 class Turns:
@@ -34,12 +38,33 @@ class Turns:
         self.files = sorted(streamed, key=lambda file: natural_key(file.name))
         self._place = {file: place for place, file in enumerate(self.files)}
         self.jobs = sorted(jobs, key=self.of)
+        self._spans: dict[SourceFile, list[range]] = defaultdict(list)
+        for job in jobs:
+            if (file := source_of(job)) and file.is_streamed:
+                self._spans[file].append(_bytes_of(job))
 
     def of(self, job: Job) -> int:
         """The turn from which on a job can be done; -1 if it depends on no streamed file."""
         own = source_of(job)
         turns = [self._place.get(own, -1) if own else -1, *map(self._reached, job.needs)]
         return max(turns)
+
+    def pieces(self, file: SourceFile) -> list[range]:
+        """The bytes of a streamed file that are to be fetched: what jobs read, or all of it."""
+        merged: list[range] = []
+        for span in sorted(self._spans[file], key=lambda span: span.start):
+            if merged and span.start <= merged[-1].stop + _GAP_BYTES:
+                merged[-1] = range(merged[-1].start, max(merged[-1].stop, span.stop))
+            else:
+                merged.append(span)
+        saves = sum(map(len, merged)) < _WORTHWHILE * file.size
+        return merged if saves else [range(file.size)]
+
+    @property
+    def fetch_bytes(self) -> int:
+        """Bytes to be downloaded."""
+        wanted = ((file, sum(map(len, self.pieces(file)))) for file in self.files)
+        return sum(min(nbytes, file.fetch_bytes) for file, nbytes in wanted)
 
     def begun(self) -> dict[str, int]:
         """The turn from which on each output file can be begun."""
@@ -72,6 +97,21 @@ class Turns:
         before += [reduction.after] if reduction.after else []
         own = [self._place.get(matrix.source.file, -1) for matrix in reduction.inputs]
         return max([*own, *map(self._reached, before)])
+
+
+def _bytes_of(job: Job) -> range:
+    """The bytes that a job reads of its file, and perhaps some between them."""
+    if isinstance(job, CopyJob):
+        assert job.copy, "it reads a file"
+        return range(job.copy.start, job.copy.start + job.copy.nbytes)
+    matrix = job.matrix if isinstance(job, ReduceJob) else job.derivation.matrix
+    tensor = matrix.source
+    if matrix.is_columnwise:
+        return range(tensor.start, tensor.start + tensor.spec.nbytes)
+    row_bytes = tensor.spec.nbytes // tensor.spec.shape[0]
+    return range(
+        tensor.start + job.span.start * row_bytes, tensor.start + job.span.stop * row_bytes
+    )
 
 
 def source_of(job: Job) -> SourceFile | None:
@@ -126,7 +166,13 @@ class Supply:
                 break
             self._held += room
             file = self._turns.files[self._begun]
-            self._fetching[self._pool.submit(file.fetch, self._advance)] = self._begun
+            pieces = self._turns.pieces(file)
+            fetching = (
+                self._pool.submit(file.fetch, self._advance)
+                if pieces == [range(file.size)]
+                else self._pool.submit(file.fetch_pieces, pieces, self._advance)
+            )
+            self._fetching[fetching] = self._begun
             self._begun += 1
         return self._fetching
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
@@ -112,6 +112,9 @@ class SourceFile(Protocol):
     @property
     def is_streamed(self) -> bool:
         """Whether it is fetched ahead of the jobs that read it, and given up after them."""
+
+    def fetch_pieces(self, pieces: Sequence[range], advance: Advance) -> Path:
+        """Fetch only these bytes of a streamed file; they lie where they do in the whole one."""
 
     def release(self) -> None:
         """Give up what was fetched, if it is streamed."""

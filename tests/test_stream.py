@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,3 +158,37 @@ def test_options_that_make_no_sense_are_wrong_usage(
     done = ctcli("reindex", source, tmp_path / "out", *options)
     assert done.returncode == 2
     assert words in " ".join(done.stderr.split())
+
+
+def test_of_a_shard_that_is_mostly_left_out_only_pieces_come(
+    source: Path, ctcli: Ctcli, tmp_path: Path
+) -> None:
+    """The index names the first layers alone; two shards hold nothing else of them."""
+    folder = tmp_path / "source"
+    shutil.copytree(source, folder)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    few = {n: s for n, s in index["weight_map"].items() if ".layers." not in n or ".0." in n}
+    path.write_text(json.dumps({**index, "weight_map": few}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    sizes = {s: (folder / s).stat().st_size for s in few.values()}
+    with Hub() as hub:
+        hub.add(REPO, folder)
+        env = hub.env(tmp_path / "home")
+        plain = ctcli(*COMMANDS["run"], folder, tmp_path / "plain")
+        assert not plain.returncode, plain.stderr
+        dry = ctcli(
+            *COMMANDS["run"], REPO, tmp_path / "out", "--stream", "--dry-run", "--json", env=env
+        )
+        hub.forget()
+        done = ctcli(*COMMANDS["run"], REPO, tmp_path / "out", "--stream", env=env)
+        assert not done.returncode, done.stderr
+        sent = hub.bytes_sent(".safetensors")
+    hashes = [file_hashes(tmp_path / name) for name in ("plain", "out")]
+    for each in hashes:
+        del each["ctcli_recipe.toml"]  # it names the source
+    assert hashes[0] == hashes[1]
+    headers = (65_536 + 400) * len(sizes)  # and the answer that leads to where the file is
+    assert json.loads(dry.stdout)["bytes_to_download"] + headers >= sent
+    assert sent < sum(sizes.values()) / 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,10 @@ class LocalFile:
                 "Leave SRC alone while ctcli runs, then run the same command again.",
             )
         return self.location
+
+    def fetch_pieces(self, pieces: Sequence[range], advance: Advance) -> Path:  # noqa: ARG002
+        """All of it, as it is not streamed."""
+        return self.fetch(advance)
 
     def release(self) -> None:
         """Nothing was fetched."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,10 @@ class HubFile:
             "twice.",
             "Look whether a proxy or the disk spoils it; then run the same command again.",
         )
+
+    def fetch_pieces(self, pieces: Sequence[range], advance: Advance) -> Path:  # noqa: ARG002
+        """All of it, as it is not streamed."""
+        return self.fetch(advance)
 
     def release(self) -> None:
         """The cache keeps what was fetched."""

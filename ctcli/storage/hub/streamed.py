@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from ctcli.units import Advance
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-_PART = ".part"
+_PART, _PIECES = ".part", ".pieces"
+_PIECE_BYTES = 32 << 20  # held in memory at once
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class StreamedFile:
     source: HubFile
     folder: Path
     is_streamed: bool = field(default=True, init=False)
+    _pieces: list[Path] = field(default_factory=list, compare=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     @property
@@ -103,6 +105,8 @@ class StreamedFile:
         with self._lock:
             if self.path.exists():
                 return self.path
+            if self._pieces:
+                return self._pieces[0]
             with os_errors_of(self.name, "writing"):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             for _ in range(2):
@@ -114,11 +118,34 @@ class StreamedFile:
                 advance(-self.size)
             raise self.source.mismatch()
 
+    def fetch_pieces(self, pieces: Sequence[range], advance: Advance) -> Path:
+        """Download only these bytes; `fetch` then gives the same path, until `release`.
+
+        The path is of a file that has nothing elsewhere. The hub tells no hash of a piece, so that
+        only its length is checked, and a run that was killed fetches it anew.
+        """
+        with self._lock:
+            path = self.path.with_name(self.path.name + _PIECES)
+            with os_errors_of(self.name, "writing"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as file:
+                    for piece in pieces:
+                        for start in range(piece.start, piece.stop, _PIECE_BYTES):
+                            stop = min(start + _PIECE_BYTES, piece.stop)
+                            file.seek(start)
+                            file.write(self.source.read(start, stop - start))
+                            advance(stop - start)
+                    file.truncate(self.size)
+            self._pieces.append(path)
+            return path
+
     def release(self) -> None:
         """Delete the file, or what there is of it; `fetch` would download it again."""
         with self._lock, os_errors_of(self.name, "deleting"):
             self.path.unlink(missing_ok=True)
             self._part.unlink(missing_ok=True)
+            while self._pieces:
+                self._pieces.pop().unlink(missing_ok=True)
 
     def _complete(self, advance: Advance) -> bool:
         """Append to the part what is missing; whether the whole has its hash."""
