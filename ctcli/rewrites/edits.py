@@ -20,7 +20,6 @@ from ctcli.tensors import (
     NonFiniteError,
     Output,
     Reduction,
-    StoredTensor,
     TensorSpec,
     matrix_of,
     torch_dtype,
@@ -172,12 +171,14 @@ def bias_of(
 
 def column_of(bias: LazyTensor) -> Matrix:
     """A bias [rows] as a matrix [rows, 1], so that maps of rows apply."""
-    if isinstance(bias, StoredTensor):
-        (rows,) = bias.spec.shape
-        return Matrix(replace(bias, spec=TensorSpec(bias.spec.dtype, (rows, 1))), (rows, 1))
     found = matrix_of(bias)
     assert found, "constant biases are not edited"
-    return found
+    if found.compute:
+        return found
+    # A vector, as it is stored or in another dtype, is a row so far.
+    rows = math.prod(found.shape)
+    stored = replace(found.source, spec=TensorSpec(found.source.spec.dtype, (rows, 1)))
+    return Matrix(stored, (rows, 1))
 
 
 def rounded(

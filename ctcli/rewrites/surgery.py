@@ -34,6 +34,7 @@ from ctcli.tensors import (
     Matrix,
     TensorSpec,
     matrix_of,
+    widened,
 )
 
 FLOATS = ("BF16", "F16", "F32", "F64")
@@ -187,10 +188,11 @@ class _Operation:
 
     def untouched(self, name: str, tensor: LazyTensor) -> LazyTensor:
         """A tensor that no edit concerns, in the dtype asked for."""
-        matrix = matrix_of(tensor)
-        if matrix is None or self._tag(tensor.spec) == tensor.spec.dtype:
+        if self._tag(tensor.spec) == tensor.spec.dtype:
             return tensor
-        return self._rounded(name, matrix, tensor.spec)
+        if isinstance(tensor, KnownTensor):
+            return widened(tensor)
+        return self._rounded(name, _matrix(tensor), tensor.spec)
 
     def _linear(self, module: str, weight: LazyTensor) -> LazyTensor:
         changed = edited(_matrix(weight), self.surgery.edit(module), self.arithmetic)
