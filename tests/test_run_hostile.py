@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.checkpoints import tensor_hashes
 from tests.operating import run_steps
-from tests.tiny_models import EXACT, difference, load, logits, make, read
+from tests.quantizing import config_of
+from tests.tiny_models import EXACT, Models, difference, load, logits, make, read
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,3 +40,14 @@ def test_biases_that_an_earlier_step_made_are_widened(tmp_path: Path) -> None:
     _, tensors = read(run_steps(source, tmp_path / "out", FUSE, FLOAT32))
     assert "model.layers.0.mlp.c_proj.bias" in tensors
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+def test_matrices_for_the_server_are_declared_as_in_a_chain(tiny: Models, tmp_path: Path) -> None:
+    source = tiny("llama").folder
+    rotate = {"use": "rotate", "rotations": ["R1", "R4"], "block_size": 32}
+    run_steps(source, tmp_path / "rotated", rotate)
+    run_steps(tmp_path / "rotated", tmp_path / "chain", FP8)
+    run_steps(source, tmp_path / "once", rotate, FP8)
+    assert "model.layers.0.mlp.down_proj.R4_input" in config_of(tmp_path / "once")["ignore"]
+    assert config_of(tmp_path / "once") == config_of(tmp_path / "chain")
+    assert tensor_hashes(tmp_path / "once") == tensor_hashes(tmp_path / "chain")

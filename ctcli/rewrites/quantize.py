@@ -109,7 +109,9 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     tied = [] if any(map(is_head, weights)) else ["lm_head"]
     packed = [name.removesuffix(".weight") for name, _ in untied.tensors() if "experts" in name]
     specs = {module: tensor.spec for module, tensor in weights.items()}
-    selection = select(specs, untied.config, choice, known=(*specs, *packed, *tied))
+    online = _online_matrices(untied)
+    selection = select(specs, untied.config, choice, known=(*specs, *packed, *tied, *online))
+    selection = replace(selection, kept={**selection.kept, **online})
     derivations = _derivations(weights, selection, options)
     added = _placed_scales(untied, selection, options.input_scales)
     shards = tuple(_quantized(shard, experts, derivations, added) for shard in untied.shards)
@@ -201,6 +203,16 @@ def _weights(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
         name.removesuffix(".weight"): tensor
         for name, tensor in checkpoint.tensors()
         if name.endswith(".weight") and len(tensor.spec.shape) == 2 and matrix_of(tensor)
+    }
+
+
+def _online_matrices(checkpoint: Checkpoint) -> dict[str, str]:
+    """The matrices that an earlier step writes for the server, with why they are left alone."""
+    return {
+        module: "online transforms"
+        for name, tensor in checkpoint.tensors()
+        if (module := name.removesuffix(".weight")) != name
+        if isinstance(tensor, DerivedTensor) and not matrix_of(tensor)
     }
 
 
