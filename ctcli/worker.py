@@ -220,20 +220,29 @@ class Worker:
     def _refusal(self, job: ComputeJob, hint: str) -> CtcliError:
         """The error for a weight with NaN or infinities: counts them all.
 
-        Where it has none, the result has: it does not fit its dtype, or was divided by zero.
+        Where it has none, what goes into it has; or else the result, which does not fit its dtype
+        or was divided by zero.
         """
         import torch
 
-        source = job.derivation.matrix.source
+        derivation, matrix = job.derivation, job.derivation.matrix
+        source = matrix.source
         every = range(0, source.spec.shape[0], job.span.step)
         blocks = self._stored(source, every, read_rows)
         count = sum(int((~torch.isfinite(rows)).sum()) for _, rows in blocks)
-        leaf = "bias" if [*job.derivation.outputs] == ["bias"] else "weight"
-        problem = f".{leaf}: {count} of its values are NaN or infinite."
-        if not count:
-            dtypes = {output.spec.dtype for output in job.derivation.outputs.values()}
-            problem = f": the result is not finite, or too large for {', '.join(sorted(dtypes))}."
-        return CtcliError(job.derivation.name + problem, hint)
+        # A bias that takes in a norm's is computed from the weight.
+        reads_bias = [*derivation.outputs] == ["bias"] and source.spec.shape == matrix.shape
+        leaf = "bias" if reads_bias else "weight"
+        values = map(self._values.known, matrix.needs)
+        if count:
+            problem = f".{leaf}: {count} of its values are NaN or infinite."
+        elif not all(bool(value.isfinite().all()) for value in values):
+            problem = ": a norm or a bias that goes into it holds NaN or infinite values."
+        else:
+            dtypes = [output.spec.dtype for output in derivation.outputs.values()]
+            limit = dtypes[0] if derivation.only_rounds else "F32"
+            problem = f": the result is not finite, or too large for {limit}."
+        return CtcliError(derivation.name + problem, hint)
 
     def advance(self, nbytes: int) -> None:
         """Note progress, from any thread; end the thread's work if the run ends."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from ctcli.cli.recipes import make_steps
+from ctcli.errors import CtcliError
+from ctcli.storage.recipe import read_recipe
 from tests.checkpoints import tensor_hashes
+from tests.conftest import Ctcli
 from tests.operating import run_steps
 from tests.quantizing import config_of
 from tests.tiny_models import EXACT, Models, difference, load, logits, make, read
@@ -51,3 +58,75 @@ def test_matrices_for_the_server_are_declared_as_in_a_chain(tiny: Models, tmp_pa
     assert "model.layers.0.mlp.down_proj.R4_input" in config_of(tmp_path / "once")["ignore"]
     assert config_of(tmp_path / "once") == config_of(tmp_path / "chain")
     assert tensor_hashes(tmp_path / "once") == tensor_hashes(tmp_path / "chain")
+
+
+ATTENTION = "model.layers.1.self_attn"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (f"{ATTENTION}.q_proj.weight", f"{ATTENTION}.q_proj.weight: 1 of its values are NaN"),
+        (f"{ATTENTION}.q_proj.bias", f"{ATTENTION}.q_proj: a norm or a bias that goes into it"),
+        (f"{ATTENTION}.o_proj.bias", f"{ATTENTION}.o_proj.bias: 1 of its values are NaN"),
+        ("model.layers.1.input_layernorm.weight", ": a norm or a bias that goes into it holds NaN"),
+    ],
+)
+def test_the_weight_that_is_not_finite_is_named(tensor: str, words: str, tmp_path: Path) -> None:
+    """In a family where a linear's bias is computed from its weight and its norm's bias."""
+    source = make("starcoder2", tmp_path / "source")
+    for path in source.glob("*.safetensors"):
+        tensors = load_file(path)
+        if tensor in tensors:
+            tensors[tensor].view(-1)[5] = torch.nan
+            save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(CtcliError, match=words):
+        run_steps(source, tmp_path / "out", STREAM, FP8, workers=1)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_sizes_as_numbers_have_the_bounds_of_those_in_words(size: int) -> None:
+    with pytest.raises(CtcliError, match=f"max_shard_size = {size}: '{size}' is no size"):
+        make_steps([{"use": "reindex", "max_shard_size": size}])
+
+
+def test_paths_cannot_have_nul_characters() -> None:
+    step = {"use": "quantize", "config": "a\0b", "config_sha256": "00"}
+    with pytest.raises(CtcliError, match="give a text without NUL characters"):
+        make_steps([step])
+
+
+def test_what_is_wrong_with_any_step_is_told_at_once() -> None:
+    steps = [
+        {"use": "quantize", "scheme": "W5A5"},
+        {"use": "rotate", "sed": 1},
+        {"use": "fuse-norms", "mapping": "none.toml", "mapping_sha256": "00"},
+        {"use": "fuse-norms", "mapping": "none.json"},
+    ]
+    with pytest.raises(CtcliError) as refused:
+        make_steps(steps)
+    starts = [problem.partition(")")[0] for problem in refused.value.problems]
+    assert starts == [
+        "step 1 (quantize",
+        "step 2 (rotate",
+        "step 3 (fuse-norms",
+        "step 4 (fuse-norms",
+    ]
+
+
+def test_recipes_of_windows_editors_are_read(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_bytes(b'\xef\xbb\xbf[[steps]]\r\nuse = "reindex"\r\n')
+    assert read_recipe(recipe).steps == ({"use": "reindex"},)
+
+
+def test_a_step_can_link_the_shards_that_stay(pylm: Path, ctcli: Ctcli, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(pylm, source)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('[[steps]]\nuse = "reindex"\nlink = true\n')
+    done = ctcli("run", recipe, source, tmp_path / "out", "--json")
+    assert not done.returncode, done.stderr
+    report = json.loads(done.stdout)["steps"][0]
+    linked = [path for path in (tmp_path / "out").glob("*.safetensors") if path.stat().st_nlink > 1]
+    assert len(linked) == report["shards"] - report["shards_rewritten"] > 0
