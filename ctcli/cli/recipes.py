@@ -32,6 +32,7 @@ def make_steps(steps: Sequence[Options]) -> list[tuple[str, Step]]:
             they were; lists them all.
     """
     problems: list[str] = []
+    hints: list[str] = []
     made: list[tuple[str, Step]] = []
     for number, options in enumerate(steps, 1):
         use = str(options.get("use"))
@@ -41,14 +42,14 @@ def make_steps(steps: Sequence[Options]) -> list[tuple[str, Step]]:
         if use not in REWRITES:
             problems.append(f"step {number}: use = {use!r}{_near(use, REWRITES)}.")
             continue
-        call = _Call(REWRITES[use])
-        found = [f"{place}: {problem}" for problem in call.problems(options)]
-        problems += found
-        if not found:
+        try:
             with problems_of(place):
-                made.append((use, call(options)))
+                made.append((use, _Call(REWRITES[use])(options)))
+        except CtcliError as error:
+            problems += error.problems
+            hints.append(error.hint)
     if problems:
-        raise CtcliError(problems, _HINT)
+        raise CtcliError(problems, " ".join(dict.fromkeys(hints)) or _HINT)
     return made
 
 
@@ -63,7 +64,13 @@ class _Call:
         self._hints = {key: hints[name] for key, name in self._names.items()}
 
     def __call__(self, options: Options) -> Step:
-        """The step with these options."""
+        """The step with these options.
+
+        Raises:
+            CtcliError: lists every option that is wrong.
+        """
+        if problems := [*self._problems(options)]:
+            raise CtcliError(problems, _HINT)
         given = {key: value for key, value in options.items() if key in self._hints}
         values = {self._names[k]: _value(v, self._hints[k]) for k, v in given.items()}
         try:
@@ -71,7 +78,7 @@ class _Call:
         except typer.BadParameter as error:
             raise CtcliError(str(error), _HINT) from error
 
-    def problems(self, options: Options) -> Iterator[str]:
+    def _problems(self, options: Options) -> Iterator[str]:
         """What is wrong with the keys and values."""
         for key, value in options.items():
             named = key.removesuffix(_HASH)
@@ -99,8 +106,8 @@ def _value(value: Any, hint: Any) -> Any:
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(each for each in get_args(kind) if each is not type(None))
     parser = getattr(option, "parser", None)
-    if parser and isinstance(value, str):
-        return parser(value)
+    if parser and (isinstance(value, str) or (kind is int and type(value) is int)):
+        return parser(str(value))
     if parser and kind is str and _is_list_of(value, str):
         return parser(",".join(value))
     least, most = getattr(option, "min", None), getattr(option, "max", None)
@@ -122,7 +129,8 @@ def _plain(value: Any, kind: Any, least: float | None, most: float | None) -> An
         fits = fits and (most is None or value <= most)
         bounds = f" from {least}" * (least is not None) + f" to {most}" * (most is not None)
         return _expect(fits, value, f"a whole number{bounds}")
-    return kind(_expect(isinstance(value, str), value, "a text"))
+    _expect(isinstance(value, str), value, "a text")
+    return kind(_expect("\0" not in value, value, "a text without NUL characters"))
 
 
 def _is_list_of(value: Any, kind: type) -> bool:
@@ -137,7 +145,7 @@ def _expect(fits: bool, value: Any, what: str) -> Any:
 
 def _changes(key: str, path: Any, expected: Any) -> Iterator[str]:
     """Whether a file is not the one that the recipe was made with."""
-    if not isinstance(path, str):
+    if not isinstance(path, str) or "\0" in path:
         yield f"{key}{_HASH}: there is no {key}."
         return
     with os_errors_of(path, "reading"), Path(path).open("rb") as file:
