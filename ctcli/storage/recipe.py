@@ -57,7 +57,7 @@ def read_recipe(path: Path) -> Recipe:
     with os_errors_of(str(path), "reading"):
         content = path.read_bytes()
     try:
-        recipe = tomllib.loads(content.decode())
+        recipe = tomllib.loads(content.decode("utf-8-sig"))
     except ValueError as error:
         raise CtcliError(f"{path}: no TOML: {error}.", "Correct the file.") from error
     if problems := [f"{path}: {problem}." for problem in _problems(recipe)]:
@@ -73,7 +73,7 @@ def read_history(file: SourceFile | None) -> tuple[tuple[Step, ...], list[str]]:
     if file is None:
         return (), []
     try:
-        recipe = tomllib.loads(content_of(file).decode())
+        recipe = tomllib.loads(content_of(file).decode("utf-8-sig"))
         problems = [*_problems(recipe)]
     except ValueError as error:
         recipe, problems = {}, [str(error)]
