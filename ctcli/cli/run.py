@@ -71,4 +71,5 @@ def run(recipe: RecipeFile) -> Step:
             reports.append((use, report))
         return checkpoint, RunReport(reports)
 
-    return Step(rewrite, is_file=steps[-1][1].is_file)
+    last = steps[-1][1]
+    return Step(rewrite, is_file=last.is_file, link=any(step.link for _, step in steps))
