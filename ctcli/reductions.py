@@ -47,6 +47,7 @@ class Values:
                 combined = combine(found, reduction.combine)
                 after = self.known(reduction.after) if reduction.after else None
                 self._values[reduction] = reduction.finish(combined, after)
+                parts.clear()  # together they may be as large as the weights
 
 
 def combine(parts: Iterable[Tensor], how: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from ctcli.cli.recipes import make_steps
 from ctcli.errors import CtcliError
-from ctcli.storage.recipe import read_recipe
+from ctcli.jobs import ReduceJob
+from ctcli.reductions import Values
+from ctcli.storage.local import local_file
+from ctcli.storage.recipe import read_history, read_recipe
+from ctcli.tensors import Reduction, StoredTensor, TensorSpec, matrix_of
 from tests.checkpoints import tensor_hashes
 from tests.conftest import Ctcli
 from tests.operating import run_steps
@@ -97,7 +102,7 @@ def test_paths_cannot_have_nul_characters() -> None:
 
 
 def test_what_is_wrong_with_any_step_is_told_at_once() -> None:
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"use": "quantize", "scheme": "W5A5"},
         {"use": "rotate", "sed": 1},
         {"use": "fuse-norms", "mapping": "none.toml", "mapping_sha256": "00"},
@@ -120,6 +125,16 @@ def test_recipes_of_windows_editors_are_read(tmp_path: Path) -> None:
     assert read_recipe(recipe).steps == ({"use": "reindex"},)
 
 
+def test_recipes_nested_too_deeply_are_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("steps = " + 10_000 * "[")
+    with pytest.raises(CtcliError, match="nested too deeply"):
+        read_recipe(recipe)
+    history, problems = read_history(local_file("recipe.toml", recipe))
+    assert not history
+    assert "nested too deeply" in problems[0]
+
+
 def test_a_step_can_link_the_shards_that_stay(pylm: Path, ctcli: Ctcli, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(pylm, source)
@@ -130,3 +145,19 @@ def test_a_step_can_link_the_shards_that_stay(pylm: Path, ctcli: Ctcli, tmp_path
     report = json.loads(done.stdout)["steps"][0]
     linked = [path for path in (tmp_path / "out").glob("*.safetensors") if path.stat().st_nlink > 1]
     assert len(linked) == report["shards"] - report["shards_rewritten"] > 0
+
+
+def test_parts_of_a_value_are_let_go_once_it_is_known(pylm: Path) -> None:
+    """The errors that mse measures on a weight by columns are a tenth of its size."""
+    file = local_file("model", next(pylm.glob("*.safetensors")))
+    matrix = matrix_of(StoredTensor(TensorSpec("F32", (4, 8)), file, 0))
+    assert matrix
+    reduction = Reduction((matrix,), lambda block, _: block, "max", lambda found, _: found)
+    jobs = [ReduceJob(reduction, matrix, range(start, start + 2, 2)) for start in (0, 2)]
+    values = Values(jobs)
+    parts = [torch.ones(31, 4) for _ in jobs]
+    kept = [weakref.ref(part) for part in parts]
+    for job in jobs:
+        values.add(job, parts.pop())
+    assert values.known(reduction).shape == (31, 4)
+    assert [reference() for reference in kept] == [None, None]
