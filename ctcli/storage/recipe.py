@@ -57,7 +57,7 @@ def read_recipe(path: Path) -> Recipe:
     with os_errors_of(str(path), "reading"):
         content = path.read_bytes()
     try:
-        recipe = tomllib.loads(content.decode("utf-8-sig"))
+        recipe = _parse(content)
     except ValueError as error:
         raise CtcliError(f"{path}: no TOML: {error}.", "Correct the file.") from error
     if problems := [f"{path}: {problem}." for problem in _problems(recipe)]:
@@ -73,7 +73,7 @@ def read_history(file: SourceFile | None) -> tuple[tuple[Step, ...], list[str]]:
     if file is None:
         return (), []
     try:
-        recipe = tomllib.loads(content_of(file).decode("utf-8-sig"))
+        recipe = _parse(content_of(file))
         problems = [*_problems(recipe)]
     except ValueError as error:
         recipe, problems = {}, [str(error)]
@@ -81,6 +81,18 @@ def read_history(file: SourceFile | None) -> tuple[tuple[Step, ...], list[str]]:
         warning = f"{RECIPE_NAME} of the source is not readable and not continued: {problems[0]}."
         return (), [warning]
     return (*recipe.get("history", ()), *recipe["steps"]), []
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    """A TOML file's tables; some editors put a byte order mark before them.
+
+    Raises:
+        ValueError: not UTF-8, not TOML, or nested too deeply.
+    """
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def _problems(recipe: Mapping[str, Any]) -> Iterator[str]:
