@@ -17,14 +17,16 @@ from ctcli.cli.recipes import make_steps
 from ctcli.errors import CtcliError
 from ctcli.jobs import ReduceJob
 from ctcli.reductions import Values
+from ctcli.storage.layout import lay_out
 from ctcli.storage.local import local_file
+from ctcli.storage.opening import open_checkpoint
 from ctcli.storage.recipe import read_history, read_recipe
 from ctcli.tensors import Reduction, StoredTensor, TensorSpec, matrix_of
-from tests.checkpoints import tensor_hashes
+from tests.checkpoints import tensor_hashes, write_index
 from tests.conftest import Ctcli
 from tests.operating import run_steps
 from tests.quantizing import config_of
-from tests.tiny_models import EXACT, Models, difference, load, logits, make, read
+from tests.tiny_models import EXACT, Models, difference, load, logits, make, read, write
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -161,3 +163,25 @@ def test_parts_of_a_value_are_let_go_once_it_is_known(pylm: Path) -> None:
         values.add(job, parts.pop())
     assert values.known(reduction).shape == (31, 4)
     assert [reference() for reference in kept] == [None, None]
+
+
+def test_a_run_is_not_continued_after_a_norm_in_a_file_of_its_own_changed(
+    tiny: Models, tmp_path: Path
+) -> None:
+    """The output has nothing of that file, but linears are computed with it."""
+    config, tensors = read(tiny("llama").folder)
+    norm = {"model.norm.weight": tensors.pop("model.norm.weight")}
+    source = write(tmp_path / "source", config, tensors)
+    (source / "model.safetensors").rename(source / "model-00001-of-00002.safetensors")
+    home = {name: f"model-0000{1 + (name in norm)}-of-00002.safetensors" for name in tensors | norm}
+    write_index(source, home)
+    keys = []
+    for gain in (1.5, 2.5):
+        save_file(
+            {name: torch.full_like(value, gain) for name, value in norm.items()},
+            source / "model-00002-of-00002.safetensors",
+            metadata={"format": "pt"},
+        )
+        checkpoint, _ = make_steps([FUSE])[0][1].rewrite(open_checkpoint(str(source)))
+        keys.append(lay_out(checkpoint).key)
+    assert keys[0] != keys[1]

@@ -12,7 +12,14 @@ from ctcli.checkpoint import CONFIG_NAME, RECIPE_NAME, Checkpoint, Shard
 from ctcli.storage.index import encode_index
 from ctcli.storage.recipe import encode_recipe
 from ctcli.storage.safetensors import encode_header, file_order
-from ctcli.tensors import DerivedTensor, KnownTensor, LazyTensor, SourceFile, StoredTensor
+from ctcli.tensors import (
+    Derivation,
+    DerivedTensor,
+    KnownTensor,
+    LazyTensor,
+    SourceFile,
+    StoredTensor,
+)
 
 _CLOSING_FILES = (CONFIG_NAME, "params.json")
 
@@ -137,10 +144,21 @@ class Layout:
 def sources_of(files: Collection[OutputFile]) -> list[SourceFile]:
     """The source files that bytes of `files` come from, each once."""
     sources = [copy.source for file in files for copy in file.copies]
-    sources += [
-        part.tensor.derivation.matrix.source.file for file in files for part in file.computed
-    ]
+    derivations = dict.fromkeys(part.tensor.derivation for file in files for part in file.computed)
+    sources += [source for derivation in derivations for source in _read_by(derivation)]
     return list(dict.fromkeys(sources))
+
+
+def _read_by(derivation: Derivation) -> Iterator[SourceFile]:
+    """The files of its matrix, and of the values that are needed first."""
+    yield derivation.matrix.source.file
+    needs = [*derivation.needs, *derivation.matrix.needs]
+    while needs:
+        need = needs.pop()
+        needs += [need.after] if need.after else []
+        for matrix in need.inputs:
+            yield matrix.source.file
+            needs += matrix.needs
 
 
 def lay_out(checkpoint: Checkpoint) -> Layout:
