@@ -324,8 +324,10 @@ def assert_least_error(weight: F32, how: Numerics) -> None:
     # ctcli sums squares of differences in float32: three roundings each, and one for each sum.
     slack = 1 + (weight.size + 3) * 2.0**-24
     assert (errors(values) <= np.minimum(possible.min(0), possible[0]) * slack).all()
-    # The widest range with that error, and so the first on ties.
-    chosen = np.array(SHRINKS)[(possible == errors(values)).argmax(0)]
+    # The widest range with that error and scale; of ties in float64, rounding picks one.
+    scales = np.stack([q.outputs["weight_scale"][1].reshape(possible[0].shape) for q in tried])
+    found = raw(outputs["weight_scale"]).view(scales.dtype).reshape(possible[0].shape)
+    chosen = np.array(SHRINKS)[((possible == errors(values)) & (scales == found)).argmax(0)]
     assert_equal(outputs, values, reference.quantize(weight, how.dtype, plain, gmax, chosen))
 
 
