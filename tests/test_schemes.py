@@ -22,6 +22,7 @@ from ctcli.ops.ranges import SHRINKS
 from ctcli.schemes import family_of
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.family import Execution, Numerics
+from ctcli.schemes.restoring import Restored, restore
 from ctcli.schemes.weights import derive, largest_magnitude
 from ctcli.storage.local import local_file
 from ctcli.tensors import Matrix, NonFiniteError, Reduction, StoredTensor, TensorSpec
@@ -309,6 +310,31 @@ def test_compressed_tensors_writes_the_same_bytes_and_reads_them_back(
     assert result.dtype == DTYPES[dtype if weights.scale_dtype is None else "BF16"]
     rounded = reference.rounded(values, TAGS[result.dtype])
     np.testing.assert_array_equal(result.float().numpy(), rounded)
+
+    restored = restore(how.scheme, outputs, weight.shape)
+    np.testing.assert_array_equal(restored.values.numpy(), values)
+    assert_bounds_hold(weight, how, restored)
+
+
+def assert_bounds_hold(weight: F32, how: Numerics, restored: Restored) -> None:
+    """Rounding leaves at most half a step; what is cut off at the ends of a range may err more."""
+    tiles = Tiles(weight.shape, for_reference(how).tile)
+    errors = tiles.sums((restored.values.numpy().astype(np.float64) - weight) ** 2)
+    bounds = restored.bounds.squeeze(3).squeeze(1).numpy()
+    # The quotient was rounded to the weight's dtype, in whose steps the codes are counted.
+    slack = {"F32": 1.001, "F16": 1.01, "BF16": 1.5}[how.dtype]
+    assert (errors <= bounds * slack + 1e-12).all()
+
+
+def test_half_steps_are_half_the_way_to_the_next_magnitude() -> None:
+    for values, half_steps in (
+        (E4M3, rounding.e4m3_half_steps),
+        (E2M1, rounding.e2m1_half_steps),
+    ):
+        expected = np.append(np.diff(values), values[-1] - values[-2]) / 2
+        both = torch.tensor(np.concatenate([values, -values]), dtype=torch.float32)
+        found = half_steps(both).numpy()
+        np.testing.assert_array_equal(found, np.concatenate([expected, expected]))
 
 
 def assert_least_error(weight: F32, how: Numerics) -> None:

@@ -81,8 +81,35 @@ def unpack_words(packed: Tensor, bits: int, columns: int) -> Tensor:
         [rows, columns] uint8.
     """
     rows = packed.shape[0]
-    data = pad(packed.contiguous().view(torch.uint8).reshape(rows, -1), (0, 1)).to(torch.int32)
-    first = torch.arange(columns) * bits
-    byte, shift = first // 8, (first % 8).to(torch.int32)
-    pair = data[:, byte] | (data[:, byte + 1] << 8)
-    return ((pair >> shift) & ((1 << bits) - 1)).to(torch.uint8)
+    data = packed.reshape(-1).view(torch.uint8).view(rows, -1)  # a column may have any stride
+    if missing := -data.shape[1] % bits:
+        data = pad(data, (0, missing))
+    return unpack_bytes(data, bits)[:, :columns]
+
+
+def unpack_bytes(packed: Tensor, bits: int) -> Tensor:
+    """Undo `pack_bytes`, for whole runs of eight elements.
+
+    Eight elements in 64 bits are parted in lanes of 32 bits (four each), 16 and 8.
+
+    Args:
+        packed: [rows, nbytes] uint8, nbytes a multiple of `bits`.
+        bits: 1 to 8.
+
+    Returns:
+        [rows, nbytes * 8 / bits] uint8.
+    """
+    rows, nbytes = packed.shape
+    if bits == 8:
+        return packed
+    if bits == 4:  # one step instead of three
+        pairs = packed.to(torch.int16)
+        pairs = pairs.bitwise_or(pairs << 4).bitwise_and_(0x0F0F)
+        return pairs.view(torch.uint8).view(rows, 2 * nbytes)
+    parted = pad(packed.reshape(-1, bits), (0, 8 - bits)).view(torch.int64)
+    for lane in (32, 16, 8):
+        half = lane * bits // 8
+        lower = sum(((1 << half) - 1) << start for start in range(0, 64, 2 * lane))
+        upper = parted.bitwise_and(lower << half).bitwise_left_shift_(lane - half)
+        parted = parted.bitwise_and_(lower).bitwise_or_(upper)
+    return parted.view(torch.uint8).view(rows, nbytes * 8 // bits)

@@ -76,9 +76,29 @@ def to_e2m1(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def from_e2m1(codes: Tensor) -> Tensor:
-    """The float32 values of 4-bit codes."""
-    magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
-    return torch.cat([magnitudes, -magnitudes])[codes.long()]
+    """The float32 values of 4-bit codes.
+
+    Its exponent and mantissa shifted by nine, a code is a float16 that is 2**14 smaller.
+    """
+    bits = codes.to(torch.int16)
+    sign = bits.bitwise_and(8).bitwise_left_shift_(12)
+    halves = bits.bitwise_and_(7).bitwise_left_shift_(9).bitwise_or_(sign)
+    return halves.view(torch.float16).to(torch.float32).mul_(2.0**14)
+
+
+def e4m3_half_steps(values: Tensor) -> Tensor:
+    """Half the distance of each E4M3 value to the next larger magnitude; float32."""
+    return _powers_below(values).mul_(2.0**-4).clamp_(min=2.0**-10)
+
+
+def e2m1_half_steps(values: Tensor) -> Tensor:
+    """Half the distance of each E2M1 value to the next larger magnitude; float32."""
+    return _powers_below(values).mul_(0.25).clamp_(min=0.25)
+
+
+def _powers_below(x: Tensor) -> Tensor:
+    """2**e <= |x| < 2**(e+1), float32."""
+    return x.view(torch.int32).bitwise_and(0x7F800000).view(torch.float32)
 
 
 def pow2(exponent: Tensor) -> Tensor:

@@ -61,6 +61,23 @@ class Execution:
     allow_nonfinite: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """Some rows of a quantized weight, or some columns, as numbers.
+
+    Attributes:
+        codes: [rows, columns] float32, before scale and zero point.
+        scale: float32, in the shape that scales are stored in.
+        zero: likewise; None without zero points.
+        half_steps: half the distance of each code to its next, as `codes`; None: one half.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None = None
+    half_steps: Tensor | None = None
+
+
 class Family(Protocol):
     """A numeric family: one module with these functions."""
 
@@ -90,6 +107,17 @@ class Family(Protocol):
 
         Returns:
             The rows (columns) of each output; and what a reader computes from them, float32.
+        """
+
+    def decode(
+        self, tensors: Mapping[str, Tensor], shape: tuple[int, int], scheme: Scheme
+    ) -> Decoded:
+        """Read what `quantize` wrote.
+
+        Args:
+            tensors: rows (columns) of each output.
+            shape: of the weights that they stand for, [rows, columns].
+            scheme: how these are quantized.
         """
 
 

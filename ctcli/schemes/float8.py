@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ctcli.schemes.arguments import Scheme
-from ctcli.schemes.family import Numerics
+from ctcli.schemes.family import Decoded, Numerics
 from ctcli.schemes.ranges import (
     find_bounds,
     granule_of,
@@ -63,6 +63,21 @@ def quantize(
         "weight_scale": stored_scale(scale, arguments).to(float8.dtype),
     }
     return found, grouping.flatten(values, *weight.shape)
+
+
+def decode(
+    tensors: Mapping[str, Tensor],
+    shape: tuple[int, int],  # noqa: ARG001 (families share one signature)
+    scheme: Scheme,  # noqa: ARG001
+) -> Decoded:
+    """Read what `quantize` wrote. See `Family.decode`."""
+    import torch
+
+    from ctcli.ops.rounding import e4m3_half_steps, from_e4m3
+
+    codes = from_e4m3(tensors["weight"])
+    scale = tensors["weight_scale"].to(torch.float32)
+    return Decoded(codes, scale, half_steps=e4m3_half_steps(codes))
 
 
 def roundtrip(numerics: Numerics) -> Roundtrip:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ctcli.schemes.arguments import Scheme
-from ctcli.schemes.family import Numerics
+from ctcli.schemes.family import Decoded, Numerics
 from ctcli.schemes.ranges import (
     find_bounds,
     granule_of,
@@ -94,6 +94,26 @@ def quantize(
             stored = pack_words(integers.offset_binary(stored.T), integers.bits).T.contiguous()
         found["weight_zero_point"] = stored
     return found, grouping.flatten(values, *weight.shape)
+
+
+def decode(tensors: Mapping[str, Tensor], shape: tuple[int, int], scheme: Scheme) -> Decoded:
+    """Read what `quantize` wrote. See `Family.decode`."""
+    import torch
+
+    from ctcli.ops.packing import unpack_words
+
+    bits, scale = scheme.weights.num_bits, tensors["weight_scale"].to(torch.float32)
+    offset = 1 << (bits - 1)
+    if scheme.format == "pack-quantized":
+        unsigned = unpack_words(tensors["weight_packed"], bits, shape[1])
+        codes = unsigned.to(torch.float32).sub_(offset)
+    else:
+        codes = tensors["weight"].to(torch.float32)
+    zero = tensors.get("weight_zero_point")
+    if zero is not None and _packs_zero_points(scheme):
+        unsigned = unpack_words(zero.T.contiguous(), bits, shape[0])
+        zero = unsigned.T.to(torch.float32).sub_(offset).contiguous()
+    return Decoded(codes, scale, None if zero is None else zero.to(torch.float32))
 
 
 def roundtrip(numerics: Numerics) -> Roundtrip:

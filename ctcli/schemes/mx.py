@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ctcli.schemes.arguments import Scheme
-from ctcli.schemes.family import Numerics
+from ctcli.schemes.family import Decoded, Numerics
 from ctcli.schemes.ranges import find_bounds, granule_of, grouping_of, stored_scale
 from ctcli.tensors import Output, TensorSpec
 
@@ -66,3 +66,22 @@ def quantize(
     else:
         found["weight_packed"] = pack_bytes(codes, 4)
     return found, grouping.flatten(values, *weight.shape)
+
+
+def decode(
+    tensors: Mapping[str, Tensor],
+    shape: tuple[int, int],  # noqa: ARG001 (families share one signature)
+    scheme: Scheme,
+) -> Decoded:
+    """Read what `quantize` wrote. See `Family.decode`."""
+    import torch
+
+    from ctcli.ops.packing import unpack_bytes
+    from ctcli.ops.rounding import e2m1_half_steps, e4m3_half_steps, from_e2m1, from_e4m3, pow2
+
+    scale = pow2(tensors["weight_scale"].to(torch.int32))
+    if scheme.weights.num_bits == 8:
+        codes = from_e4m3(tensors["weight"])
+        return Decoded(codes, scale, half_steps=e4m3_half_steps(codes))
+    codes = from_e2m1(unpack_bytes(tensors["weight_packed"], 4))
+    return Decoded(codes, scale, half_steps=e2m1_half_steps(codes))

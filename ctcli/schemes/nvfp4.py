@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ctcli.schemes.arguments import Scheme
-from ctcli.schemes.family import Numerics
+from ctcli.schemes.family import Decoded, Numerics
 from ctcli.schemes.ranges import find_bounds, granule_of, grouping_of, stored_scale
 from ctcli.tensors import Output, TensorSpec
 
@@ -61,3 +61,17 @@ def quantize(
         "weight_global_scale": nvfp4.total.view(1),
     }
     return found, grouping.flatten(values, *weight.shape)
+
+
+def decode(
+    tensors: Mapping[str, Tensor],
+    shape: tuple[int, int],  # noqa: ARG001 (families share one signature)
+    scheme: Scheme,  # noqa: ARG001
+) -> Decoded:
+    """Read what `quantize` wrote. See `Family.decode`."""
+    from ctcli.ops.packing import unpack_bytes
+    from ctcli.ops.rounding import e2m1_half_steps, from_e2m1, from_e4m3
+
+    codes = from_e2m1(unpack_bytes(tensors["weight_packed"], 4))
+    scale = from_e4m3(tensors["weight_scale"]) / tensors["weight_global_scale"]
+    return Decoded(codes, scale, half_steps=e2m1_half_steps(codes))
