@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from ctcli.checkpoint import Checkpoint
 from ctcli.inspecting.weights import Weight
-from ctcli.models.families import text_config
+from ctcli.models.families import is_tied, text_config
 from ctcli.models.protected import is_embedding, is_head, is_norm
 from ctcli.rewrites.surgery import FLOATS
 from ctcli.schemes.declared import Declaration
@@ -84,14 +84,6 @@ def _declared_dtype(checkpoint: Checkpoint, plain: Specs) -> Iterator[str]:
         yield f"config.json: its dtype is {said}, and no weight is."
 
 
-def tied(checkpoint: Checkpoint) -> bool | None:
-    """What config.json says of embedding and head; None: nothing."""
-    for part in (checkpoint.config, text_config(checkpoint.config)):
-        if isinstance(said := part.get("tie_word_embeddings"), bool):
-            return said
-    return None
-
-
 def stored_heads(specs: Specs) -> list[str]:
     """The modules that are heads."""
     modules = dict.fromkeys(name.rpartition(".")[0] for name in specs)
@@ -100,11 +92,11 @@ def stored_heads(specs: Specs) -> list[str]:
 
 def _head(checkpoint: Checkpoint, specs: Specs) -> Iterator[str]:
     heads, classes = stored_heads(specs), checkpoint.config.get("architectures") or []
-    if tied(checkpoint) and heads:
+    if is_tied(checkpoint.config) and heads:
         yield f"{heads[0]}: it is stored, and config.json ties it to the embedding."
     generates = any("For" in str(name) and "Generat" in str(name) for name in classes)
     generates |= any(str(name).endswith("ForCausalLM") for name in classes)
-    if tied(checkpoint) is False and not heads and generates:
+    if is_tied(checkpoint.config) is False and not heads and generates:
         yield "lm_head: it is not stored, and config.json does not tie it to the embedding."
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from ctcli.checkpoint import Checkpoint, Shard
 from ctcli.inspecting.abilities import Ability, abilities
-from ctcli.inspecting.anomalies import anomalies, stored_heads, tied
+from ctcli.inspecting.anomalies import anomalies, stored_heads
 from ctcli.inspecting.quantization import Quantization, quantization
 from ctcli.inspecting.weights import Weight, weights_of
-from ctcli.models.families import model_type
+from ctcli.models.families import is_tied, model_type
 from ctcli.models.fused import FusedSet, fused_sets
 from ctcli.patterns import check_patterns, matches
 from ctcli.schemes.declared import read_declaration
@@ -98,7 +98,7 @@ def inspect(checkpoint: Checkpoint) -> Inspection:
         checkpoint,
         weights,
         tuple(fused_sets(specs)),
-        tied(checkpoint),
+        is_tied(checkpoint.config),
         quantization(declared, weights, specs),
         tuple(abilities(checkpoint)),
         tuple(anomalies(checkpoint, weights, declared)),

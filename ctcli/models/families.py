@@ -205,6 +205,14 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return nested if isinstance(nested, Mapping) else config
 
 
+def is_tied(config: Mapping[str, Any]) -> bool | None:
+    """What config.json says of the head being the embedding; None: nothing."""
+    for part in (config, text_config(config)):
+        if isinstance(said := part.get("tie_word_embeddings"), bool):
+            return said
+    return None
+
+
 def model_type(config: Mapping[str, Any]) -> str:
     """The language model's type: by its own key, or by the class that config.json names."""
     text = text_config(config)
