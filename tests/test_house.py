@@ -26,6 +26,7 @@ FLOORS = (
         "ctcli.reductions",
         "ctcli.rewrites",
         "ctcli.supply",
+        "ctcli.verifying",
         "ctcli.worker",
     ),
     ("ctcli.cli",),

@@ -93,6 +93,15 @@ AsJson = Annotated[
     bool,
     typer.Option("--json", show_default=OFF, help="Print the result as one JSON object on stdout."),
 ]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", show_default=OFF, help="Print errors only (and --json's object)."
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, metavar="N", show_default="the cores", help="Threads.")
+]
 
 
 def source_directory(source: str, revision: str | None) -> Path | None:
@@ -108,9 +117,7 @@ class Shared:
     """The options that every command has which writes one."""
 
     revision: Revision = None
-    num_workers: Annotated[
-        int | None, typer.Option(min=1, metavar="N", show_default="the cores", help="Threads.")
-    ] = None
+    num_workers: Workers = None
     max_memory: Annotated[
         int,
         typer.Option(
@@ -207,12 +214,7 @@ class Shared:
         ),
     ] = False
     json: AsJson = False
-    quiet: Annotated[
-        bool,
-        typer.Option(
-            "--quiet", "-q", show_default=OFF, help="Print errors only (and --json's object)."
-        ),
-    ] = False
+    quiet: Quiet = False
 
     log_format: Annotated[
         Literal["text", "json"],
@@ -226,7 +228,7 @@ class Shared:
     def settings(self, link: bool, keeps: bool) -> Settings:
         """These options as the engine takes them."""
         return Settings(
-            workers=self.num_workers or _cores(),
+            workers=self.num_workers or cores(),
             max_memory=self.max_memory,
             overwrite=self.overwrite,
             fsync=self.fsync,
@@ -236,7 +238,8 @@ class Shared:
         )
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Those that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # fewer than os.cpu_count() in a container
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -19,6 +19,7 @@ from ctcli.cli.inspect import inspect as inspect_source
 from ctcli.cli.options import BinFile, Destination, Shared, Source, Target
 from ctcli.cli.run import run
 from ctcli.cli.running import Step, run_step
+from ctcli.cli.verify import verify
 from ctcli.console import Terminal
 from ctcli.errors import CtcliError, Stopped
 
@@ -71,6 +72,7 @@ def _hints(of: Callable[..., Any]) -> dict[str, Any]:
 for _command, _function in {**REWRITES, "run": run}.items():
     _register(_command, _function)
 app.command(name="inspect", help=_help(inspect_source))(inspect_source)
+app.command(name="verify", help=_help(verify))(verify)
 
 
 def _print_version(value: bool) -> None:

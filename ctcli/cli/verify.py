@@ -1,0 +1,146 @@
+"""`ctcli verify`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctcli.checkpoint import RECIPE_NAME, Checkpoint
+from ctcli.cli.options import AsJson, Quiet, Revision, Workers, cores, source_directory
+from ctcli.cli.recipes import make_steps
+from ctcli.console import Result, Section, Terminal
+from ctcli.errors import CtcliError, os_errors_of
+from ctcli.schemes.loaders import Loader
+from ctcli.storage.opening import local_directory, open_checkpoint
+from ctcli.storage.recipe import read_recipe
+from ctcli.units import format_seconds
+from ctcli.verifying.findings import Verification
+from ctcli.verifying.options import VerifyOptions
+from ctcli.verifying.page import page
+
+_DIFFERENT = 3
+# These steps change no value, or are what the comparison is about.
+_NOT_REPLAYED = ("reindex", "quantize")
+
+
+def verify(
+    destination: Annotated[
+        Path, typer.Argument(metavar="DST", help="Checkpoint: a local directory.")
+    ],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SRC",
+            show_default="none",
+            help="What DST was made from: a local directory or a hub id.",
+        ),
+    ] = None,
+    revision: Revision = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="X",
+            show_default="any",
+            help="Largest relative error (rms of the error over rms of the weight) of a module.",
+        ),
+    ] = None,
+    target: Annotated[
+        Loader | None, typer.Option(show_default="none", help="Check what this loader demands.")
+    ] = None,
+    tp: Annotated[
+        int,
+        typer.Option(
+            "--tp", min=1, metavar="N", show_default="1", help="Tensor-parallel size, for vllm."
+        ),
+    ] = 1,
+    sha256: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default="none",
+            help="Hashes of all files and tensors: compared with FILE if it exists, else written.",
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default="none",
+            help="Write the result as a page, with a chart of the errors.",
+        ),
+    ] = None,
+    num_workers: Workers = None,
+    json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check that a checkpoint is what it says, and, with --against, what it was made from.
+
+    Exits with 3 if there is any difference, and lists them all.
+    """
+    from ctcli.verifying.verification import verify as verify_checkpoint
+
+    if revision and not against:
+        raise typer.BadParameter("--revision is for --against.")
+    if max_error is not None and not against:
+        raise typer.BadParameter("--max-error is for --against.")
+    if tp > 1 and target != "vllm":
+        raise typer.BadParameter("--tp is for --target vllm.")
+    if local_directory(str(destination)) is None:
+        raise CtcliError(f"{destination}: no such directory.", "Name the checkpoint's directory.")
+    source = None
+    if against:
+        source_directory(against, revision)
+        source = expected_checkpoint(open_checkpoint(against, revision), destination / RECIPE_NAME)
+    terminal, start = Terminal(quiet, json), time.monotonic()
+    options = VerifyOptions(source, max_error, target, tp, num_workers or cores(), sha256)
+    found = verify_checkpoint(destination, options, terminal.progress)
+    if html:
+        with os_errors_of(str(html), "writing"):
+            html.write_text(page(str(destination), found), encoding="utf-8")
+    terminal.show(_result(destination, found, time.monotonic() - start))
+    if found.findings:
+        raise typer.Exit(_DIFFERENT)
+
+
+def expected_checkpoint(source: Checkpoint, recipe: Path) -> Checkpoint:
+    """The source after what a recipe does to it, but for quantizing.
+
+    Args:
+        source: where the recipe's steps begin, or those of its history.
+        recipe: a file, which need not be there.
+
+    Raises:
+        CtcliError: a step cannot be repeated.
+    """
+    try:
+        read = read_recipe(recipe)
+    except CtcliError:
+        return source  # there is none; or verifying finds out what is wrong with it
+    # The source may be further back; what was done to it already is its own history.
+    every, done = (*read.history, *read.steps), source.history
+    steps = every[len(done) :] if every[: len(done)] == done else read.steps
+    todo = [
+        {key: value for key, value in step.items() if key not in ("device", "max_shard_size")}
+        for step in steps
+        if step.get("use") not in _NOT_REPLAYED
+    ]
+    for _, step in make_steps(todo):
+        source, _ = step.rewrite(source)
+    return source
+
+
+def _result(destination: Path, found: Verification, seconds: float) -> Result:
+    lines = [(f.kind, f"{f.where}: {f.message}") for f in found.findings]
+    sections = [Section("differences", lines, whole=True)] if lines else []
+    rows = [*found.rows(), ("time", format_seconds(seconds))]
+    data = {
+        "command": "verify",
+        "checkpoint": str(destination),
+        **found.data(),
+        "seconds": round(seconds, 3),
+    }
+    return Result(f"verify: {destination}", rows, [], data, sections)

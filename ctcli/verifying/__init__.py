@@ -1,0 +1,1 @@
+"""The checks of `ctcli verify`: what a checkpoint should be, and where it is not."""

@@ -1,0 +1,312 @@
+"""What the tensors of a checkpoint should be, as its source and its recipe have it.
+
+The expected checkpoint is the source after the rewrites of the recipe, but for quantizing. Its
+tensors are stored, to be equalled byte for byte, or computed, to be equalled up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ctcli.checkpoint import Checkpoint
+from ctcli.models.experts import layout_problem, packed_experts, split_experts
+from ctcli.models.protected import is_embedding, is_head
+from ctcli.reductions import combine
+from ctcli.tensors import (
+    DerivedTensor,
+    KnownTensor,
+    LazyTensor,
+    Matrix,
+    Reduction,
+    StoredTensor,
+    matrix_of,
+    torch_dtype,
+)
+from ctcli.verifying.findings import Finding
+from ctcli.verifying.quantized import CACHE_SCALES, FLOATS, QuantizedModule
+from ctcli.verifying.scanning import Extent, Reader, Scan, Sight
+from ctcli.verifying.structure import Snapshot
+from ctcli.verifying.values import NOT_FINITE, ModuleScan, PlainScan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ctcli.verifying.errors import LayerError
+
+# A group's error is an outlier if it is so many times the largest that rounding leaves: a wrong
+# scale or zero point makes it larger, and calibrated rounding, though not to the nearest, does not.
+_OUTLIER = 2.0
+_FROM_CALIBRATION = ("input_scale", "input_zero_point", "input_global_scale", *CACHE_SCALES)
+Needed = tuple["Tensor", ...]
+
+
+@dataclass
+class Pairing:
+    """Every tensor of a checkpoint beside what it should be.
+
+    Attributes:
+        scans: what to look at: one for each module that is compared by value, and each tensor.
+        findings: tensors that have no counterpart, or one of another dtype or shape.
+        notes: tensors for which there is nothing to compare with.
+    """
+
+    scans: list[Scan] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def differ(self, where: str, message: str) -> None:
+        """Add a finding."""
+        self.findings.append(Finding("difference", where, message))
+
+
+class Values:
+    """The values that computed tensors need, each computed once."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._known: dict[Reduction, Tensor] = {}
+
+    def of(self, needs: tuple[Reduction, ...]) -> Needed:
+        """The values of some reductions."""
+        return tuple(map(self._value, needs))
+
+    def _value(self, reduction: Reduction) -> Tensor:
+        if reduction not in self._known:
+            after = self._value(reduction.after) if reduction.after else None
+            parts = [
+                reduction.part(block, after)
+                for matrix in reduction.inputs
+                for block in self._blocks(matrix)
+            ]
+            self._known[reduction] = reduction.finish(combine(parts, reduction.combine), after)
+        return self._known[reduction]
+
+    def _blocks(self, matrix: Matrix) -> list[Tensor]:
+        extent, values = extent_of(matrix), self.of(matrix.needs)
+        return [
+            matrix.block(
+                self._reader.read(
+                    matrix.source,
+                    start,
+                    min(start + run.step, run.stop),
+                    extent.columnwise,
+                ),
+                start,
+                values,
+            )
+            for run in extent.runs()
+            for start in run
+        ]
+
+
+def extent_of(matrix: Matrix, granule: int = 1) -> Extent:
+    """How a matrix is cut into blocks."""
+    axis = int(matrix.is_columnwise)
+    shape = matrix.source.spec.shape
+    together = max(granule, matrix.granule[axis])
+    return Extent(shape[axis], shape[1 - axis], together, bool(axis))
+
+
+@dataclass(frozen=True)
+class ComputedScan:
+    """A tensor that is not quantized, beside what a rewrite computes.
+
+    Attributes:
+        name: its name.
+        tensor: where it lies.
+        expected: what it should be.
+        values: what that needs.
+    """
+
+    name: str
+    tensor: StoredTensor
+    expected: DerivedTensor
+    values: Needed
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to read."""
+        return self.tensor.spec.nbytes + self.expected.derivation.matrix.source.spec.nbytes
+
+    @property
+    def extent(self) -> Extent:
+        """Rows (columns) of what it is computed from."""
+        derivation = self.expected.derivation
+        return extent_of(derivation.matrix, derivation.granule)
+
+    def look(self, reader: Reader, start: int, stop: int, sight: Sight) -> None:
+        """Look at rows (columns) from `start` to `stop`."""
+        from ctcli.ops.comparing import count_different, count_nonfinite, errors_of, rounding_bounds
+        from ctcli.ops.grouping import Grouping
+
+        derivation, columnwise = self.expected.derivation, self.extent.columnwise
+        matrix = derivation.matrix
+        count = len(matrix.needs)
+        stored = reader.read(matrix.source, start, stop, columnwise)
+        block = matrix.block(stored, start, self.values[:count])
+        if not derivation.only_rounds:
+            computed, _ = derivation.compute(block, start, self.values[count:])
+            expected = computed[self.expected.output]
+            first = derivation.place(derivation.outputs[self.expected.output], start)
+            found = reader.read(self.tensor, first, first + len(expected), columnwise)
+            differing = count_different(found, expected.view(found.shape))
+            sight.fault(self.name, "values differ from what the recipe computes", differing)
+            return
+        whole = StoredTensor(
+            replace(self.tensor.spec, shape=matrix.shape), self.tensor.file, self.tensor.start
+        )
+        found = reader.read(whole, start, stop, columnwise)
+        sight.fault(self.name, NOT_FINITE, count_nonfinite(found))
+        exact = block.double()
+        bounds = rounding_bounds(found.double(), torch_dtype(self.tensor.spec.dtype))
+        errors = errors_of(found.double(), exact, Grouping(1, None), bounds)
+        sight.errors.append((0, start, errors) if columnwise else (start, 0, errors))
+
+
+def pair(snapshot: Snapshot, modules: Mapping[str, QuantizedModule], source: Checkpoint) -> Pairing:
+    """Find the counterpart of every tensor.
+
+    Args:
+        snapshot: the checkpoint.
+        modules: its quantized modules.
+        source: the expected checkpoint.
+    """
+    reader = Reader(lambda _: None)
+    try:
+        return _paired(snapshot, modules, source, Values(reader))
+    finally:
+        reader.close()
+
+
+def _paired(
+    snapshot: Snapshot,
+    modules: Mapping[str, QuantizedModule],
+    source: Checkpoint,
+    values: Values,
+) -> Pairing:
+    pairing = Pairing()
+    wanted, split = dict(source.tensors()), _split(snapshot, source)
+    for name, parts in split.items():
+        del wanted[name]
+        wanted |= parts
+    left = {*wanted}
+    for module in modules.values():
+        own = {f"{module.name}.{suffix}": tensor for suffix, tensor in module.tensors.items()}
+        weight = f"{module.name}.weight"
+        if own.keys() <= wanted.keys():  # the source was quantized already
+            pairing.scans.append(ModuleScan(module))
+            left -= own.keys()
+            _pair_each(own, wanted, values, pairing)
+            continue
+        left.discard(weight)
+        _pair_weight(module, wanted.get(weight) or _tied(weight, wanted), values, pairing)
+    own = {
+        name: tensor
+        for name, tensor in snapshot.tensors.items()
+        if not _is_part(name, modules) or name.endswith(".bias")
+    }
+    left -= own.keys()
+    _pair_each(own, wanted, values, pairing)
+    for name in sorted(left) if snapshot.is_complete else ():
+        pairing.differ(name, "it is missing: the source has it.")
+    return pairing
+
+
+def _is_part(name: str, modules: Mapping[str, QuantizedModule]) -> bool:
+    module, _, suffix = name.rpartition(".")
+    return module in modules and suffix in modules[module].tensors
+
+
+def _split(snapshot: Snapshot, source: Checkpoint) -> dict[str, dict[str, StoredTensor]]:
+    """What each tensor of packed experts became that the checkpoint does not have as it was."""
+    found = {}
+    for name, tensor in source.tensors():
+        packed = packed_experts(name, tensor.spec)
+        if packed is None or name in snapshot.tensors or not isinstance(tensor, StoredTensor):
+            continue
+        if not layout_problem(packed, tensor.spec, source.config):
+            found[name] = split_experts(packed, tensor)
+    return found
+
+
+def _tied(weight: str, wanted: Mapping[str, LazyTensor]) -> LazyTensor | None:
+    """The embedding, for a head that got a weight of its own."""
+    if not is_head(weight.removesuffix(".weight")):
+        return None
+    embeddings = (
+        tensor for name, tensor in wanted.items() if is_embedding(name[: -len(".weight")])
+    )
+    return next(embeddings, None)
+
+
+def _pair_weight(
+    module: QuantizedModule, wanted: LazyTensor | None, values: Values, pairing: Pairing
+) -> None:
+    """A quantized weight with a matrix."""
+    matrix = matrix_of(wanted) if wanted and wanted.spec.dtype in FLOATS else None
+    if wanted is None or matrix is None:
+        pairing.scans.append(ModuleScan(module))
+        message = "the source has no such weight." if wanted is None else "it is quantized twice."
+        pairing.differ(f"{module.name}.weight", message)
+        return
+    if matrix.shape != module.shape:
+        pairing.scans.append(ModuleScan(module))
+        message = f"its shape is {list(module.shape)}, and {list(matrix.shape)} in the source."
+        pairing.differ(f"{module.name}.weight", message)
+        return
+    scale = module.outputs["weight_scale"].spec.dtype
+    if scale in FLOATS and scale != wanted.spec.dtype:
+        message = f"it is {scale}, and the source's weight {wanted.spec.dtype}."
+        pairing.differ(f"{module.name}.weight_scale", message)
+    pairing.scans.append(ModuleScan(module, matrix, values.of(matrix.needs)))
+
+
+def _pair_each(
+    own: Mapping[str, StoredTensor],
+    wanted: Mapping[str, LazyTensor],
+    values: Values,
+    pairing: Pairing,
+) -> None:
+    """Tensors with those of the same name."""
+    for name, tensor in own.items():
+        expected = wanted.get(name) or _tied(name, wanted)
+        scan: Scan = PlainScan(name, tensor)
+        if expected is None and name.endswith(_FROM_CALIBRATION):
+            pairing.notes.append(f"{name}: it comes from calibration, not from the source")
+        elif expected is None:
+            pairing.differ(name, "it is extra: the source has no such tensor.")
+        elif expected.spec != tensor.spec:
+            found, should = tensor.spec, expected.spec
+            message = f"it is {found.dtype} {list(found.shape)}, and should be"
+            pairing.differ(name, f"{message} {should.dtype} {list(should.shape)}.")
+        elif isinstance(expected, DerivedTensor):
+            needs = (*expected.derivation.matrix.needs, *expected.derivation.needs)
+            scan = ComputedScan(name, tensor, expected, values.of(needs))
+        elif isinstance(expected, KnownTensor):
+            scan = PlainScan(name, tensor, expected.content)
+        else:
+            scan = PlainScan(name, tensor, expected)
+        pairing.scans.append(scan)
+
+
+def error_findings(errors: Mapping[str, LayerError], max_error: float | None) -> list[Finding]:
+    """The weights whose errors are too large.
+
+    Args:
+        errors: by module.
+        max_error: the largest relative root mean square error to let pass; None: any.
+    """
+    findings = []
+    for name, error in errors.items():
+        if max_error is not None and not error.relative <= max_error:
+            message = f"its relative error is {error.relative:.5f}, above {max_error:g}."
+            findings.append(Finding("error", name, message))
+        if not error.excess <= _OUTLIER:
+            message = (
+                f"the group at row {error.row}, column {error.column} has {error.excess:.3g} times "
+                "the error that rounding leaves at most."
+            )
+            findings.append(Finding("error", name, message))
+    return findings

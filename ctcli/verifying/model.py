@@ -1,0 +1,107 @@
+"""Do the tensors make the model that config.json describes?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ctcli.errors import CtcliError
+from ctcli.models.architecture import Architecture
+from ctcli.models.experts import packed_experts
+from ctcli.models.families import family_of, is_tied, model_type, text_config
+from ctcli.models.protected import is_embedding, is_head
+from ctcli.models.resolve import resolve
+from ctcli.verifying.findings import Finding
+from ctcli.verifying.quantized import Quantization
+from ctcli.verifying.structure import Snapshot
+
+Shapes = Mapping[str, tuple[int, ...]]
+_CONFIG = "config.json"
+# Keys of the width between the matrices of a dense MLP.
+_WIDTHS = ("intermediate_size", "ffn_dim")
+
+
+def shape_findings(
+    snapshot: Snapshot, quantization: Quantization
+) -> tuple[list[Finding], list[str]]:
+    """Compare shapes with config.json.
+
+    Returns:
+        Differences, and what could not be checked.
+    """
+    config, shapes = snapshot.config, quantization.shapes
+    reason = _not_comparable(snapshot)
+    if shapes is None or reason:
+        return [], [f"shapes against config.json: {reason or 'some are not known'}"]
+    try:
+        found = resolve(config, shapes)
+    except CtcliError as error:
+        prefix = f"{model_type(config)}: "
+        lines = dict.fromkeys(line.removeprefix(prefix) for line in error.problems)
+        return [Finding("shape", _CONFIG, line) for line in lines], []
+    return [*_sizes(found, text_config(config), shapes)], []
+
+
+def _not_comparable(snapshot: Snapshot) -> str | None:
+    """Why shapes cannot be compared; None: they can."""
+    if not snapshot.config:
+        return "there is none"
+    try:
+        family_of(snapshot.config)
+    except CtcliError:
+        return f"the architecture of model type {model_type(snapshot.config)!r} is not known"
+    if not snapshot.is_complete:
+        return "not all weights files can be read"
+    for name, tensor in snapshot.tensors.items():
+        if packed_experts(name, tensor.spec):
+            return f"{name} holds several experts"
+    return None
+
+
+def _sizes(found: Architecture, text: Mapping[str, Any], shapes: Shapes) -> Iterator[Finding]:
+    """Sizes of config.json that rewrites do not depend on."""
+    name = f"{found.token_embedding}.weight"
+    rows, vocabulary = shapes[name][0], text.get("vocab_size")
+    if isinstance(vocabulary, int) and rows != vocabulary:
+        yield Finding("shape", name, f"it has {rows} rows, and vocab_size is {vocabulary}.")
+    width = next((text[key] for key in _WIDTHS if isinstance(text.get(key), int)), None)
+    for mlp in found.mlps:
+        if width is not None and "expert" not in mlp.output:
+            columns = shapes[f"{mlp.output}.weight"][1]
+            if columns != width:
+                message = f"it has {columns} columns, and the MLPs' width is {width}."
+                yield Finding("shape", f"{mlp.output}.weight", message)
+
+
+def tie_findings(snapshot: Snapshot) -> Iterator[Finding]:
+    """Where the flag that ties the head to the embedding is not right, by headers alone."""
+    config, names = snapshot.config, snapshot.tensors
+    heads = {
+        module for name in names if is_head(module := name.rpartition(".")[0]) and "weight" in name
+    }
+    classes = [str(name) for name in config.get("architectures") or []]
+    if not snapshot.is_complete:
+        return
+    generates = any(name.endswith(("ForCausalLM", "ForConditionalGeneration")) for name in classes)
+    if is_tied(config) is False and generates and not heads:
+        message = "tie_word_embeddings is false, and the head is not stored."
+        yield Finding("config", _CONFIG, message)
+    for head in sorted(heads):
+        if is_tied(config) and f"{head}.weight_scale" in names:
+            message = "it is quantized, and tie_word_embeddings replaces it by the embedding."
+            yield Finding("config", head, message)
+    if pair := tied_pair(snapshot):
+        own, other = (snapshot.tensors[name].spec for name in pair)
+        if own != other:
+            message = f"tie_word_embeddings replaces it by {pair[1]}, which is not like it."
+            yield Finding("config", pair[0], message)
+
+
+def tied_pair(snapshot: Snapshot) -> tuple[str, str] | None:
+    """A head and an embedding that are tied, and stored both: they have to be equal."""
+    weights = [name for name in snapshot.tensors if name.endswith(".weight")]
+    heads = [name for name in weights if is_head(name.removesuffix(".weight"))]
+    embeddings = [name for name in weights if is_embedding(name.removesuffix(".weight"))]
+    if is_tied(snapshot.config) and heads and embeddings:
+        return heads[0], embeddings[0]
+    return None
