@@ -7,39 +7,34 @@ tensors are stored, to be equalled byte for byte, or computed, to be equalled up
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ctcli.checkpoint import Checkpoint
 from ctcli.models.experts import layout_problem, packed_experts, split_experts
 from ctcli.models.protected import is_embedding, is_head
-from ctcli.reductions import combine
 from ctcli.tensors import (
     DerivedTensor,
     KnownTensor,
     LazyTensor,
-    Matrix,
-    Reduction,
     StoredTensor,
     matrix_of,
-    torch_dtype,
 )
+from ctcli.verifying.computed import ComputedScan, Values
 from ctcli.verifying.findings import Finding
-from ctcli.verifying.quantized import CACHE_SCALES, FLOATS, QuantizedModule
-from ctcli.verifying.scanning import Extent, Reader, Scan, Sight
+from ctcli.verifying.linear import FLOATS, QuantizedModule
+from ctcli.verifying.quantized import CACHE_SCALES
+from ctcli.verifying.scanning import Reader, Scan
 from ctcli.verifying.structure import Snapshot
-from ctcli.verifying.values import NOT_FINITE, ModuleScan, PlainScan
+from ctcli.verifying.values import ModuleScan, PlainScan
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ctcli.verifying.errors import LayerError
 
 # A group's error is an outlier if it is so many times the largest that rounding leaves: a wrong
 # scale or zero point makes it larger, and calibrated rounding, though not to the nearest, does not.
 _OUTLIER = 2.0
 _FROM_CALIBRATION = ("input_scale", "input_zero_point", "input_global_scale", *CACHE_SCALES)
-Needed = tuple["Tensor", ...]
 
 
 @dataclass
@@ -59,110 +54,6 @@ class Pairing:
     def differ(self, where: str, message: str) -> None:
         """Add a finding."""
         self.findings.append(Finding("difference", where, message))
-
-
-class Values:
-    """The values that computed tensors need, each computed once."""
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-        self._known: dict[Reduction, Tensor] = {}
-
-    def of(self, needs: tuple[Reduction, ...]) -> Needed:
-        """The values of some reductions."""
-        return tuple(map(self._value, needs))
-
-    def _value(self, reduction: Reduction) -> Tensor:
-        if reduction not in self._known:
-            after = self._value(reduction.after) if reduction.after else None
-            parts = [
-                reduction.part(block, after)
-                for matrix in reduction.inputs
-                for block in self._blocks(matrix)
-            ]
-            self._known[reduction] = reduction.finish(combine(parts, reduction.combine), after)
-        return self._known[reduction]
-
-    def _blocks(self, matrix: Matrix) -> list[Tensor]:
-        extent, values = extent_of(matrix), self.of(matrix.needs)
-        return [
-            matrix.block(
-                self._reader.read(
-                    matrix.source,
-                    start,
-                    min(start + run.step, run.stop),
-                    extent.columnwise,
-                ),
-                start,
-                values,
-            )
-            for run in extent.runs()
-            for start in run
-        ]
-
-
-def extent_of(matrix: Matrix, granule: int = 1) -> Extent:
-    """How a matrix is cut into blocks."""
-    axis = int(matrix.is_columnwise)
-    shape = matrix.source.spec.shape
-    together = max(granule, matrix.granule[axis])
-    return Extent(shape[axis], shape[1 - axis], together, bool(axis))
-
-
-@dataclass(frozen=True)
-class ComputedScan:
-    """A tensor that is not quantized, beside what a rewrite computes.
-
-    Attributes:
-        name: its name.
-        tensor: where it lies.
-        expected: what it should be.
-        values: what that needs.
-    """
-
-    name: str
-    tensor: StoredTensor
-    expected: DerivedTensor
-    values: Needed
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes to read."""
-        return self.tensor.spec.nbytes + self.expected.derivation.matrix.source.spec.nbytes
-
-    @property
-    def extent(self) -> Extent:
-        """Rows (columns) of what it is computed from."""
-        derivation = self.expected.derivation
-        return extent_of(derivation.matrix, derivation.granule)
-
-    def look(self, reader: Reader, start: int, stop: int, sight: Sight) -> None:
-        """Look at rows (columns) from `start` to `stop`."""
-        from ctcli.ops.comparing import count_different, count_nonfinite, errors_of, rounding_bounds
-        from ctcli.ops.grouping import Grouping
-
-        derivation, columnwise = self.expected.derivation, self.extent.columnwise
-        matrix = derivation.matrix
-        count = len(matrix.needs)
-        stored = reader.read(matrix.source, start, stop, columnwise)
-        block = matrix.block(stored, start, self.values[:count])
-        if not derivation.only_rounds:
-            computed, _ = derivation.compute(block, start, self.values[count:])
-            expected = computed[self.expected.output]
-            first = derivation.place(derivation.outputs[self.expected.output], start)
-            found = reader.read(self.tensor, first, first + len(expected), columnwise)
-            differing = count_different(found, expected.view(found.shape))
-            sight.fault(self.name, "values differ from what the recipe computes", differing)
-            return
-        whole = StoredTensor(
-            replace(self.tensor.spec, shape=matrix.shape), self.tensor.file, self.tensor.start
-        )
-        found = reader.read(whole, start, stop, columnwise)
-        sight.fault(self.name, NOT_FINITE, count_nonfinite(found))
-        exact = block.double()
-        bounds = rounding_bounds(found.double(), torch_dtype(self.tensor.spec.dtype))
-        errors = errors_of(found.double(), exact, Grouping(1, None), bounds)
-        sight.errors.append((0, start, errors) if columnwise else (start, 0, errors))
 
 
 def pair(snapshot: Snapshot, modules: Mapping[str, QuantizedModule], source: Checkpoint) -> Pairing:

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from ctcli.models.families import text_config
 from ctcli.schemes.loaders import Contents, problems
 from ctcli.verifying.findings import Finding
+from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.options import VerifyOptions
-from ctcli.verifying.quantized import Quantization, QuantizedModule
+from ctcli.verifying.quantized import Quantization
 from ctcli.verifying.structure import Snapshot
 
 # Last component of a module's name: how vLLM spreads it.

@@ -12,7 +12,7 @@ from ctcli.schemes import family_of
 from ctcli.schemes.arguments import QuantizationArgs
 from ctcli.tensors import DTYPES, Matrix, StoredTensor, TensorSpec, torch_dtype
 from ctcli.verifying.findings import Finding
-from ctcli.verifying.quantized import QuantizedModule
+from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.scanning import Extent, Reader, Sight
 
 if TYPE_CHECKING:
