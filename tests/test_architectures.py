@@ -367,12 +367,11 @@ def test_heads_that_do_not_divide(tiny: Models) -> None:
     ]
 
 
-def test_many_problems_are_counted(tiny: Models) -> None:
+def test_all_problems_are_told(tiny: Models) -> None:
     model = tiny("llama")
     strangers = {f"extra.{i}.weight": (1,) for i in range(30)}
     problems = problems_of(model.config, {**model.shapes, **strangers})
-    assert len(problems) == 21
-    assert "10 more" in problems[-1]
+    assert len(problems) == 30
 
 
 def test_an_untied_model_needs_its_head(tiny: Models) -> None:

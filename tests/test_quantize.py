@@ -317,6 +317,11 @@ def test_packed_experts_of_another_layout_are_refused(
     left = run_quantize(source, tmp_path / "out", "W8A8", ignore=["re:.*experts"])
     assert left.selection.schemes.keys() == {f"{LAYER}self_attn.{role}_proj" for role in "qkvo"}
     assert EXPERTS.keys() <= tensors_of(tmp_path / "out").keys()
+    experts = range(4)
+    linears = {f"experts.{e}.{p}_proj" for e in experts for p in ("gate", "up", "down")}
+    assert {f"{LAYER}mlp.{linear}" for linear in linears} <= {
+        *config_of(tmp_path / "out")["ignore"]
+    }
 
 
 def test_static_schemes_take_their_scales_from_a_file(tmp_path: Path) -> None:

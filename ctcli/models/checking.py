@@ -11,7 +11,6 @@ from ctcli.models.architecture import Architecture, AttentionRole, MlpRole
 Shapes = Mapping[str, tuple[int, ...]]
 # A tensor's name and the shape it has to have; None: any size.
 Demand = tuple[str, tuple[int | None, ...]]
-_SHOWN = 20  # problems beyond these are only counted
 
 
 def check(architecture: Architecture, shapes: Shapes, others: Sequence[re.Pattern[str]]) -> None:
@@ -40,10 +39,8 @@ def check(architecture: Architecture, shapes: Shapes, others: Sequence[re.Patter
         if attention.v.heads < 1 or attention.q.heads % attention.v.heads
     ]
     if problems:
-        rest = len(problems) - _SHOWN
-        shown = problems[:_SHOWN] + ([f"... and {rest:,} more."] if rest > 0 else [])
         raise CtcliError(
-            [f"{architecture.family}: {problem}" for problem in shown],
+            [f"{architecture.family}: {problem}" for problem in problems],
             "Check that config.json belongs to these weights. If this is a variant of the "
             "architecture, describe it in a file and give --mapping FILE.",
         )

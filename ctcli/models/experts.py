@@ -59,13 +59,16 @@ def layout_problem(
     return f"its shape is {list(spec.shape)}, and config.json asks for {list(expected)}"
 
 
+def expert_modules(packed: PackedExperts, experts: int) -> list[str]:
+    """The linears that a packed tensor of so many experts holds, in order."""
+    return [f"{packed.parent}.{e}.{part}" for e in range(experts) for part in _PARTS[packed.role]]
+
+
 def split_experts(packed: PackedExperts, tensor: StoredTensor) -> dict[str, StoredTensor]:
     """The experts' own weights, as views of the packed tensor's bytes, by name."""
     experts, rows, columns = tensor.spec.shape
-    parts = _PARTS[packed.role]
-    spec = TensorSpec(tensor.spec.dtype, (rows // len(parts), columns))
-    names = [f"{packed.parent}.{e}.{part}.weight" for e in range(experts) for part in parts]
+    spec = TensorSpec(tensor.spec.dtype, (rows // len(_PARTS[packed.role]), columns))
     return {
-        name: StoredTensor(spec, tensor.file, tensor.start + i * spec.nbytes)
-        for i, name in enumerate(names)
+        f"{module}.weight": StoredTensor(spec, tensor.file, tensor.start + i * spec.nbytes)
+        for i, module in enumerate(expert_modules(packed, experts))
     }

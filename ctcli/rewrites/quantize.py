@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ctcli.checkpoint import Checkpoint, Shard
 from ctcli.errors import CtcliError
-from ctcli.models.experts import layout_problem, packed_experts, split_experts
+from ctcli.models.experts import (
+    expert_modules,
+    layout_problem,
+    packed_experts,
+    split_experts,
+)
 from ctcli.models.fused import fused_sets
 from ctcli.models.protected import TRANSPOSED_LINEARS, is_embedding, is_head
 from ctcli.models.quantized import quantized_format
@@ -116,7 +121,8 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     added = _placed_scales(untied, selection, options.input_scales)
     shards = tuple(_quantized(shard, experts, derivations, added) for shard in untied.shards)
     kv_cache = any(name.endswith(CACHE_SCALES) for name in options.input_scales)
-    config = quantization_config(selection, tied, kv_cache)
+    unlisted = [*tied, *_packed_modules(untied, experts)]
+    config = quantization_config(selection, unlisted, kv_cache)
     # What `rotate` declared for the server stays.
     declared = untied.config.get("quantization_config") or {}
     config["transform_config"] = declared.get("transform_config", {})
@@ -176,6 +182,14 @@ def _expert_weights(
             problems, "Save the experts unpacked, one linear each, or leave them with --ignore."
         )
     return found
+
+
+def _packed_modules(checkpoint: Checkpoint, split: Collection[str]) -> Iterator[str]:
+    """The linears inside tensors of experts that stay packed: servers ask for them one by one."""
+    for name, tensor in checkpoint.tensors():
+        packed = packed_experts(name, tensor.spec)
+        if packed and name not in split:
+            yield from expert_modules(packed, tensor.spec.shape[0])
 
 
 def _untie(checkpoint: Checkpoint, choice: Choice) -> Checkpoint:
