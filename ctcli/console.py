@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.text import Text
 
-from ctcli.errors import CtcliError
+from ctcli.errors import CtcliError, Stopped
 from ctcli.events import Event, EventLog
 from ctcli.units import Advance, format_bytes, format_seconds
 
@@ -92,14 +92,14 @@ class Terminal:
 
     @contextmanager
     def logging_errors(self) -> Iterator[None]:
-        """Log an expected error inside the block, if events are logged, and end with its status."""
+        """Log how the block ends early, if events are logged, and end with that exit status."""
         try:
             yield
-        except CtcliError as error:
+        except (CtcliError, Stopped) as error:
             if not self._log:
                 raise
             self.notify(Event("failed", message=str(error)))
-            raise SystemExit(1) from error
+            raise SystemExit(1 if isinstance(error, CtcliError) else error.exit_code) from error
 
     def show(self, result: Result) -> None:
         """Print a result: JSON if that was asked for, else lines for people unless quiet."""
@@ -125,19 +125,11 @@ class Terminal:
             *before, last = cells
             start = "".join(f"{c:<{width}}  " for c, width in zip(before, widths, strict=False))
             hang = len(start) or 2
-            for i, piece in enumerate(self._wrapped(last, 2 + hang)):
+            for i, piece in enumerate(_wrapped(self._out, last, 2 + hang)):
                 margin = " " * hang if i else start
                 line = Text("  ").append(margin[: widths[0]], "dim" if before else "default")
                 line.append(margin[widths[0] :]).append(piece).rstrip()
                 self._out.print(line)
-
-    def _wrapped(self, text: str, indent: int) -> list[str]:
-        """A last cell in pieces that a terminal has room for; elsewhere, lines stay whole."""
-        room = self._out.width - indent
-        if not self._out.is_terminal or room < _NARROWEST:
-            return [text]
-        pieces = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
-        return pieces or [""]
 
     def _print_rest(self, count: int) -> None:
         if count > _SHOWN:
@@ -147,19 +139,20 @@ class Terminal:
         """Print a warning."""
         self.notify(Event("warning", message=warning))
         if not (self._quiet or self._log):
-            self._err.print(
-                Text("warning: ", style="yellow").append(_printable(warning), "default")
-            )
+            self._say("warning: ", "yellow", warning)
 
     def fail(self, error: CtcliError) -> None:
         """Print an expected error: its problems, then what to do next."""
         for problem in error.problems[:_SHOWN]:
-            self._err.print(
-                Text("error: ", style="bold red").append(_printable(problem), "default")
-            )
+            self._say("error: ", "bold red", problem)
         if len(error.problems) > _SHOWN:
             self._err.print(f"… and {len(error.problems) - _SHOWN} more problems like these")
-        self._err.print(Text("next: ", style="bold").append(_printable(error.hint), "default"))
+        self._say("next: ", "bold", error.hint)
+
+    def _say(self, label: str, style: str, text: str) -> None:
+        for i, piece in enumerate(_wrapped(self._err, _printable(text), len(label))):
+            start = " " * len(label) if i else label
+            self._err.print(Text(start, style=style).append(piece, "default"))
 
     @contextmanager
     def progress(self, title: str, total: int) -> Iterator[Advance]:
@@ -213,6 +206,15 @@ class _Lines:
             f"{format_bytes(self._done)} of {format_bytes(self._total)}, "
             f"{format_bytes(rate)}/s, {format_seconds(left)} left"
         )
+
+
+def _wrapped(console: Console, text: str, indent: int) -> list[str]:
+    """Text in pieces that a terminal has room for; elsewhere, lines stay whole."""
+    room = console.width - indent
+    if not console.is_terminal or room < _NARROWEST:
+        return [text]
+    pieces = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+    return pieces or [""]
 
 
 def _printable(text: str) -> str:

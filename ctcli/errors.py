@@ -28,7 +28,7 @@ class Stopped(BaseException):
 
     def __init__(self, signal_number: int) -> None:
         self.exit_code = 128 + signal_number
-        super().__init__(self.exit_code)
+        super().__init__("interrupted; DST is as it was. The same command continues.")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ctcli.units import format_bytes, format_seconds, parse_bytes
 from tests.conftest import Ctcli
 
 
-def run_in_terminal(columns: int, *arguments: str | Path) -> str:
+def run_in_terminal(columns: int, *arguments: str | Path, status: int = 0) -> str:
     """Everything that the command shows on a terminal of that width."""
     main, child = pty.openpty()
     process = subprocess.Popen(
@@ -35,7 +35,7 @@ def run_in_terminal(columns: int, *arguments: str | Path) -> str:
             break
         shown += piece
     os.close(main)
-    assert process.wait() == 0
+    assert process.wait() == status
     return re.sub("\x1b\\[[0-9;?]*[a-zA-Z]", "", shown.decode())
 
 
@@ -75,6 +75,15 @@ def test_a_terminal_shows_a_bar_and_then_the_result(
     assert "6.0/6.0" in shown
     assert "shards rewritten  5 of 6" in shown
     assert "-> model-00002-of-00006.safetensors" in shown
+
+
+def test_a_terminal_breaks_errors_at_words() -> None:
+    shown = run_in_terminal(40, "inspect", "./none", status=1)
+    assert shown.splitlines() == [
+        "error: ./none: no such directory.",
+        "next: Name a directory, or a hub id such",
+        "      as org/name.",
+    ]
 
 
 @pytest.mark.parametrize(

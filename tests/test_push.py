@@ -97,6 +97,7 @@ def test_a_checkpoint_can_go_to_the_hub_only(
     assert not done.returncode, done.stderr
     assert published(hub) == undisturbed
     assert not file_hashes(tmp_path / "work")
+    assert done.stdout.startswith(f"quantize: {REPO} -> hf://{MADE}\n")
 
 
 def test_killed_at_random_it_comes_out_whole_within_its_disk(
@@ -190,6 +191,25 @@ def test_expected_errors_are_events_too(ctcli: Ctcli, tmp_path: Path, env: dict[
     (event,) = map(json.loads, done.stderr.splitlines())
     assert event["event"] == "failed"
     assert "org/none" in event["message"]
+
+
+def test_an_interruption_is_an_event_too(tmp_path: Path, env: dict[str, str]) -> None:
+    options = ("--stream", "--push", MADE, "--log-format", "json")
+    with subprocess.Popen(
+        [sys.executable, "-m", "ctcli", *QUANTIZE, REPO, str(tmp_path / "out"), *options],
+        env={**os.environ, **env},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        lines = [process.stderr.readline()]
+        process.send_signal(signal.SIGTERM)
+        lines += process.stderr.readlines()
+    assert process.returncode == 128 + signal.SIGTERM
+    first, *_, last = map(json.loads, lines)
+    assert first["event"] == "started"
+    assert last["event"] == "failed"
+    assert "The same command continues" in last["message"]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def main() -> None:
         # A second signal would only hinder the way out.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        Terminal().warn("interrupted; DST is as it was. The same command continues.")
+        Terminal().warn(str(stopped))
         _leave(stopped.exit_code)
 
 

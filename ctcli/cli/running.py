@@ -64,7 +64,8 @@ def run_step(command: str, step: Step, source: str, target: Target, shared: Shar
                 publication, plan = begin_push(repo, checkpoint, plan, shared)
             report = report.with_errors(_execute(terminal, command, plan, publication))
         seconds = time.monotonic() - start
-        result = _result(command, source, checkpoint, report, plan, shared, seconds)
+        place = f"hf://{target.repo}" if target.repo else str(target.path)
+        result = _result(command, source, place, checkpoint, report, plan, shared, seconds)
         if repo:
             commit = publication.commit if publication else None
             result = with_push(result, repo, shared.branch, commit)
@@ -99,6 +100,7 @@ def _execute(
 def _result(
     command: str,
     source: str,
+    place: str,
     checkpoint: Checkpoint,
     report: Report,
     plan: Plan,
@@ -125,7 +127,7 @@ def _result(
         "command": command,
         "source": source,
         "commit": checkpoint.origin.commit,
-        "destination": str(plan.destination),
+        "destination": place,
         "dry_run": shared.dry_run,
         **report.data(),
         "files_continued": resumed,
@@ -137,4 +139,4 @@ def _result(
         "seconds": round(seconds, 3),
         "warnings": list(checkpoint.warnings),
     }
-    return Result(f"{command}: {source} -> {plan.destination}{dry}", rows, report.items(), data)
+    return Result(f"{command}: {source} -> {place}{dry}", rows, report.items(), data)
