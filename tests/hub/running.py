@@ -5,8 +5,9 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from tests.hub.faults import Fault, Request
 from tests.hub.repository import Blobs, Commit, Repo, name_of
@@ -22,6 +23,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
+        self.jobs: list[Mapping[str, Any]] = []  # as they were submitted; nothing runs them
         self.part_bytes: int | None = None  # larger uploads come in parts of so many bytes
         self.lock = threading.RLock()
         self._faults: list[Fault] = []

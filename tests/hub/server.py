@@ -26,6 +26,7 @@ ROUTES = [
     for methods, pattern, answer in (
         ("GET", "/api/whoami-v2", "whoami"),
         ("POST", "/api/repos/create", "create_repo"),
+        ("POST", "/api/jobs/(?P<namespace>[^/]+)", "run_job"),
         ("POST", "/api/validate-yaml", "validate_yaml"),
         ("GET", f"/api/models/{_REPO}(?:/revision/{_REV})?", "model"),
         ("GET", f"/api/models/{_REPO}/tree/{_REV}(?:/(?P<path>.+))?", "tree"),
