@@ -35,7 +35,7 @@ from tests.test_docs import README, readme_table
 
 TOKEN = "hf_" + "Rw8" * 11 + "Z"
 SOURCE, MADE = "org/name", "org/made"
-WIDTH, LAYERS, HEADS, VOCABULARY, LENGTH = 128, 11, 4, 256, 512
+WIDTH, LAYERS, HEADS, VOCABULARY, LENGTH = 256, 11, 4, 256, 512
 CONFIG = {
     "model_type": "llama",
     "hidden_size": WIDTH,
@@ -108,10 +108,21 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     halves = {name: values.astype("float16") for name, values in tensors.items()}
     first = {name: halves.pop(name) for name in names[: len(names) // 2 - 1]}
     files = {f"model-0000{i}-of-00002.safetensors": half for i, half in ((1, first), (2, halves))}
-    folder = tmp_path_factory.mktemp("readme") / "source"
+    folder = tmp_path_factory.mktemp("readme") / "SRC"
     write_checkpoint(folder, files, others={"config.json": json.dumps(CONFIG)})
     shutil.copy(ROOT / "fixtures/pylm/tokenizer.json", folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def made(source: Path) -> Path:
+    """What README's recipe makes of it."""
+    folder = source.parent
+    (folder / "recipe.toml").write_text(fenced("toml"))
+    command = [sys.executable, "-m", "ctcli", "run", "recipe.toml", "SRC", "made", "--quiet"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=folder, env=environment, check=True)
+    return folder / "made"
 
 
 @pytest.fixture
@@ -194,11 +205,11 @@ def test_all_examples_are_found() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
 def test_an_example_does_what_it_says(
-    example: Example, place: Path, shell: Shell, ctcli: Ctcli
+    example: Example, place: Path, made: Path, shell: Shell, ctcli: Ctcli
 ) -> None:
-    made = [path for call in example.calls for path in destinations_of(call)]
-    if "DST" in example.command and Path("DST") not in made:
-        assert not ctcli("run", place / "recipe.toml", place / "SRC", place / "DST").returncode
+    outputs = [path for call in example.calls for path in destinations_of(call)]
+    if "DST" in example.command and Path("DST") not in outputs:
+        shutil.copytree(made, place / "DST")
     before = file_hashes(place)
     # A few megabytes of weights make several shards only of less than README's.
     done = shell("bash", "-euc", example.command.replace("5GB", "500KB"), cwd=place)
@@ -207,7 +218,7 @@ def test_an_example_does_what_it_says(
         assert file_hashes(place) == before
     else:
         assert all(file_hashes(place)[name] == digest for name, digest in before.items())
-        for path in made:
+        for path in outputs:
             assert_opens(place / path, ctcli)
     if example.comment:
         CLAIMS[example.comment](place, done.stdout)
@@ -302,9 +313,22 @@ def lists_tensors(pattern: str) -> Claim:
         assert {cells[0]: cells[-1] for cells in listed} == {
             name: shard for name, shard in every.items() if re.search(pattern, name)
         }
-        assert all(cells[1] == "F16" and cells[2].startswith("[128") for cells in listed[1:])
+        assert all(cells[1] == "F16" and cells[2].startswith(f"[{WIDTH}") for cells in listed[1:])
 
     return claim
+
+
+def checks_hashes(place: Path, _: str) -> None:
+    command = ["sha256sum", "--check", "--strict", "../DST.sha256"]
+    done = subprocess.run(command, cwd=place / "DST", check=False, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert len(done.stdout.splitlines()) == len(file_hashes(place / "DST"))
+
+
+def is_a_page(place: Path, _: str) -> None:
+    page = (place / "DST.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "model.layers.10.mlp.down_proj" in page
 
 
 # What README's comments say, and how one sees it.
@@ -318,8 +342,13 @@ CLAIMS: dict[str, Claim] = {
     "the head too, untied if it is tied": has_a_quantized_head,
     "Q8_0, for runq": is_for_runq,
     "float32, for run, and tokenizer.bin": is_for_run,
-    "header fields, sizes and offsets": says("dim 128", "offset, size", "token_embedding"),
+    "header fields, sizes and offsets": says(f"dim {WIDTH}", "offset, size", "token_embedding"),
     "the same bytes again": is_the_same_again,
+    "structure and values": says("INT4 in groups of 128", "differences  none"),
+    "and the error of every weight": says("have errors", "largest error", "differences    none"),
+    "and what vLLM demands, on two GPUs": says("differences  none"),
+    "and that nothing has changed since": checks_hashes,
+    "a page to look at": is_a_page,
     "one JSON object, for programs": is_json,
     "every tensor: dtype, shape, size, shard": lists_tensors(""),
     "those that match": lists_tensors(r".*layers\.0\."),
