@@ -11,9 +11,9 @@ from typing import Any
 from ctcli.events import Event, Notify
 from ctcli.jobs import CopyJob, Job
 from ctcli.outbox import Outbox, Publication, finish
-from ctcli.plan import Plan, Settings
+from ctcli.plan import Plan
 from ctcli.reductions import Values
-from ctcli.storage.journal import Errors, Journal, Part
+from ctcli.storage.journal import Errors, Part
 from ctcli.storage.layout import OutputFile
 from ctcli.storage.output import OpenOutput
 from ctcli.storage.writer import PartialDirectory, open_partial
@@ -57,10 +57,9 @@ def execute(
         settings.overwrite,
         plan.layout.is_file,
     ) as partial:
+        partial.drop_sources([f.location for jobs in plan.jobs for f in Turns(jobs).files])
         for jobs, files in zip(plan.jobs, (plan.layout.files, plan.layout.closing), strict=True):
-            run = _Run(
-                jobs, plan.pending(files), settings, partial, kept, advance, publication, notify
-            )
+            run = _Run(jobs, plan.pending(files), plan, partial, advance, publication, notify)
             for file in files:
                 if file.name in kept.complete:
                     run.outbox.add(file, kept.complete[file.name])
@@ -89,22 +88,21 @@ class _Run:
         self,
         jobs: Sequence[Job],
         files: Iterable[OutputFile],
-        settings: Settings,
+        plan: Plan,
         partial: PartialDirectory,
-        kept: Journal,
         advance: Advance,
         publication: Publication | None,
         notify: Notify,
     ) -> None:
         counts = Counter(name for job in jobs for name in job.files)
-        turns = Turns(jobs)
-        self._settings = settings
+        settings = self._settings = plan.settings
         self._notify = notify
         self._complete: set[str] = set()
+        turns = Turns(jobs)
         self._waiting = deque(turns.jobs)
         self._values = Values(jobs)
         parts: dict[str, list[Part]] = defaultdict(list)
-        for part in kept.parts.values():
+        for part in plan.leftover.journal.parts.values():
             parts[part.file].append(part)
         self._outputs = {
             file.name: OpenOutput(file, counts[file.name], partial, parts[file.name])
@@ -112,7 +110,10 @@ class _Run:
         }
         self._worker = Worker(self._outputs, self._values, partial, settings.link, advance)
         sizes = {name: output.file.size for name, output in self._outputs.items()}
-        self._supply = Supply(turns, sizes, settings.max_disk, self._worker.advance)
+        held = sum(file.size for file in plan.complete)
+        self._supply = Supply(
+            turns, sizes, plan.begun, held, settings.max_disk, self._worker.advance
+        )
         self.outbox = Outbox(publication, partial.folder, settings.keeps, self._worker.advance)
         self._computes = not all(isinstance(job, CopyJob) for job in jobs)
 

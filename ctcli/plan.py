@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -84,8 +84,24 @@ class Plan:
         """Bytes that output and streamed source files occupy together, at least at one moment."""
         sizes = {file.name: 0 if self.links(file) else file.size for file in self.files}
         jobs, closing = self.jobs
+        leaving = [f.name for f in self.layout.files if f.is_shard and not self.settings.keeps]
         kept = {name for job in closing for name in job.files}
-        return Turns(jobs).peak_disk(sizes, self.settings.keeps) + sum(sizes[name] for name in kept)
+        kept |= {file.name for file in self.complete} - {*leaving}
+        sizes |= {file.name: file.size for file in self.complete}
+        first, *later = Turns(jobs).disk(sizes, leaving, self.begun)
+        first += sum(file.size for file in self.complete if file.name in leaving)
+        return max([first, *later]) + sum(sizes[name] for name in kept)
+
+    @property
+    def complete(self) -> list[OutputFile]:
+        """The files that an earlier run completed and that lie on this disk."""
+        here = self.leftover.journal.complete.keys() - self.leftover.elsewhere
+        return [file for file in self.layout.all_files if file.name in here]
+
+    @property
+    def begun(self) -> frozenset[str]:
+        """The files of which an earlier run wrote parts."""
+        return frozenset(part.file for part in self.leftover.journal.parts.values())
 
     @cached_property
     def jobs(self) -> tuple[list[Job], list[Job]]:
@@ -110,7 +126,9 @@ class Plan:
     def links(self, file: OutputFile) -> bool:
         """Whether `file` will be a hard link, as far as one can tell beforehand."""
         source = file.verbatim if self.settings.link else None
-        return source is not None and device_of(self.destination) == device_of(source.location)
+        if source is None or source.is_streamed:  # a link outlives what was streamed
+            return False
+        return device_of(self.destination) == device_of(source.location)
 
 
 def key_of(layout: Layout, settings: Settings) -> str:
@@ -136,7 +154,11 @@ def make_plan(
     sizes = {file.name: file.size for file in layout.all_files}
     key = key_of(layout, settings)
     leftover = look_for_leftover(destination, key, sizes, elsewhere or {})
-    return Plan(layout, destination, settings, key, leftover)
+    plan = Plan(layout, destination, settings, key, leftover)
+    if settings.max_disk is not None and settings.max_disk < plan.peak_disk:
+        # What an earlier run began lies there from the start; without it, there may be room.
+        plan = replace(plan, leftover=leftover.without_parts())
+    return plan
 
 
 def check_resources(plan: Plan) -> None:
@@ -157,7 +179,8 @@ def check_resources(plan: Plan) -> None:
         problems.append(f"--max-disk: at least {least:,} bytes are needed at some moment.")
         hints.append("Give a larger --max-disk.")
     sources = [source for source in sources_of(plan.files) if not source.is_streamed]
-    needs = [(plan.destination, least - plan.leftover.reclaimable)]
+    there = plan.leftover.reclaimable + sum(file.size for file in plan.complete)
+    needs = [(plan.destination, least - there)]
     needs += [(source.location, source.fetch_bytes) for source in sources]
     needed: dict[int, tuple[Path, int]] = {}
     for path, nbytes in needs:

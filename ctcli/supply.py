@@ -57,40 +57,52 @@ class Turns:
                 merged[-1] = range(merged[-1].start, max(merged[-1].stop, span.stop))
             else:
                 merged.append(span)
-        saves = sum(map(len, merged)) < _WORTHWHILE * file.size
+        # What an earlier run left of the whole file may leave less to be downloaded.
+        saves = sum(map(len, merged)) < min(_WORTHWHILE * file.size, file.fetch_bytes)
         return merged if saves else [range(file.size)]
 
     @property
     def fetch_bytes(self) -> int:
         """Bytes to be downloaded."""
-        wanted = ((file, sum(map(len, self.pieces(file)))) for file in self.files)
-        return sum(min(nbytes, file.fetch_bytes) for file, nbytes in wanted)
+        return sum(map(self.fetch_bytes_of, self.files))
 
-    def begun(self) -> dict[str, int]:
-        """The turn from which on each output file can be begun."""
-        return {name: self.of(job) for job in reversed(self.jobs) for name in job.files}
+    def fetch_bytes_of(self, file: SourceFile) -> int:
+        """Bytes of a streamed file to be downloaded."""
+        return min(sum(map(len, self.pieces(file))), file.fetch_bytes)
 
-    def peak_disk(self, sizes: Mapping[str, int], are_outputs_kept: bool = True) -> int:
-        """The least that a limit for the disk may be, in bytes.
+    def begun(self, there: Collection[str]) -> dict[str, int]:
+        """The turn from which on each output file lies on the disk.
+
+        Args:
+            there: files of which an earlier run wrote parts.
+        """
+        begun = {name: self.of(job) for job in reversed(self.jobs) for name in job.files}
+        return {name: -1 if name in there else turn for name, turn in begun.items()}
+
+    def disk(
+        self, sizes: Mapping[str, int], leaving: Collection[str], there: Collection[str]
+    ) -> list[int]:
+        """Bytes that lie on the disk at each turn at least, from the one before the first file.
 
         Args:
             sizes: of the output files, by name.
-            are_outputs_kept: whether complete output files stay.
+            leaving: output files that do not stay once they are complete.
+            there: output files of which an earlier run wrote parts.
         """
         turns = range(-1, len(self.files))
         held = dict.fromkeys(turns, 0)
         ends = {
-            name: turns[-1] if are_outputs_kept else self.of(job)
+            name: self.of(job) if name in leaving else turns[-1]
             for job in self.jobs
             for name in job.files
         }
-        lives = [(first, ends[name], sizes[name]) for name, first in self.begun().items()]
+        lives = [(first, ends[name], sizes[name]) for name, first in self.begun(there).items()]
         last_read = {source_of(job): self.of(job) for job in self.jobs}
         lives += [(place, last_read[file], file.size) for file, place in self._place.items()]
         for first, last, nbytes in lives:
             for turn in range(first, last + 1):
                 held[turn] += nbytes
-        return max(held.values())
+        return [*held.values()]
 
     def _reach(self, reduction: Reduction) -> int:
         before = [need for matrix in reduction.inputs for need in matrix.needs]
@@ -123,18 +135,33 @@ def source_of(job: Job) -> SourceFile | None:
 
 
 class Supply:
-    """The streamed files of a run, while it runs; used by one thread."""
+    """The streamed files of a run, while it runs; used by one thread.
+
+    Args:
+        turns: when which file is needed.
+        sizes: of the output files, by name.
+        there: output files of which an earlier run wrote parts.
+        held: bytes of output files that an earlier run completed, on this disk.
+        max_disk: the limit for all that lies there; None: no limit.
+        advance: told of bytes downloaded; of a negative number where they must come again.
+    """
 
     def __init__(
-        self, turns: Turns, sizes: Mapping[str, int], max_disk: int | None, advance: Advance
+        self,
+        turns: Turns,
+        sizes: Mapping[str, int],
+        there: Collection[str],
+        held: int,
+        max_disk: int | None,
+        advance: Advance,
     ) -> None:
         self._turns = turns
         self._max_disk = max_disk
         self._advance = advance
         self._unread = Counter(source_of(job) for job in turns.jobs)
         self._room: list[int] = [file.size for file in turns.files]
-        self._held = 0
-        for name, turn in turns.begun().items():
+        self._held = held
+        for name, turn in turns.begun(there).items():
             if turn < 0:
                 self._held += sizes[name]
             else:
@@ -142,6 +169,7 @@ class Supply:
         self._begun = 0  # turns whose file is fetched, or has come
         self._fetching: dict[Future[Path], int] = {}
         self._pool = ThreadPoolExecutor(_AT_ONCE)
+        self._drop_what_has_no_room()
 
     def admits(self, job: Job) -> bool:
         """Whether all files that the job depends on have come."""
@@ -194,6 +222,16 @@ class Supply:
     def freed(self, nbytes: int) -> None:
         """So many bytes of the disk are free again."""
         self._held -= nbytes
+
+    def _drop_what_has_no_room(self) -> None:
+        """Of files that an earlier run fetched, keep those that fit in beside all before them."""
+        held = self._held
+        for file, room in zip(self._turns.files, self._room, strict=True):
+            held += room
+            if self._max_disk is not None and held > self._max_disk:
+                before = self._turns.fetch_bytes_of(file)
+                file.release()
+                self._advance(before - self._turns.fetch_bytes_of(file))
 
     def stop(self) -> None:
         """Fetch no more."""

@@ -15,9 +15,9 @@ import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +39,10 @@ class Leftover:
     journal: Journal
     reclaimable: int
     elsewhere: frozenset[str] = frozenset()
+
+    def without_parts(self) -> Leftover:
+        """Of it, the complete files only."""
+        return replace(self, journal=Journal(self.journal.complete, {}))
 
 
 def look_for_leftover(
@@ -67,6 +71,8 @@ def look_for_leftover(
         for name, status in found.items()
         if name not in complete and status.st_nlink == 1
     )
+    streamed = [path.stat() for path in (root / "source").rglob("*") if path.is_file()]
+    reclaimable += sum(status.st_blocks * 512 for status in streamed if status.st_nlink == 1)
     return Leftover(Journal(complete, parts), reclaimable, frozenset(elsewhere))
 
 
@@ -131,6 +137,15 @@ class PartialDirectory:
     def folder(self) -> Path:
         """Where the files grow."""
         return self._root / "checkpoint"
+
+    def drop_sources(self, kept: Collection[Path]) -> None:
+        """Delete what earlier runs fetched, but for these files, whole or begun."""
+        source = self._root / "source"
+        with os_errors_of(str(source), "deleting"):
+            for path in [path for path in source.rglob("*") if path.is_file()]:
+                whole = path.with_suffix("") if path.suffix == ".part" else path
+                if whole not in kept:
+                    path.unlink()
 
     def discard(self) -> None:
         """Delete it all: the output is elsewhere."""
@@ -218,6 +233,7 @@ def open_partial(
             if not (kept.complete or kept.parts):
                 shutil.rmtree(root / "checkpoint", ignore_errors=True)
             (root / "checkpoint").mkdir(exist_ok=True)
+            _drop_others(root / "checkpoint", leftover)
             journal.truncate(0)
             journal.writelines(kept.lines(key))
             journal.flush()
@@ -239,6 +255,15 @@ def _restore_replaced(root: Path, destination: Path) -> None:
     if replaced.exists() and not destination.exists():
         replaced.rename(destination)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _drop_others(folder: Path, leftover: Leftover) -> None:
+    """Delete what would only take up room: files that are elsewhere, or to be made anew."""
+    kept = leftover.journal.complete.keys() - leftover.elsewhere
+    kept |= {part.file for part in leftover.journal.parts.values()}
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        if path.relative_to(folder).as_posix() not in kept:
+            path.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

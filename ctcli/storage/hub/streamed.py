@@ -61,8 +61,8 @@ class StreamedFile:
 
     @property
     def location(self) -> Path:
-        """The folder."""
-        return self.folder
+        """Where it lies once it is fetched."""
+        return self.path
 
     @property
     def path(self) -> Path:
@@ -128,6 +128,7 @@ class StreamedFile:
             path = self.path.with_name(self.path.name + _PIECES)
             with os_errors_of(self.name, "writing"):
                 path.parent.mkdir(parents=True, exist_ok=True)
+                self._part.unlink(missing_ok=True)
                 with path.open("wb") as file:
                     for piece in pieces:
                         for start in range(piece.start, piece.stop, _PIECE_BYTES):
