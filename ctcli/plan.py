@@ -57,9 +57,9 @@ class Plan:
     key: str
     leftover: Leftover
 
-    @property
+    @cached_property
     def fetch_bytes(self) -> int:
-        """Bytes to download."""
+        """Bytes to download, as long as nothing was."""
         whole = sum(s.fetch_bytes for s in sources_of(self.files) if not s.is_streamed)
         return whole + sum(Turns(jobs).fetch_bytes for jobs in self.jobs)
 
