@@ -64,12 +64,11 @@ def execute(
                 if file.name in kept.complete:
                     run.outbox.add(file, kept.complete[file.name])
             errors += run.write()
+        end = partial.publish if settings.keeps else partial.discard
         if publication:
-            finish(publication, plan.layout, partial.folder, advance)
-        if settings.keeps:
-            partial.publish()
+            finish(publication, plan.layout, partial.folder, advance, end)
         else:
-            partial.discard()
+            end()
     return {module: measured for of_file in errors for module, measured in of_file.items()}
 
 

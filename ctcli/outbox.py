@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -24,8 +24,10 @@ class Publication(Protocol):
     def push(self, name: str, path: Path, errors: Errors, advance: Advance) -> None:
         """Upload a complete file; from any thread."""
 
-    def finish(self, files: Mapping[str, bytes | Path], advance: Advance) -> str:
-        """Publish all of it in one commit; returns the commit."""
+    def finish(
+        self, files: Mapping[str, bytes | Path], advance: Advance, then: Callable[[], None]
+    ) -> str:
+        """Publish all of it in one commit, call `then`, clean up; returns the commit."""
 
 
 class Outbox:
@@ -78,7 +80,13 @@ class Outbox:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def finish(publication: Publication, layout: Layout, folder: Path, advance: Advance) -> str:
-    """Publish what was sent, and all other files; returns the commit."""
+def finish(
+    publication: Publication,
+    layout: Layout,
+    folder: Path,
+    advance: Advance,
+    then: Callable[[], None],
+) -> str:
+    """Publish what was sent, and all other files; then call `then`; returns the commit."""
     others = {file.name: folder / file.name for file in layout.all_files if not file.is_shard}
-    return publication.finish(others, advance)
+    return publication.finish(others, advance, then)

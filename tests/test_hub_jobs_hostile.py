@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from tests.conftest import Ctcli
 from tests.hub import Fault, Hub
 from tests.test_killed_rewrites import complete_files
 from tests.test_push import MADE, QUANTIZE, TOKEN, published
-from tests.test_stream import HEADER, REPO, source  # noqa: F401 (a fixture)
+from tests.test_stream import HEADER, REPO, SHARDS, source  # noqa: F401 (a fixture)
 from tests.watching import Watch
 
 JOURNAL_BYTES = 100_000  # what lies on the disk beside files
@@ -164,3 +165,77 @@ def test_files_that_a_hub_has_do_not_stay_here(tmp_path: Path) -> None:
     leftover = look_for_leftover(out, "key", sizes, {"pushed": {}})
     with open_partial(out, "key", leftover, fsync=False, overwrite=False, is_file=False):
         assert [path.name for path in folder.iterdir()] == ["complete"]
+
+
+def run_until_it_cleans_up(hub: Hub, arguments: tuple[str, ...], env: dict[str, str]) -> None:
+    """Kill a run when it has asked the hub to delete the working branch."""
+    command = [sys.executable, "-m", "ctcli", *arguments]
+    process = subprocess.Popen(command, env={**os.environ, **env})
+    while not any(request.method == "DELETE" for request in hub.requests("")):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    hub.heal()
+
+
+def test_killed_after_the_last_commit_nothing_is_left_to_do(
+    hub: Hub, work: Path, env: dict[str, str]
+) -> None:
+    """What is here is in its place before the hub forgets whose commit the last one is."""
+    hub.inject(Fault("", method="DELETE", times=9, lose_answer=True))
+    run_until_it_cleans_up(hub, (*QUANTIZE, REPO, "out", "--push", MADE), env)
+    assert not list(work.glob(".*"))
+    assert published(hub) == file_hashes(work / "out")
+
+
+def test_killed_before_the_working_branch_goes_the_same_command_ends_well(
+    hub: Hub, ctcli: Ctcli, work: Path, env: dict[str, str]
+) -> None:
+    arguments = (*QUANTIZE, REPO, f"hf://{MADE}")
+    hub.inject(Fault("", method="DELETE", times=9, status=503))
+    run_until_it_cleans_up(hub, arguments, env)
+    before = hub.repos[MADE].branches["main"]
+    hub.forget()
+    done = ctcli(*arguments, env=env)
+    assert not done.returncode, done.stderr
+    assert hub.repos[MADE].branches == {"main": before}
+    assert not hub.bytes_received()
+    assert not list(work.glob(".*"))
+
+
+def test_the_result_tells_what_was_to_be_downloaded(
+    ctcli: Ctcli, work: Path, tmp_path: Path, env: dict[str, str]
+) -> None:
+    done = ctcli("reindex", REPO, work / "out", "--json", env=env)
+    every = sum(path.stat().st_size for path in (tmp_path / "model").glob("*.safetensors"))
+    assert json.loads(done.stdout)["bytes_to_download"] == every + 4_000_000
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("info/lfs/objects/batch", times=9, status=403),
+        Fault("-00005-of-00008.safetensors", path_prefix="/cdn/", times=99, status=404),
+    ],
+)
+def test_an_error_on_the_way_ends_the_run_and_the_next_one_tells_of_each_shard_once(
+    fault: Fault, hub: Hub, ctcli: Ctcli, tmp_path: Path, work: Path, env: dict[str, str]
+) -> None:
+    plain = ctcli(*QUANTIZE, REPO, tmp_path / "plain", env=env)
+    assert not plain.returncode, plain.stderr
+    arguments = (*QUANTIZE, REPO, f"hf://{MADE}", "--stream", "--log-format", "json")
+    arguments = (*arguments, "--max-disk", str(least_disk(ctcli, arguments[:-2], env)))
+    hub.inject(dataclasses.replace(fault))
+    failed = ctcli(*arguments, env=env, timeout=20)
+    assert failed.returncode == 1
+    hub.heal()
+    with Watch(work) as watch:
+        done = ctcli(*arguments, env=env)
+    assert not done.returncode, done.stderr
+    assert watch.bytes <= int(arguments[-1]) + JOURNAL_BYTES
+    assert published(hub) == file_hashes(tmp_path / "plain")
+    logs = [[json.loads(line) for line in run.stderr.splitlines()] for run in (failed, done)]
+    assert [log[-1]["event"] for log in logs] == ["failed", "done"]
+    told = [(e["event"], e["name"]) for log in logs for e in log if e["event"] == "shard_pushed"]
+    assert len(told) == len({*told}) == SHARDS

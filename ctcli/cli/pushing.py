@@ -13,7 +13,7 @@ from ctcli.checkpoint import Checkpoint
 from ctcli.cli.options import Shared, Target
 from ctcli.console import Result
 from ctcli.errors import CtcliError
-from ctcli.plan import Plan, make_plan
+from ctcli.plan import Plan, check_resources, make_plan
 from ctcli.storage.destination import partial_of
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def begin_push(
     card = model_card(checkpoint, shlex.join(["ctcli", *sys.argv[1:]]))
     publication = open_publication(_push_target(repo, shared), plan.key, card)
     pushed = publication.pushed
-    if pushed and not (begun_here or shared.resume_from_hub):
+    if pushed and not (begun_here or shared.resume_from_hub or publication.is_finished):
         raise CtcliError(
             f"{repo}: {len(pushed)} files of this output are there already, from a run on another "
             "machine.",
@@ -78,7 +78,9 @@ def begin_push(
     if plan.settings.keeps:
         return publication, plan
     elsewhere = {name: file.errors for name, file in pushed.items()}
-    return publication, make_plan(plan.layout, plan.destination, plan.settings, elsewhere)
+    plan = make_plan(plan.layout, plan.destination, plan.settings, elsewhere)
+    check_resources(plan)  # a limit for the disk, too
+    return publication, plan
 
 
 def _push_target(repo: str, shared: Shared) -> PushTarget:

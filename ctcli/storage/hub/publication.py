@@ -13,7 +13,7 @@ machine finds there, without any local state, what need not be made again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from huggingface_hub import (
@@ -124,7 +124,12 @@ class Publication:
                 self._pushed = every
         advance(info.size)
 
-    def finish(self, files: Mapping[str, bytes | Path], advance: Advance) -> str:
+    def finish(
+        self,
+        files: Mapping[str, bytes | Path],
+        advance: Advance,
+        then: Callable[[], None] = lambda: None,
+    ) -> str:
         """Publish all that was pushed, and `files`, in one commit; return the commit.
 
         What else the branch holds is deleted. Every `push` must have returned before.
@@ -132,6 +137,8 @@ class Publication:
         Args:
             files: the small files; the model card takes the place of a `README.md` among them.
             advance: may raise to end the work between tries.
+            then: called once everything is published, and before the working branch goes, by
+                which a run that continues this one sees that it is.
 
         Raises:
             CtcliError: the hub failed, or somebody else changed the branch since this run began;
@@ -146,6 +153,8 @@ class Publication:
                 branch = Branch(self._api, target.repo, target.branch, standing.parent)
                 note = f"Made by ctcli {__version__}, collected on {self._work.name}."
                 commit = branch.commit(self._last(files), target.message, note, advance)
+        then()
+        with hub_errors(target.repo, target.branch):
             self._delete_working_branch()
         self.commit = commit
         return commit
