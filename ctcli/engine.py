@@ -134,9 +134,8 @@ class _Run:
                     self._finish(running.pop(done))
                 for source in self._supply.receive():
                     self._notify(Event("shard_fetched", source.name, source.size))
-                for file, freed in self.outbox.collect():
-                    self._supply.freed(freed)
-                    self._notify(Event("shard_pushed", file.name, file.size))
+                self._collect()
+                self.outbox.check()
         finally:
             self._worker.stop()
             self._supply.stop()
@@ -145,8 +144,15 @@ class _Run:
             if not wait(under_way, timeout=_GRACE_SECONDS).not_done:
                 for output in self._outputs.values():
                     output.abandon()
+            self._collect()
             pool.shutdown(wait=False, cancel_futures=True)
         return [output.errors() for output in self._outputs.values()]
+
+    def _collect(self) -> None:
+        """Give up and tell of what has arrived on the hub, after an error of another file, too."""
+        for file, freed in self.outbox.collect():
+            self._supply.freed(freed)
+            self._notify(Event("shard_pushed", file.name, file.size))
 
     def _finish(self, job: Job) -> None:
         """Give up the source file that no other job reads, and send the files that are complete."""

@@ -62,18 +62,21 @@ class Outbox:
             self._sending[self._pool.submit(push, file.name, path, errors, self._advance)] = file
 
     def collect(self) -> list[tuple[OutputFile, int]]:
-        """See what has arrived since, and how many bytes of the disk that frees.
-
-        Raises what sending one raised.
-        """
+        """See what has arrived since, and how many bytes of the disk that frees."""
         arrived = []
         for future in [future for future in self._sending if future.done()]:
-            future.result()
-            file = self._sending.pop(future)
-            if not self._keeps:
-                (self._folder / file.name).unlink()
-            arrived.append((file, 0 if self._keeps else file.size))
+            if not future.cancelled() and future.exception() is None:
+                file = self._sending.pop(future)
+                if not self._keeps:
+                    (self._folder / file.name).unlink()
+                arrived.append((file, 0 if self._keeps else file.size))
         return arrived
+
+    def check(self) -> None:
+        """Raise what sending a file raised."""
+        for future in self._sending:
+            if future.done():
+                future.result()
 
     def stop(self) -> None:
         """Send no more."""
