@@ -64,9 +64,11 @@ class Outbox:
     def collect(self) -> list[tuple[OutputFile, int]]:
         """See what has arrived since, and how many bytes of the disk that frees."""
         arrived = []
-        for future in [future for future in self._sending if future.done()]:
-            if not future.cancelled() and future.exception() is None:
-                file = self._sending.pop(future)
+        pushed = self._publication.pushed if self._publication else {}
+        for future, file in [*self._sending.items()]:
+            # One may have arrived at the moment at which the work was to end.
+            if future.done() and file.name in pushed:
+                del self._sending[future]
                 if not self._keeps:
                     (self._folder / file.name).unlink()
                 arrived.append((file, 0 if self._keeps else file.size))
