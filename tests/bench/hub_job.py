@@ -113,7 +113,7 @@ class _Job:
             while True:
                 job = subprocess.Popen(self._job, env=self._environment, cwd=self._work)
                 if kills < self._options.kills:
-                    time.sleep(rng.uniform(1, max(2, seconds / 6)))
+                    time.sleep(rng.uniform(1, max(2, seconds / 12)))
                     job.send_signal(signal.SIGKILL)
                 if job.wait() == 0:
                     break
