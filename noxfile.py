@@ -49,6 +49,11 @@ def minimums(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time commands against other tools; arguments go to `python -m tests.bench`."""
+    """Time commands against other tools, and a job on a hub.
+
+    Arguments go to `python -m tests.bench`, and the job is left out.
+    """
     session.install("-c", CONSTRAINTS, "-e", ".[test]")
     session.run("python", "-m", "tests.bench", *session.posargs)
+    if not session.posargs:
+        session.run("python", "-m", "tests.bench.hub_job")
