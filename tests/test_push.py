@@ -141,6 +141,9 @@ def test_another_machine_continues_when_it_is_told_to(
     process.send_signal(signal.SIGKILL)
     process.wait()
     shutil.rmtree(first)
+    stale = second / ".org--made.ctcli-partial" / "journal"
+    stale.parent.mkdir()
+    stale.write_text('"the key of another job"\n')
     refused = subprocess.run(
         command, env={**os.environ, **env}, cwd=second, check=False, capture_output=True, text=True
     )

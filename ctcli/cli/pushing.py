@@ -15,6 +15,7 @@ from ctcli.console import Result
 from ctcli.errors import CtcliError
 from ctcli.plan import Plan, check_resources, make_plan
 from ctcli.storage.destination import partial_of
+from ctcli.storage.journal import read_journal
 
 if TYPE_CHECKING:
     from ctcli.storage.hub.publication import Publication
@@ -65,14 +66,15 @@ def begin_push(
     from ctcli.storage.hub.modelcard import model_card
     from ctcli.storage.hub.publication import open_publication
 
-    begun_here = (partial_of(plan.destination) / "journal").exists()
+    made_here = read_journal(partial_of(plan.destination) / "journal", plan.key).complete
     card = model_card(checkpoint, shlex.join(["ctcli", *sys.argv[1:]]))
     publication = open_publication(_push_target(repo, shared), plan.key, card)
     pushed = publication.pushed
-    if pushed and not (begun_here or shared.resume_from_hub or publication.is_finished):
+    strange = pushed.keys() - made_here.keys()
+    if strange and not (shared.resume_from_hub or publication.is_finished):
         raise CtcliError(
-            f"{repo}: {len(pushed)} files of this output are there already, from a run on another "
-            "machine.",
+            f"{repo}: {len(strange)} files of this output are there already, from a run on "
+            "another machine.",
             "Give --resume-from-hub to continue it once it has ended.",
         )
     if plan.settings.keeps:
