@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.jobs import BLOCK_ELEMENTS, ComputeJob, CopyJob, Job, ReduceJob
+from ctcli.ops.runtime import load_torch
 from ctcli.reductions import Values, combine
 from ctcli.storage.journal import Part
 from ctcli.storage.output import OpenOutput, combine_measures
@@ -32,9 +33,7 @@ _LEAVE_ALONE = "Leave SRC alone while ctcli runs, then run the same command agai
 
 def _load_torch() -> None:
     gc.disable()  # all that torch makes stays, and looking through it takes a tenth of the time
-    from ctcli.ops.runtime import prepare
-
-    prepare()
+    load_torch()
     gc.freeze()
     gc.enable()
 

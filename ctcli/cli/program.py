@@ -22,6 +22,7 @@ from ctcli.cli.running import Step, run_step
 from ctcli.cli.verify import verify
 from ctcli.console import Terminal
 from ctcli.errors import CtcliError, Stopped
+from ctcli.ops.runtime import reuse_memory
 
 app = typer.Typer(
     name="ctcli",
@@ -99,6 +100,7 @@ def _stop(signal_number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG
 
 def main() -> None:
     """Run the command line; the only place where expected errors are caught."""
+    reuse_memory()
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     try:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from ctcli.errors import CtcliError, os_errors_of
+from ctcli.ops.runtime import load_torch
 from ctcli.storage.rows import read_columns, read_rows
 from ctcli.tensors import SourceFile, StoredTensor
 from ctcli.units import Advance
@@ -159,9 +160,7 @@ def scan_all(scans: Sequence[Scan], workers: int, advance: Advance) -> list[tupl
     Raises:
         CtcliError: something cannot be read.
     """
-    from ctcli.ops.runtime import prepare
-
-    prepare()
+    load_torch()
     places = [(scan.tensor.file.name, scan.tensor.start) for scan in scans]
     ordered = sorted(range(len(scans)), key=lambda i: places[i])
     runs = [(i, run) for i in ordered for run in scans[i].extent.runs()]
