@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
-from math import sqrt
+from math import prod, sqrt
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from compressed_tensors.transform.utils.hadamard import (
 )
 from torch import Tensor
 
-from ctcli.ops.kronecker import balanced_factors, prime_factors
+from ctcli.ops.kronecker import balanced_factors, merged, prime_factors
 from ctcli.ops.rotation import Rotation, from_matrix
 from ctcli.ops.transforms import TRANSFORM_TYPES, make_rotation, seed_for, seeded
 
@@ -282,17 +282,37 @@ def test_sizes_without_a_fast_rotation_are_refused() -> None:
 @pytest.mark.parametrize(
     ("size", "factors"),
     [
-        (2048, [16, 16, 8]),
+        (2048, [8, 16, 16]),
         (576, [12, 12, 4]),
-        (3584, [28, 16, 8]),
-        (13696, [428, 8, 4]),
-        (18944, [148, 16, 8]),
+        (3584, [28, 8, 16]),
+        (13696, [428, 32]),
+        (18944, [148, 8, 16]),
         (29568, [12, 28, 44, 2]),
     ],
 )
 def test_hadamard_factors_are_those_with_the_least_work(size: int, factors: list[int]) -> None:
     (step,) = make_rotation("hadamard", size, seeded(0)).steps
     assert [factor.shape[0] for factor in step] == factors
+
+
+@pytest.mark.parametrize(
+    ("orders", "expected"),
+    [
+        ([8, 8], [64]),
+        ([12, 12, 4], [12, 48]),
+        ([12, 28, 44, 2], [12, 28, 88]),
+        ([12, 2, 2, 2], [96]),
+        ([8, 16, 16], [8, 16, 16]),
+        ([428, 8], [428, 8]),
+        ([], []),
+    ],
+)
+def test_small_last_factors_are_merged(orders: list[int], expected: list[int]) -> None:
+    factors = [torch.randn(order, order, generator=seeded(order)) for order in orders]
+    found = merged(factors)
+    assert [factor.shape[0] for factor in found] == expected
+    if 1 < prod(orders) < 5000:  # the dense product of others would not fit into memory
+        torch.testing.assert_close(reduce(torch.kron, found), reduce(torch.kron, factors))
 
 
 @pytest.mark.parametrize("limit", [16, 128])

@@ -9,27 +9,38 @@ from math import prod
 import torch
 from torch import Tensor
 
+# Below, a product of matrices spends its time on other things than arithmetic; above, a dense
+# product takes longer than two small ones.
+_LEAST_LAST, _LARGEST_MERGED = 16, 256
+
 
 def transposed_times(factors: Sequence[Tensor], x: Tensor) -> Tensor:
     """K^T x for K = F1 (x) F2 (x) ..., [n, n], and x [batch, n, columns], without forming K.
 
-    A factor of f rows costs 2 f operations an element. With the columns stored one after another
-    (the transpose of a row-major matrix), every step is one matrix product that also moves its
-    factor's index to the front; that is faster than many small products.
+    A factor of f rows costs 2 f operations an element.
     """
     batch, n, columns = x.shape
-    if batch == 1 and x[0].T.is_contiguous():
-        y = x[0].T
-        for factor in reversed(factors):
-            y = factor.T @ y.reshape(-1, factor.shape[0]).T
-        return y.reshape(1, n, columns)
-    before = batch
+    before, after = batch, n * columns
     for factor in factors:
         f = factor.shape[0]
-        y = x.reshape(before, f, -1)
-        x = torch.bmm(factor.T.expand(before, f, f), y)
+        after //= f
+        if after == 1:
+            x = x.reshape(before, f) @ factor
+        else:
+            x = torch.bmm(factor.T.expand(before, f, f), x.reshape(before, f, after))
         before *= f
     return x.reshape(batch, n, columns)
+
+
+def merged(factors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Factors of the same Kronecker product, the last of them large enough to be fast."""
+    found = [*factors]
+    while len(found) > 1 and found[-1].shape[0] < _LEAST_LAST:
+        *rest, one, other = found
+        if one.shape[0] * other.shape[0] > _LARGEST_MERGED:
+            break
+        found = [*rest, torch.kron(one, other)]
+    return tuple(found)
 
 
 def balanced_factors(n: int, limit: int) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ LARGEST_PRIME = 1024
 
 # Fewer and larger random factors mix better and take longer.
 _RANDOM_FACTOR = 128
-_SYLVESTER_FACTOR = 16
+_SYLVESTER_FACTOR = 32
 _LARGEST_BUNDLED = 256
 
 
@@ -168,8 +168,9 @@ def _halved(matrix: Tensor) -> Tensor | None:
 
 
 def _sylvester_factors(size: int) -> list[Tensor]:
-    """Factors of Sylvester's matrix of a power of two; none for 1."""
-    return [sylvester(f) for f in balanced_factors(size, _SYLVESTER_FACTOR) if f > 1]
+    """Factors of Sylvester's matrix of a power of two, smallest first; none for 1."""
+    sizes = reversed(balanced_factors(size, _SYLVESTER_FACTOR))
+    return [sylvester(f) for f in sizes if f > 1]
 
 
 def _normalised(matrices: list[Tensor]) -> Factors:
