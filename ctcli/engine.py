@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from ctcli.events import Event, Notify
-from ctcli.jobs import CopyJob, Job
+from ctcli.jobs import CopyJob, Job, spread
 from ctcli.outbox import Outbox, Publication, finish
 from ctcli.plan import Plan
 from ctcli.reductions import Values
@@ -22,6 +22,8 @@ from ctcli.units import Advance
 from ctcli.worker import Worker
 
 _OPEN_FILES = 65_536
+# How far down the queue a job is looked for whose file no other thread writes just then.
+_LOOKAHEAD = 64
 # After an error, jobs end at their next step; a download that stalls may not come to one.
 _GRACE_SECONDS = 3.0
 
@@ -97,7 +99,7 @@ class _Run:
         settings = self._settings = plan.settings
         self._notify = notify
         self._complete: set[str] = set()
-        turns = Turns(jobs)
+        turns = Turns(spread(jobs, settings.workers))
         self._waiting = deque(turns.jobs)
         self._values = Values(jobs)
         parts: dict[str, list[Part]] = defaultdict(list)
@@ -167,16 +169,26 @@ class _Run:
                 self.outbox.add(output.file, output.errors())
 
     def _next(self, running: Collection[Job]) -> Job | None:
-        """The first waiting job that has all it needs, if the budget admits it now."""
+        """The next waiting job that has all it needs, if the budget admits it now."""
         if len(running) == self._settings.workers:
             return None
+        ready = self._ready(frozenset().union(*(job.files for job in running)))
+        if ready is None:
+            return None
+        job = self._waiting[ready]
+        if sum(other.memory for other in running) + job.memory > self._settings.max_memory:
+            return None
+        del self._waiting[ready]
+        return job
+
+    def _ready(self, busy: Collection[str]) -> int | None:
+        """Which waiting job has all it needs: of the first few, one whose files are not `busy`."""
+        first = None
         for i, job in enumerate(self._waiting):
-            if not self._supply.admits(job):
-                return None
+            if not self._supply.admits(job) or (first is not None and i > _LOOKAHEAD):
+                break
             if all(map(self._values.knows, job.needs)):
-                memory = sum(other.memory for other in running) + job.memory
-                if memory > self._settings.max_memory:
-                    return None
-                del self._waiting[i]
-                return job
-        return None
+                if job.files.isdisjoint(busy):
+                    return i
+                first = i if first is None else first
+        return first

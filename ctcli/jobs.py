@@ -5,20 +5,23 @@ How a run is cut into jobs depends on the layout alone, never on the number of w
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from ctcli.storage.journal import Place
 from ctcli.storage.layout import Copy, OutputFile
 from ctcli.storage.transfer import BUFFER_BYTES
-from ctcli.tensors import COLUMNS_AT_ONCE, Derivation, Matrix, Reduction
+from ctcli.tensors import Derivation, Matrix, Reduction
 
 # A file is copied by several threads at once, in pieces of at most this many bytes.
 _COPY_BYTES = 256 * 1024 * 1024
 # Arithmetic goes over blocks of so many elements: small enough for their temporaries to stay in
 # cache, large enough for the hundred calls on each block not to matter.
 BLOCK_ELEMENTS = 512 * 1024
+# A file is read and written by columns in runs of so many: a row of them, which costs two system
+# calls, is several pages long.
+_COLUMNS_AT_ONCE = 4096
 # A job computes several blocks: few enough for a signal to be answered at once.
 _JOB_ELEMENTS = 8 * BLOCK_ELEMENTS
 # What a block needs while it is computed, beside its own bytes: float32 temporaries.
@@ -143,12 +146,42 @@ def make_jobs(
     return jobs
 
 
+def spread(jobs: Iterable[Job], width: int) -> list[Job]:
+    """Jobs on `width` files in turn, until these are done: threads that write one file queue up.
+
+    Copies stay before all others. What a job needs may now come a little behind it.
+    """
+    every = list(jobs)
+    copies = [job for job in every if isinstance(job, CopyJob)]
+    others = [job for job in every if not isinstance(job, CopyJob)]
+    return [*_in_turn(copies, width), *_in_turn(others, width)]
+
+
+def _in_turn(jobs: Iterable[Job], width: int) -> Iterator[Job]:
+    queues: dict[str, deque[Job]] = defaultdict(deque)
+    reductions: list[Job] = []
+    for job in jobs:
+        if job.files:
+            queues[min(job.files)].extend([*reductions, job])
+            reductions = []
+        else:
+            reductions.append(job)
+    waiting, current = deque(queues.values()), deque[deque[Job]]()
+    while current or waiting:
+        while waiting and len(current) < width:
+            current.append(waiting.popleft())
+        queue = current.popleft()
+        yield queue.popleft()
+        if queue:
+            current.append(queue)
+
+
 def _runs(matrix: Matrix, granule: int) -> Iterator[range]:
     """The rows of a matrix, or its columns, in the runs of a job each; a step is a block."""
     length, across = matrix.source.spec.shape
     if matrix.is_columnwise:
         length, across = across, length
-    least = COLUMNS_AT_ONCE if matrix.is_columnwise else 1
+    least = _COLUMNS_AT_ONCE if matrix.is_columnwise else 1
     height = max(least, BLOCK_ELEMENTS // max(1, across))
     height = max(1, height // granule) * granule
     together = max(1, _JOB_ELEMENTS // max(1, across * height)) * height

@@ -22,8 +22,8 @@ class Dtype(NamedTuple):
     torch_name: str | None
 
 
-# A file is read and written by columns in runs of at least so many: each costs two system calls.
-COLUMNS_AT_ONCE = 1024
+# Fewer columns at once are not worth it: each row of them is a piece of the file of its own.
+LEAST_COLUMNS = 1024
 # By safetensors tag, in the order of the format's own enumeration; a file lists its tensors by
 # falling rank in it, so that wide elements stay aligned.
 DTYPES = {
@@ -159,7 +159,7 @@ class Matrix:
         """Whether blocks of whole columns are smaller than blocks of whole rows."""
         rows, columns = self.source.spec.shape
         together, across = self.granule
-        return together > 1 and together * columns > rows * max(across, COLUMNS_AT_ONCE)
+        return together > 1 and together * columns > rows * max(across, LEAST_COLUMNS)
 
     def block(self, stored: Tensor, start: int, values: tuple[Tensor, ...]) -> Tensor:
         """The block whose first row (column, where it is columnwise) is `start`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from ctcli.jobs import CopyJob, Job, ReduceJob, make_jobs
+from ctcli.jobs import ComputeJob, CopyJob, Job, ReduceJob, make_jobs, spread
 from ctcli.rewrites.export_bin import ExportOptions, export_bin
 from ctcli.rewrites.quantize import quantize
 from ctcli.rewrites.quantize_options import quantize_options
@@ -62,3 +65,38 @@ def test_what_needs_no_reduction_any_more_does_not_reduce(files: list[OutputFile
     jobs = make_jobs(files, link=False)
     rest = make_jobs(files, link=False, done=places_of(jobs))
     assert not any(isinstance(job, ReduceJob) for job in rest)
+
+
+def jobs_of(folder: Path, scheme: str) -> list[Job]:
+    checkpoint, _ = quantize(
+        open_checkpoint(str(folder)), quantize_options(schemes=(scheme,), **DEFAULTS)
+    )
+    return make_jobs(lay_out(checkpoint).files, link=False)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 100])
+def test_neighbouring_jobs_write_different_files(pylm: Path, width: int) -> None:
+    jobs = jobs_of(pylm, "FP8_DYNAMIC")
+    found = spread(jobs, width)
+    assert Counter(found) == Counter(jobs)
+    writing = [*itertools.chain(*(job.files for job in found if isinstance(job, ComputeJob)))]
+    begun = list(dict.fromkeys(writing))
+    last = {name: i for i, name in enumerate(writing)}
+    for i, name in enumerate(begun[width:]):
+        assert sum(last[other] > writing.index(name) for other in begun[: i + width]) < width
+    if width > 1:
+        until = min(last[name] for name in begun[:width])
+        assert all(one != other for one, other in itertools.pairwise(writing[:until]))
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 100])
+def test_jobs_that_reduce_are_spread_with_those_that_write(pylm: Path, width: int) -> None:
+    jobs = jobs_of(pylm, "NVFP4A16")
+    found = spread(jobs, width)
+    assert Counter(found) == Counter(jobs)
+    is_copy = [isinstance(job, CopyJob) for job in found]
+    assert is_copy == sorted(is_copy, reverse=True)
+    # A value of the last file is not made before the first one is written.
+    written = [i for i, job in enumerate(found) if isinstance(job, ComputeJob)]
+    reduced = [i for i, job in enumerate(found) if isinstance(job, ReduceJob)]
+    assert written[0] < reduced[-1]

@@ -51,8 +51,8 @@ QUANTIZE: Mapping[str, dict[str, Any]] = {
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whether matrices whose rows a rotation mixes are taken by columns, as large ones are."""
     if request.param == "columns":
-        monkeypatch.setattr("ctcli.tensors.COLUMNS_AT_ONCE", 1)
-        monkeypatch.setattr("ctcli.jobs.COLUMNS_AT_ONCE", 1)
+        monkeypatch.setattr("ctcli.tensors.LEAST_COLUMNS", 1)
+        monkeypatch.setattr("ctcli.jobs._COLUMNS_AT_ONCE", 1)
     return str(request.param)
 
 

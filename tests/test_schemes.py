@@ -248,7 +248,7 @@ def test_bytes_are_those_of_the_reference_in_any_blocks(
         assert_equal(*quantize(weight, how, together, others), expected)
     if rows > 1 and columns > 1:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ctcli.tensors.COLUMNS_AT_ONCE", 1)
+            patch.setattr("ctcli.tensors.LEAST_COLUMNS", 1)
             assert_equal(*quantize(weight, how, across, others, axis=1), expected)
 
 

@@ -187,7 +187,7 @@ def test_a_rotated_checkpoint_goes_through_its_recipe(
 ) -> None:
     model = tiny("llama")
     run_rotate(model.folder, tmp_path / "rotated", **ROTATIONS[rotation])
-    monkeypatch.setattr("ctcli.tensors.COLUMNS_AT_ONCE", columns)
+    monkeypatch.setattr("ctcli.tensors.LEAST_COLUMNS", columns)
     found = against(model.folder, tmp_path / "rotated")
     assert lines(found) == []
     # Rounding to float32 of what was computed in float64.
@@ -209,7 +209,7 @@ def test_a_rotated_checkpoint_goes_through_its_recipe(
 def test_one_pass_is_compared_with_what_was_never_rounded(
     scheme: str, columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ctcli.tensors.COLUMNS_AT_ONCE", columns)
+    monkeypatch.setattr("ctcli.tensors.LEAST_COLUMNS", columns)
     steps = ({"use": "rotate"}, {"use": "quantize", "scheme": scheme})
     made = run_steps(GOLDEN, tmp_path / "out", *steps)
     found = against(GOLDEN, made)
