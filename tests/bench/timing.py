@@ -37,11 +37,12 @@ def race(
     commands: Mapping[str, str], places: Mapping[str, str], runs: int
 ) -> dict[str, list[Sample]]:
     """Run each command in turn, warmed up, `runs` times after one uncounted round."""
+    read = [places[name] for name in ("src", "made") if Path(places[name]).is_dir()]
     samples: dict[str, list[Sample]] = {name: [] for name in commands}
     for run in range(runs + 1):
         for name, command in commands.items():
             remove(Path(places["dst"]))
-            subprocess.run([sys.executable, "-m", "tests.bench.warm_up", places["src"]], check=True)
+            subprocess.run([sys.executable, "-m", "tests.bench.warm_up", *read], check=True)
             sample = _run(words_of(command, places))
             if run:
                 samples[name].append(sample)

@@ -1,17 +1,39 @@
-"""Bring the machine into the same state before each run: `python -m tests.bench.warm_up SRC`.
+"""Bring the machine into the same state before each run: `python -m tests.bench.warm_up DIR ...`.
 
-The source is read into the page cache, and memory is touched: virtual machines give what has been
-free for a while back to their host, and getting it anew costs more than the work to be timed.
+The checkpoints are read into the page cache, and free memory is filled up with it, too, as on a
+machine that has been working for a day. Virtual machines give free memory back to their host within
+seconds, and getting it anew takes several times as long as the work to be timed: a command of half
+a second would meet another machine than one of three.
 """
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
-_BYTES = 4 * 1024**3  # more than any contender holds, output in the page cache included
+_LEFT_FREE = 512 * 1024**2
 _STEP = 16 * 1024**2
 
-for path in sorted(Path(sys.argv[1]).iterdir()):
-    with path.open("rb", buffering=0) as file:
-        while file.read(_STEP):
+
+def main() -> None:
+    _fill()
+    for folder in sys.argv[1:]:
+        for path in sorted(Path(folder).iterdir()):
+            with path.open("rb", buffering=0) as file:
+                while file.read(_STEP):
+                    pass
+
+
+def _fill() -> None:
+    """Read a file without content, as large as the memory, until no more of that is free."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    empty = Path(tempfile.gettempdir()) / "ctcli-bench" / "empty"
+    with empty.open("ab") as file:
+        file.truncate(os.sysconf("SC_PHYS_PAGES") * page)
+    with empty.open("rb", buffering=0) as file:
+        while os.sysconf("SC_AVPHYS_PAGES") * page > _LEFT_FREE and file.read(_STEP):
             pass
-_ = bytearray(b"\x01") * _BYTES
+
+
+if __name__ == "__main__":
+    main()
