@@ -1,6 +1,6 @@
 """`python -m ctcli`."""
 
-from ctcli.cli import main
+from ctcli.process import main
 
 if __name__ == "__main__":
     main()

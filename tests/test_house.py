@@ -30,6 +30,7 @@ FLOORS = (
         "ctcli.worker",
     ),
     ("ctcli.cli",),
+    ("ctcli.process",),
 )
 # Imported by one room only, or not at all: oracles of the tests, and click, which is Typer's.
 OWNERS = {

@@ -408,3 +408,19 @@ def test_a_plan_that_another_run_has_overtaken_is_refused(source: Path, place: P
     with pytest.raises(CtcliError, match="another ctcli process has just worked on it"):
         execute(overtaken, lambda _: None)
     assert file_hashes(place / "out") == published
+
+
+@pytest.mark.parametrize("by", [SIGINT, SIGTERM])
+def test_a_signal_before_the_command_line_is_there_ends_it_without_a_traceback(
+    by: signal.Signals, ctcli: Ctcli, pylm: Path, tmp_path: Path
+) -> None:
+    early = tmp_path / "early"
+    early.mkdir()
+    # Imported in place of the real one, it sends the signal while ctcli is being loaded.
+    (early / "typer.py").write_text(f"import os, signal\nos.kill(os.getpid(), {int(by)})\n")
+    done = ctcli("reindex", pylm, tmp_path / "out", env={"PYTHONPATH": str(early)})
+    assert done.returncode == 128 + by
+    assert done.stdout == ""
+    assert done.stderr.startswith("warning: interrupted")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()

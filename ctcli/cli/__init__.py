@@ -1,5 +1,5 @@
-"""The command line: options in, one thin function a command, exit codes out."""
+"""The command line: options in, one thin function a command."""
 
-from ctcli.cli.program import app, main
+from ctcli.cli.program import app
 
-__all__ = ["app", "main"]
+__all__ = ["app"]

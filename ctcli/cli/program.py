@@ -1,14 +1,11 @@
-"""The Typer app, how commands are registered, and the one place where errors are caught."""
+"""The Typer app, and how commands are registered."""
 
 from __future__ import annotations
 
 import inspect
-import os
-import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
-from typing import Annotated, Any, NoReturn, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -20,9 +17,6 @@ from ctcli.cli.options import BinFile, Destination, Shared, Source, Target
 from ctcli.cli.run import run
 from ctcli.cli.running import Step, run_step
 from ctcli.cli.verify import verify
-from ctcli.console import Terminal
-from ctcli.errors import CtcliError, Stopped
-from ctcli.ops.runtime import reuse_memory
 
 app = typer.Typer(
     name="ctcli",
@@ -92,34 +86,3 @@ def _main(
     ] = False,
 ) -> None:
     """Rewrite sharded safetensors checkpoints without loading the model."""
-
-
-def _stop(signal_number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    raise Stopped(signal_number)
-
-
-def main() -> None:
-    """Run the command line; the only place where expected errors are caught."""
-    reuse_memory()
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        app()
-    except SystemExit as done:
-        _leave(int(done.code or 0))
-    except CtcliError as error:
-        Terminal().fail(error)
-        _leave(1)
-    except Stopped as stopped:
-        # A second signal would only hinder the way out.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        Terminal().warn(str(stopped))
-        _leave(stopped.exit_code)
-
-
-def _leave(exit_code: int) -> NoReturn:
-    """End at once: threads may still wait for a hub, and taking torch apart takes a while."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
