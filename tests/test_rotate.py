@@ -155,6 +155,22 @@ def test_one_rounding_to_bfloat16(tmp_path: Path) -> None:
     assert all(tensor.dtype == torch.bfloat16 for tensor in rounded.values())
 
 
+def test_a_wide_tensor_does_not_make_the_arithmetic_of_others_wide(tmp_path: Path) -> None:
+    source = make("llama", tmp_path / "source", dtype=torch.bfloat16)
+    wide = "model.layers.1.mlp.up_proj.weight"
+    for path in source.glob("*.safetensors"):
+        tensors = load_file(path)
+        if wide in tensors:
+            tensors[wide] = tensors[wide].float()
+            save_file(tensors, path)
+    found, narrow, precise = (
+        tensor_hashes(run_rotate(source, tmp_path / precision, precision=precision))
+        for precision in ("auto", "float32", "float64")
+    )
+    assert found[wide] == precise[wide] != narrow[wide]
+    assert {**found, wide: ""} == {**narrow, wide: ""} != {**precise, wide: ""}
+
+
 def test_every_layer_can_have_its_own_r2(tiny: Models, tmp_path: Path) -> None:
     model = tiny("qwen3")
     options: dict[str, Any] = {"rotations": ("R2",), "transform_type": "random-matrix"}

@@ -10,7 +10,7 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ctcli.models.architecture import HeadRows
 from ctcli.tensors import (
@@ -109,20 +109,26 @@ class Arithmetic:
     """How edits are computed.
 
     Attributes:
-        dtype: torch's name of the dtype; None: float64, or float32 where that gives the same.
+        precision: `float32` or `float64`; `auto` is float32 for tensors of 16-bit floats, float64
+            for wider ones; `exact` is float64, or float32 where that gives the same.
         device: torch's name of the device.
     """
 
-    dtype: str | None
+    precision: Literal["exact", "auto", "float32", "float64"]
     device: str
+
+    def of(self, tensor: TensorSpec) -> Arithmetic:
+        """With `auto` decided for a tensor."""
+        if self.precision != "auto":
+            return self
+        return replace(self, precision="float32" if tensor.dtype in _SHORT else "float64")
 
     def dtype_for(self, matrix: Matrix, edit: Edit) -> torch.dtype:
         """What to compute an edit in."""
         import torch
 
-        if self.dtype:
-            named: torch.dtype = getattr(torch, self.dtype)
-            return named
+        if self.precision != "exact":
+            return torch.float32 if self.precision == "float32" else torch.float64
         # The product of two 16-bit floats has at most 22 significant bits, and float32 has 24.
         gain, parts = edit.gain, [matrix]
         is_plain = not (edit.columns or edit.rows)

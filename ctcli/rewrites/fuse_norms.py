@@ -104,7 +104,7 @@ def fuse_norms(checkpoint: Checkpoint, options: FuseOptions) -> tuple[Checkpoint
 
         write_stream(surgery, Centring(architecture.hidden_size))
         changes.append(("centred", f"{len(architecture.writers)} writers of the residual stream"))
-    arithmetic = Arithmetic(None, options.device)
+    arithmetic = Arithmetic("exact", options.device)
     return finish(
         checkpoint,
         surgery,

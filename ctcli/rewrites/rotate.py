@@ -19,7 +19,7 @@ from ctcli.rewrites.edits import Arithmetic, RowMap
 from ctcli.rewrites.fuse_norms import SurgeryReport, finish, fuse, write_stream
 from ctcli.rewrites.matrices import Matrices, TransformType
 from ctcli.rewrites.online import apply, matrix, scheme, transforming
-from ctcli.rewrites.surgery import FLOATS, Surgery, architecture_of, begin, check_editable
+from ctcli.rewrites.surgery import Surgery, architecture_of, begin, check_editable
 from ctcli.rewrites.transform_config import TransformScheme, transform
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class RotateOptions:
         seed: of the random ones; None: compressed-tensors' own constant.
         randomize: R2 has a matrix of its own in each layer.
         block_size: R1 and R4 rotate blocks of so many coordinates; None: all together.
-        precision: what to compute in; auto is float32 for 16-bit weights, else float64.
+        precision: what to compute in; auto is float32 for 16-bit tensors, else float64.
         save_online_weights: write R3's matrix, which vLLM cannot load.
         transforms: schemes of a TransformConfig, in place of `rotations`.
         learned: matrices by name, `R1` and `<attention>.R2`, in place of made ones.
@@ -111,7 +111,7 @@ def rotate(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint, 
     if "R2" in chosen:
         rotate_values(surgery, {a.module: matrices.values(a) for a in architecture.attentions})
         changes.append(("R2", _words(matrices.values(a) for a in architecture.attentions)))
-    arithmetic = Arithmetic(_precision(checkpoint, options.precision), options.device)
+    arithmetic = Arithmetic(options.precision, options.device)
     online = [*_rotate_keys(surgery, matrices, options), *_rotate_inner(surgery, matrices, options)]
     changes += [(name, f"{words}, online") for name, words, _ in online]
     result, report = finish(
@@ -134,7 +134,7 @@ def _transformed(
     unties = any(scheme.folds(module) for scheme in options.transforms for module in ends)
     surgery = begin(checkpoint, architecture, unties)
     changes = transform(surgery, options.transforms, options.seed, options.save_online_weights)
-    arithmetic = Arithmetic(_precision(checkpoint, options.precision), options.device)
+    arithmetic = Arithmetic(options.precision, options.device)
     result, report = finish(
         checkpoint, surgery, arithmetic, None, options.max_shard_size, options.step, changes
     )
@@ -236,13 +236,6 @@ def _offline_schemes(architecture: Architecture, options: RotateOptions) -> dict
         size = architecture.attentions[0].v.size
         schemes["R2"] = scheme(options.transform_type, size, places)
     return schemes
-
-
-def _precision(checkpoint: Checkpoint, precision: Precision) -> str:
-    if precision != "auto":
-        return precision
-    floats = {tensor.spec.dtype for _, tensor in checkpoint.tensors()} & set(FLOATS)
-    return "float32" if floats <= {"BF16", "F16"} else "float64"
 
 
 def _words(rotations: Iterable[Rotation]) -> str:

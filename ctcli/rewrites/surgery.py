@@ -195,21 +195,23 @@ class _Operation:
         return self._rounded(name, _matrix(tensor), tensor.spec)
 
     def _linear(self, module: str, weight: LazyTensor) -> LazyTensor:
-        changed = edited(_matrix(weight), self.surgery.edit(module), self.arithmetic)
+        arithmetic = self.arithmetic.of(weight.spec)
+        changed = edited(_matrix(weight), self.surgery.edit(module), arithmetic)
         return self._rounded(f"{module}.weight", changed, weight.spec)
 
     def _linear_bias(self, module: str, weight: LazyTensor) -> LazyTensor | None:
         name, edit = f"{module}.bias", self.surgery.edit(module)
         own = self.surgery.stored.get(name)
         spec = own.spec if own else TensorSpec(weight.spec.dtype, weight.spec.shape[:1])
+        arithmetic = self.arithmetic.of(spec)
         added = matrix_of(own) if own else None  # an earlier step's is zero, and stays it
         if edit.gain and edit.gain.bias:
-            bias = bias_of(_matrix(weight), edit.gain.bias, added, self.arithmetic)
+            bias = bias_of(_matrix(weight), edit.gain.bias, added, arithmetic)
         elif own and added:
             bias = column_of(own)
         else:
             return self._constant(spec) if own or module in self.surgery.switched else None
-        return self._rounded(name, edited(bias, Edit(rows=edit.rows), self.arithmetic), spec)
+        return self._rounded(name, edited(bias, Edit(rows=edit.rows), arithmetic), spec)
 
     def _norm_bias(self, module: str) -> LazyTensor | None:
         name = f"{module}.bias"
@@ -219,7 +221,8 @@ class _Operation:
         norms = self.surgery.architecture.norms
         if not any(norm.module == module and norm.bias == "norm" for norm in norms):
             return self._constant(bias.spec)
-        changed = edited(_matrix(bias), self.surgery.edit(name), self.arithmetic)
+        arithmetic = self.arithmetic.of(bias.spec)
+        changed = edited(_matrix(bias), self.surgery.edit(name), arithmetic)
         return self._rounded(name, changed, bias.spec)
 
     def _rounded(self, name: str, matrix: Matrix, spec: TensorSpec) -> LazyTensor:
