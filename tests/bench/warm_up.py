@@ -28,6 +28,7 @@ def _fill() -> None:
     """Read a file without content, as large as the memory, until no more of that is free."""
     page = os.sysconf("SC_PAGE_SIZE")
     empty = Path(tempfile.gettempdir()) / "ctcli-bench" / "empty"
+    empty.parent.mkdir(exist_ok=True)
     with empty.open("ab") as file:
         file.truncate(os.sysconf("SC_PHYS_PAGES") * page)
     with empty.open("rb", buffering=0) as file:
