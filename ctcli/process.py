@@ -10,11 +10,24 @@ from typing import NoReturn
 
 from ctcli.errors import CtcliError, Stopped
 
+_PATIENCE = 2  # signals; wrappers that pass one on may deliver it twice
+
 
 def main() -> None:
-    """Run the command line; the only place where expected errors are caught."""
-    signal.signal(signal.SIGINT, _stop)
-    signal.signal(signal.SIGTERM, _stop)
+    """Run the command line, and end the process with the exit code that it has come to."""
+    try:
+        stop = _Stop()
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+        _run()
+    except Stopped as stopped:
+        from ctcli.console import Terminal
+
+        Terminal().warn(str(stopped))
+        _leave(stopped.exit_code)
+
+
+def _run() -> NoReturn:
     try:
         # Imported only now: that takes long enough for a user to change their mind.
         from ctcli.cli import app
@@ -29,18 +42,24 @@ def main() -> None:
 
         Terminal().fail(error)
         _leave(1)
-    except Stopped as stopped:
-        # A second signal would only hinder the way out.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        from ctcli.console import Terminal
-
-        Terminal().warn(str(stopped))
-        _leave(stopped.exit_code)
+    _leave(0)
 
 
-def _stop(signal_number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    raise Stopped(signal_number)
+class _Stop:
+    """What signals do: the first ends the run, a second would only hinder that.
+
+    A third ends the process where it stands, should the way out take too long.
+    """
+
+    def __init__(self) -> None:
+        self._signals = 0
+
+    def __call__(self, signal_number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self._signals += 1
+        if self._signals == 1:
+            raise Stopped(signal_number)
+        if self._signals > _PATIENCE:
+            os._exit(Stopped(signal_number).exit_code)
 
 
 def _leave(exit_code: int) -> NoReturn:

@@ -424,3 +424,29 @@ def test_a_signal_before_the_command_line_is_there_ends_it_without_a_traceback(
     assert done.stderr.startswith("warning: interrupted")
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("further", "says"), [(0, True), (1, True), (2, False)])
+def test_a_second_signal_does_not_hinder_the_way_out_and_a_third_ends_it(
+    further: int, says: bool
+) -> None:
+    program = f"""
+import os, signal, sys, types
+
+def app():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        for _ in range({further}):
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.modules["ctcli.cli"] = types.SimpleNamespace(app=app)
+from ctcli.process import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 128 + SIGINT
+    assert done.stderr.startswith("warning: interrupted") == says
+    assert bool(done.stderr) == says
