@@ -1,20 +1,40 @@
 """Bring the machine into the same state before each run: `python -m tests.bench.warm_up DIR ...`.
 
-The checkpoints are read into the page cache; then a moment passes. A virtual machine may give free
-memory back to its host within two seconds, and getting it anew costs several times as much as using
-it: right after another command, one of half a second would meet another machine than one of three.
+The checkpoints are read into the page cache, and free memory is filled up with it, too, as on a
+machine that has been working for a day. Virtual machines give free memory back to their host within
+seconds, and getting it anew takes several times as long as the work to be timed: a command of half
+a second would meet another machine than one of three.
 """
 
+import os
 import sys
-import time
+import tempfile
 from pathlib import Path
 
+_LEFT_FREE = 512 * 1024**2
 _STEP = 16 * 1024**2
-_SECONDS = 4.0
 
-for folder in sys.argv[1:]:
-    for path in sorted(Path(folder).iterdir()):
-        with path.open("rb", buffering=0) as file:
-            while file.read(_STEP):
-                pass
-time.sleep(_SECONDS)
+
+def main() -> None:
+    _fill()
+    for folder in sys.argv[1:]:
+        for path in sorted(Path(folder).iterdir()):
+            with path.open("rb", buffering=0) as file:
+                while file.read(_STEP):
+                    pass
+
+
+def _fill() -> None:
+    """Read a file without content, as large as the memory, until no more of that is free."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    empty = Path(tempfile.gettempdir()) / "ctcli-bench" / "empty"
+    empty.parent.mkdir(exist_ok=True)
+    with empty.open("ab") as file:
+        file.truncate(os.sysconf("SC_PHYS_PAGES") * page)
+    with empty.open("rb", buffering=0) as file:
+        while os.sysconf("SC_AVPHYS_PAGES") * page > _LEFT_FREE and file.read(_STEP):
+            pass
+
+
+if __name__ == "__main__":
+    main()
