@@ -60,7 +60,7 @@ class ReduceJob:
     @property
     def memory(self) -> int:
         """Bytes it holds while it runs."""
-        return _memory(self.matrix, self.span)
+        return _memory(self.matrix, self.matrix.granule[self.matrix.is_columnwise], self.span)
 
     @property
     def needs(self) -> tuple[Reduction, ...]:
@@ -105,7 +105,7 @@ class ComputeJob:
     @property
     def memory(self) -> int:
         """Bytes it holds while it runs."""
-        return _memory(self.derivation.matrix, self.span)
+        return _memory(self.derivation.matrix, self.derivation.granule, self.span)
 
     @property
     def needs(self) -> tuple[Reduction, ...]:
@@ -216,8 +216,16 @@ def _computations(derivation: Derivation, targets: tuple[Target, ...]) -> Iterat
             yield ComputeJob(derivation, span, targets)
 
 
-def _memory(matrix: Matrix, span: range) -> int:
-    """Bytes of a block with what is computed from it."""
+def _memory(matrix: Matrix, granule: int, span: range) -> int:
+    """Bytes of what is read at once, with what is computed from it.
+
+    Columns are computed in bands, whose results are then joined.
+    """
     spec = matrix.source.spec
     length, across = spec.shape[::-1] if matrix.is_columnwise else spec.shape
-    return min(span.step, length) * (spec.nbytes // length + across * _BYTES_PER_ELEMENT)
+    elements, stored = min(span.step, length) * across, min(span.step, length) * spec.nbytes
+    stored //= length
+    if not matrix.is_columnwise:
+        return stored + elements * _BYTES_PER_ELEMENT
+    band = min(elements, max(BLOCK_ELEMENTS, across * granule))
+    return stored + band * _BYTES_PER_ELEMENT + 2 * max(stored, 4 * elements)

@@ -13,9 +13,13 @@ from ctcli.jobs import ComputeJob, CopyJob, Job, ReduceJob, make_jobs, spread
 from ctcli.rewrites.export_bin import ExportOptions, export_bin
 from ctcli.rewrites.quantize import quantize
 from ctcli.rewrites.quantize_options import quantize_options
+from ctcli.schemes.family import Execution
+from ctcli.schemes.weights import largest_magnitude
 from ctcli.storage.layout import OutputFile, lay_out
 from ctcli.storage.llama2c import lay_out_bin
 from ctcli.storage.opening import open_checkpoint
+from ctcli.tensors import Matrix, StoredTensor, TensorSpec
+from ctcli.units import parse_bytes
 from tests.llamas import SMALL, make_model, save_hf
 from tests.quantizing import DEFAULTS
 
@@ -100,3 +104,17 @@ def test_jobs_that_reduce_are_spread_with_those_that_write(pylm: Path, width: in
     written = [i for i, job in enumerate(found) if isinstance(job, ComputeJob)]
     reduced = [i for i, job in enumerate(found) if isinstance(job, ReduceJob)]
     assert written[0] < reduced[-1]
+
+
+def test_the_columns_of_a_large_matrix_leave_room_for_other_jobs(pylm: Path) -> None:
+    """A rotation that mixes the 8192 rows of a 70B model's down_proj, read by columns."""
+    stored = next(iter(open_checkpoint(str(pylm)).tensors()))[1]
+    assert isinstance(stored, StoredTensor)
+    shape = (8192, 28672)
+    source = replace(stored, spec=TensorSpec("BF16", shape))
+    matrix = Matrix(source, shape, granule=(8192, 1))
+    assert matrix.is_columnwise
+    widest = largest_magnitude([matrix], Execution("cpu", allow_nonfinite=False))
+    job = ReduceJob(widest, matrix, range(0, 28672, 4096))
+    run = 8192 * 4096  # read as bfloat16; results in float32, in bands and joined
+    assert run * (2 + 4 + 4) < job.memory < parse_bytes("2GB") // 4
