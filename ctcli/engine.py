@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Sequence
@@ -126,7 +127,8 @@ class _Run:
         pool = ThreadPoolExecutor(self._settings.workers)
         try:
             while self._waiting or running or self.outbox.sending:
-                fetching = self._supply.fetch(self._waiting[0] if self._waiting else None)
+                current = [*running.values(), *itertools.islice(self._waiting, 1)]
+                fetching = self._supply.fetch(current)
                 while job := self._next(running.values()):
                     running[pool.submit(self._worker.do, job)] = job
                 under_way: list[Future[Any]] = [*running, *fetching, *self.outbox.sending]

@@ -181,13 +181,13 @@ class Supply:
         """What is on its way."""
         return self._fetching
 
-    def fetch(self, next_job: Job | None) -> Collection[Future[Path]]:
-        """Fetch what may be fetched now; `next_job` is the first that waits.
+    def fetch(self, current: Iterable[Job]) -> Collection[Future[Path]]:
+        """Fetch what may be fetched now; `current` are the jobs under way and the first that waits.
 
         Returns:
             What is on its way.
         """
-        last = -1 if next_job is None else self._turns.of(next_job) + _AHEAD
+        last = min(map(self._turns.of, current), default=-1 - _AHEAD) + _AHEAD
         while self._begun <= min(last, len(self._turns.files) - 1):
             room = self._room[self._begun]
             if self._max_disk is not None and self._held + room > self._max_disk:
