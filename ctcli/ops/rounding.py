@@ -1,8 +1,7 @@
 """Rounding to the number formats of quantized weights, and reading them back.
 
 E4M3 (FP8) and E2M1 (FP4): OCP Microscaling Formats specification 1.0, section 5.3; all rounding
-is to nearest, ties to even. Every function takes float32 and, unless it says so, returns new
-tensors.
+is to nearest, ties to even. Unless they say so, functions take float32 and return new tensors.
 """
 
 from __future__ import annotations
@@ -18,6 +17,21 @@ E4M3_MAX = 448.0
 def round_through(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Round float32 values to `dtype` and back; None leaves them alone."""
     return x if dtype in (None, torch.float32) else x.to(dtype).to(torch.float32)
+
+
+def round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x.to(dtype)` of float values of any dtype, with no other rounding in between.
+
+    Torch takes float64 through float32, whose ties may be none. Rounding to odd on the way keeps
+    what lies on either side of a tie there (Boldo and Melquiond 2008, doi:10.1109/TC.2007.70819).
+    """
+    if x.dtype != torch.float64 or dtype not in (torch.bfloat16, torch.float16):
+        return x.to(dtype)
+    nearest = x.to(torch.float32)
+    back = nearest.to(torch.float64)
+    is_away, is_inexact = (back.abs() > x.abs()).to(torch.int32), (back != x).to(torch.int32)
+    odd = nearest.view(torch.int32).sub_(is_away).bitwise_or_(is_inexact)
+    return odd.view(torch.float32).to(dtype)
 
 
 def group_amax(x: Tensor, group: int) -> Tensor:

@@ -278,9 +278,10 @@ def _round(
     """
     import torch
 
+    from ctcli.ops.rounding import round_once
     from ctcli.ops.sums import largest_magnitude
 
-    result = block.to(torch_dtype(spec.dtype))
+    result = round_once(block, torch_dtype(spec.dtype))
     if result.numel() and not largest_magnitude(result).isfinite():
         raise NonFiniteError(_HINT)
     return {output: result.cpu()}, torch.zeros(0)
