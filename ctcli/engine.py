@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from ctcli.events import Event, Notify
-from ctcli.jobs import CopyJob, Job, spread
+from ctcli.jobs import Job, spread
 from ctcli.outbox import Outbox, Publication, finish
 from ctcli.plan import Plan
 from ctcli.reductions import Values
@@ -117,12 +117,12 @@ class _Run:
             turns, sizes, plan.begun, held, settings.max_disk, self._worker.advance
         )
         self.outbox = Outbox(publication, partial.folder, settings.keeps, self._worker.advance)
-        self._computes = not all(isinstance(job, CopyJob) for job in jobs)
+        self._uses_torch = any(job.uses_torch for job in jobs)
 
     def write(self) -> list[Errors]:
         """Do all jobs, or raise the first error. Returns the errors noted of each file."""
         running: dict[Future[None], Job] = {}
-        if self._computes:
+        if self._uses_torch:
             self._worker.prepare(touch=self._settings.max_disk is None)
         pool = ThreadPoolExecutor(self._settings.workers)
         try:

@@ -36,6 +36,7 @@ class CopyJob:
     copy: Copy | None
     memory: int = BUFFER_BYTES
     needs: tuple[Reduction, ...] = ()
+    uses_torch: bool = False
 
     @property
     def files(self) -> frozenset[str]:
@@ -67,6 +68,11 @@ class ReduceJob:
         """What must be known before."""
         after = (self.reduction.after,) if self.reduction.after else ()
         return (*after, *self.matrix.needs)
+
+    @property
+    def uses_torch(self) -> bool:
+        """Whether torch has to be loaded."""
+        return not self.reduction.takes_bits
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,14 @@ class ComputeJob:
     @property
     def needs(self) -> tuple[Reduction, ...]:
         """What must be known before."""
+        if self.derivation.direct:
+            return self.derivation.direct.needs
         return (*self.derivation.needs, *self.derivation.matrix.needs)
+
+    @property
+    def uses_torch(self) -> bool:
+        """Whether torch has to be loaded."""
+        return self.derivation.direct is None
 
 
 Job = CopyJob | ReduceJob | ComputeJob
@@ -132,7 +145,6 @@ def make_jobs(
         for part in file.computed:
             target = Target(file.name, part.tensor.output, part.offset)
             targets[part.tensor.derivation].append(target)
-    # Copies come first: they need no torch, which takes a second to load.
     copies = (job for file in files for job in _copies(file, link))
     jobs: list[Job] = [job for job in copies if (job.file.name, job.place) not in done]
     known: set[Reduction] = set()
@@ -149,12 +161,13 @@ def make_jobs(
 def spread(jobs: Iterable[Job], width: int) -> list[Job]:
     """Jobs on `width` files in turn, until these are done: threads that write one file queue up.
 
-    Copies stay before all others. What a job needs may now come a little behind it.
+    What needs no torch, which takes a second to load, comes first. What a job needs may now come
+    a little behind it.
     """
     every = list(jobs)
-    copies = [job for job in every if isinstance(job, CopyJob)]
-    others = [job for job in every if not isinstance(job, CopyJob)]
-    return [*_in_turn(copies, width), *_in_turn(others, width)]
+    light = [job for job in every if not job.uses_torch]
+    heavy = [job for job in every if job.uses_torch]
+    return [*_in_turn(light, width), *_in_turn(heavy, width)]
 
 
 def _in_turn(jobs: Iterable[Job], width: int) -> Iterator[Job]:

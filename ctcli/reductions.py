@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ctcli.jobs import Job, ReduceJob
 from ctcli.tensors import Matrix, Reduction
@@ -18,7 +18,7 @@ class Values:
 
     def __init__(self, jobs: Iterable[Job]) -> None:
         self._lock = threading.Lock()
-        self._values: dict[Reduction, Tensor] = {}
+        self._values: dict[Reduction, Any] = {}
         self._parts: dict[Reduction, dict[tuple[Matrix, int], Tensor | None]] = {}
         for job in jobs:
             if isinstance(job, ReduceJob):
@@ -29,8 +29,8 @@ class Values:
         """Whether the value can be had now."""
         return reduction in self._values
 
-    def known(self, reduction: Reduction) -> Tensor:
-        """The value."""
+    def known(self, reduction: Reduction) -> Any:
+        """The value: a tensor, or an array where the reduction takes bits."""
         return self._values[reduction]
 
     def add(self, job: ReduceJob, part: Tensor) -> None:
@@ -51,8 +51,11 @@ class Values:
 
 
 def combine(parts: Iterable[Tensor], how: str) -> Tensor:
-    """Element-wise largest (NaN if one is) or sum of some tensors."""
+    """Element-wise largest (NaN if one is) or sum of some tensors; a single one may be an array."""
+    first, *others = parts
+    if not others:
+        return first
     import torch
 
-    stacked = torch.stack(list(parts))
+    stacked = torch.stack([first, *others])
     return stacked.amax(0) if how == "max" else stacked.sum(0)

@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from ctcli.units import Advance
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from ctcli.ops.bits import Bits, Floats
 
 
 class Dtype(NamedTuple):
@@ -60,6 +62,22 @@ def torch_dtype(tag: str) -> torch.dtype:
     found = getattr(torch, DTYPES[tag].torch_name or "", None)
     assert isinstance(found, torch.dtype), tag
     return found
+
+
+def from_bits(bits: Bits, tag: str) -> Tensor:
+    """The numbers that stored elements stand for, in the same memory. Imports torch."""
+    import torch
+
+    return torch.from_numpy(bits).view(torch_dtype(tag))
+
+
+def to_bits(tensor: Tensor) -> Bits:
+    """A tensor as it is to be stored."""
+    import torch
+
+    sizes = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
+    bits: Bits = tensor.contiguous().view(sizes[tensor.element_size()]).numpy()
+    return bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,13 +211,16 @@ class Reduction:
         combine: how the parts of all blocks become one.
         finish: the combined parts, and the value of `after` -> the value.
         after: a value that must be known before.
+        takes_bits: it is for a `Direct`: its one input is stored and a single row, and `part`
+            makes an array of its bits.
     """
 
     inputs: tuple[Matrix, ...]
-    part: Callable[[Tensor, Tensor | None], Tensor]
+    part: Callable[[Any, Any], Any]
     combine: Literal["max", "sum"]
-    finish: Callable[[Tensor, Tensor | None], Tensor]
+    finish: Callable[[Any, Any], Any]
     after: Reduction | None = None
+    takes_bits: bool = False
 
 
 class NonFiniteError(ValueError):
@@ -207,6 +228,20 @@ class NonFiniteError(ValueError):
 
 
 Compute = Callable[["Tensor", int, tuple["Tensor", ...]], tuple[Mapping[str, "Tensor"], "Tensor"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Direct:
+    """How to make the one output of a derivation of what is stored in rows without torch.
+
+    Attributes:
+        compute: rows as stored, [rows, columns], and the values of `needs` -> those rows of the
+            output.
+        needs: values to compute first; they take bits.
+    """
+
+    compute: Callable[[Bits, tuple[Floats, ...]], Bits]
+    needs: tuple[Reduction, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,6 +260,8 @@ class Derivation:
         measures: how what was measured on two blocks becomes one, element by element.
         only_rounds: the one output is the matrix, rounded to its dtype: a further rewrite starts
             from the matrix.
+        direct: gives the same bytes without torch, which takes a second to load; None: nothing
+            does.
     """
 
     name: str
@@ -235,6 +272,7 @@ class Derivation:
     needs: tuple[Reduction, ...] = ()
     measures: Literal["max", "sum"] = "sum"
     only_rounds: bool = False
+    direct: Direct | None = None
 
     def place(self, output: Output, start: int) -> int:
         """The row (column) of an output that the block from `start` on begins with."""

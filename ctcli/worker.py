@@ -20,11 +20,21 @@ from ctcli.storage.output import OpenOutput, combine_measures
 from ctcli.storage.rows import read_columns, read_rows, write_columns, write_rows
 from ctcli.storage.transfer import copy_bytes
 from ctcli.storage.writer import PartialDirectory
-from ctcli.tensors import Derivation, Matrix, NonFiniteError, SourceFile, StoredTensor
+from ctcli.tensors import (
+    Derivation,
+    Matrix,
+    NonFiniteError,
+    SourceFile,
+    StoredTensor,
+    from_bits,
+    to_bits,
+)
 from ctcli.units import Advance
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ctcli.ops.bits import Bits
 
 # The first gigabyte is touched ahead, in steps that keep no job waiting for long.
 _TOUCH_STEP, _TOUCH_STEPS = 4 << 20, 256
@@ -42,16 +52,16 @@ class Cancelled(BaseException):
     """Ends a worker after another one failed or a signal came."""
 
 
-def _joined(derivation: Derivation, found: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+def _joined(derivation: Derivation, found: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Bits]:
     """The outputs of neighbouring blocks of columns as those of one block."""
     import torch
 
-    if len(found) == 1:
-        return found[0]
     return {
-        name: tensor
-        if derivation.outputs[name].is_whole
-        else torch.cat([f[name] for f in found], 1)
+        name: to_bits(
+            tensor
+            if len(found) == 1 or derivation.outputs[name].is_whole
+            else torch.cat([f[name] for f in found], 1)
+        )
         for name, tensor in found[0].items()
     }
 
@@ -76,7 +86,7 @@ class Worker:
         self._torch: Future[None] | None = None
 
     def prepare(self, touch: bool) -> None:
-        """Load torch on a thread of its own; copying needs none and goes on meanwhile.
+        """Load torch on a thread of its own; what needs none goes on meanwhile.
 
         Args:
             touch: whether memory may be made ready, which takes up room on the disk.
@@ -105,7 +115,7 @@ class Worker:
 
     def do(self, job: Job) -> None:
         """Do one job, and complete the output files that it was the last one of."""
-        if self._torch and not isinstance(job, CopyJob):
+        if self._torch and job.uses_torch:
             self._torch.result()
         part = None
         match job:
@@ -136,38 +146,55 @@ class Worker:
         return Part(name, job.place, copy.nbytes)
 
     def _reduce(self, job: ReduceJob) -> None:
-        after = self._values.known(job.reduction.after) if job.reduction.after else None
-        runs = self._blocks(job.matrix, job.matrix.granule[job.matrix.is_columnwise], job.span)
-        parts = [job.reduction.part(block, after) for _, blocks in runs for _, block in blocks]
-        self._values.add(job, combine(parts, job.reduction.combine))
+        reduction, matrix = job.reduction, job.matrix
+        after = self._values.known(reduction.after) if reduction.after else None
+        if reduction.takes_bits:
+            stored = self._stored(matrix.source, job.span, read_rows)
+            parts = [reduction.part(bits, after) for _, bits in stored]
+        else:
+            runs = self._blocks(matrix, matrix.granule[matrix.is_columnwise], job.span)
+            parts = [reduction.part(block, after) for _, blocks in runs for _, block in blocks]
+        self._values.add(job, combine(parts, reduction.combine))
 
     def _compute(self, job: ComputeJob) -> Part:
         derivation = job.derivation
-        values = tuple(map(self._values.known, derivation.needs))
         nbytes, measures = 0, []
-        for start, blocks in self._blocks(derivation.matrix, derivation.granule, job.span):
-            try:
-                made = [derivation.compute(block, at, values) for at, block in blocks]
-            except NonFiniteError as error:
-                raise self._refusal(job, str(error)) from error
-            measures += [measured.tolist() for _, measured in made]
-            nbytes += self._write(job, start, _joined(derivation, [found for found, _ in made]))
+        try:
+            for start, found, measured in self._made(job):
+                measures += measured
+                nbytes += self._write(job, start, found)
+        except NonFiniteError as error:
+            raise self._refusal(job, str(error)) from error
         measure = combine_measures(derivation, measures)
         module = derivation.name if measure else ""
         return Part(job.targets[0].file, job.place, nbytes, module, measure)
 
-    def _write(self, job: ComputeJob, start: int, found: Mapping[str, Tensor]) -> int:
+    def _made(self, job: ComputeJob) -> Iterator[tuple[int, Mapping[str, Bits], list[list[float]]]]:
+        """What is written at once: its first row or column, its outputs, and what was measured."""
+        derivation, matrix = job.derivation, job.derivation.matrix
+        if direct := derivation.direct:
+            values = tuple(map(self._values.known, direct.needs))
+            for start, stored in self._stored(matrix.source, job.span, read_rows):
+                yield start, dict.fromkeys(derivation.outputs, direct.compute(stored, values)), []
+            return
+        values = tuple(map(self._values.known, derivation.needs))
+        for start, blocks in self._blocks(matrix, derivation.granule, job.span):
+            made = [derivation.compute(block, at, values) for at, block in blocks]
+            found = _joined(derivation, [outputs for outputs, _ in made])
+            yield start, found, [measured.tolist() for _, measured in made]
+
+    def _write(self, job: ComputeJob, start: int, found: Mapping[str, Bits]) -> int:
         nbytes = 0
         for target in job.targets:
             output = job.derivation.outputs[target.output]
             if output.is_whole and start:
                 continue
-            descriptor, tensor = self._outputs[target.file].descriptor(), found[target.output]
+            descriptor, bits = self._outputs[target.file].descriptor(), found[target.output]
             by_columns = job.derivation.matrix.is_columnwise and not output.is_whole
             write = write_columns if by_columns else write_rows
             place = job.derivation.place(output, start)
             with os_errors_of(target.file, "writing"):
-                written = write(descriptor, target.offset, output.spec, place, tensor)
+                written = write(descriptor, target.offset, output.spec, place, bits)
             self.advance(written)
             nbytes += written
         return nbytes
@@ -182,25 +209,27 @@ class Worker:
         values = tuple(map(self._values.known, matrix.needs))
         if not matrix.is_columnwise:
             for start, stored in self._stored(matrix.source, span, read_rows):
-                yield start, iter([(start, matrix.block(stored, start, values))])
+                block = from_bits(stored, matrix.source.spec.dtype)
+                yield start, iter([(start, matrix.block(block, start, values))])
             return
         rows = matrix.source.spec.shape[0]
         width = max(1, BLOCK_ELEMENTS // rows // granule) * granule
         for start, stored in self._stored(matrix.source, span, read_columns):
-            bands = enumerate(stored.split(width, 1))  # type: ignore[no-untyped-call]
+            block = from_bits(stored, matrix.source.spec.dtype)
+            bands = enumerate(block.split(width, 1))  # type: ignore[no-untyped-call]
             places = ((start + i * width, band.contiguous()) for i, band in bands)
             yield start, ((at, matrix.block(band, at, values)) for at, band in places)
 
     def _stored(
-        self, tensor: StoredTensor, span: range, read: Callable[..., Tensor]
-    ) -> Iterator[tuple[int, Tensor]]:
+        self, tensor: StoredTensor, span: range, read: Callable[..., Bits]
+    ) -> Iterator[tuple[int, Bits]]:
         with self._reading(tensor.file) as source:
             for start in span:
                 self.advance(0)
                 stop = min(start + span.step, span.stop)
                 with os_errors_of(tensor.file.name, "reading"):
-                    block = read(source, tensor, start, stop)
-                yield start, block
+                    bits = read(source, tensor, start, stop)
+                yield start, bits
 
     @contextmanager
     def _reading(self, file: SourceFile) -> Iterator[int]:
@@ -228,11 +257,13 @@ class Worker:
         source = matrix.source
         every = range(0, source.spec.shape[0], job.span.step)
         blocks = self._stored(source, every, read_rows)
-        count = sum(int((~torch.isfinite(rows)).sum()) for _, rows in blocks)
+        dtype = source.spec.dtype
+        count = sum(int((~torch.isfinite(from_bits(b, dtype))).sum()) for _, b in blocks)
         # A bias that takes in a norm's is computed from the weight.
         reads_bias = [*derivation.outputs] == ["bias"] and source.spec.shape == matrix.shape
         leaf = "bias" if reads_bias else "weight"
-        values = map(self._values.known, matrix.needs)
+        needs = derivation.direct.needs if derivation.direct else matrix.needs
+        values = (torch.as_tensor(self._values.known(need)) for need in needs)
         if count:
             problem = f".{leaf}: {count} of its values are NaN or infinite."
         elif not all(bool(value.isfinite().all()) for value in values):

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from collections.abc import Mapping
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
+from ctcli.errors import CtcliError
+from ctcli.ops.bits import fits, from_floats
 from ctcli.ops.rounding import round_once
+from tests.checkpoints import file_hashes
+from tests.operating import run_fuse_norms
+from tests.tiny_models import make
 
 # Bits of the significand, and the exponents of the smallest step and of the first value too large.
 FORMATS = {torch.bfloat16: (8, -133, 128), torch.float16: (11, -24, 16)}
@@ -52,9 +65,124 @@ def test_float64_is_rounded_once(case: tuple[torch.dtype, float]) -> None:
     assert found.dtype == dtype
     assert found.item() == rounded(Fraction(x), dtype)
     assert math.copysign(1, found.item()) == math.copysign(1, x)
+    tag = {torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
+    values = np.array([x])
+    assert fits(values, tag) == bool(found.isfinite())
+    if found.isfinite():
+        assert from_floats(values, tag).tobytes() == found.view(torch.uint8).numpy().tobytes()
 
 
 def test_what_is_not_finite_stays_so() -> None:
     x = torch.tensor([math.inf, -math.inf, math.nan], dtype=torch.float64)
     for dtype in FORMATS:
         assert repr(round_once(x, dtype).tolist()) == "[inf, -inf, nan]"
+
+
+def test_what_is_not_finite_does_not_fit() -> None:
+    for x in (math.inf, -math.inf, math.nan):
+        for tag in ("BF16", "F16", "F32", "F64"):
+            for dtype in (np.float32, np.float64):
+                assert not fits(np.array([1, x, -1], dtype), tag)
+    assert fits(np.array([]), "F32")
+    largest = float(np.finfo(np.float32).max)
+    assert fits(np.array([largest], np.float32), "F32")
+    assert not fits(np.array([largest * (1 + 2.0**-24)]), "F32")
+
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+NORM, LINEAR = "model.layers.1.input_layernorm.weight", "model.layers.1.self_attn.k_proj.weight"
+
+
+def change(source: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Replace tensors of a checkpoint."""
+    for path in source.glob("*.safetensors"):
+        shard = load_file(path)
+        save_file({name: tensors.get(name, tensor) for name, tensor in shard.items()}, path)
+
+
+def tensor_of(folder: Path, name: str) -> torch.Tensor:
+    shards = [load_file(path) for path in folder.glob("*.safetensors")]
+    return next(shard[name] for shard in shards if name in shard)
+
+
+def both_ways(source: Path, folder: Path, **options: Any) -> Path:
+    """Fuse norms without torch and, as on other devices, with it: the same files."""
+    out = run_fuse_norms(source, folder / "without", **options)
+    with_torch = run_fuse_norms(source, folder / "with", device="cpu:0", **options)
+    assert file_hashes(out) == file_hashes(with_torch)
+    return out
+
+
+@pytest.mark.parametrize("dtype", [*FORMATS])
+def test_products_are_rounded_once(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Float32 gains that take a weight close to ties, closer than float32 can tell."""
+    source = make("llama", tmp_path / "source", dtype=dtype)
+    weight = tensor_of(source, LINEAR)
+    weight[::2] = 1 + 2.0**-7
+    ties = torch.arange(weight.shape[1], dtype=torch.float64) * 2.0 ** (2 - FORMATS[dtype][0])
+    gain = ((1 + 2.0 ** -FORMATS[dtype][0] + ties) / (1 + 2.0**-7)).float()
+    change(source, {NORM: gain, LINEAR: weight})
+    found = tensor_of(both_ways(source, tmp_path), LINEAR)
+    expected = [
+        [rounded(Fraction(w) * Fraction(g), dtype) for w, g in zip(row, gain.tolist(), strict=True)]
+        for row in weight.tolist()
+    ]
+    assert found.tolist() == expected
+    twice = (weight.double() * gain.double()).to(dtype)
+    assert (found != twice).any(), "these gains tell one rounding from two"
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+@pytest.mark.parametrize("wide", [None, "float32"])
+@pytest.mark.parametrize("norms", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_torch_makes_no_difference(
+    dtype: torch.dtype, norms: torch.dtype, wide: str | None, name: str, tmp_path: Path
+) -> None:
+    """Denormal weights and signed zeros, dtypes of all kinds, gains with and without offset."""
+    source = make(name, tmp_path / "source", dtype=dtype)
+    weight = tensor_of(source, LINEAR)
+    generator = torch.Generator().manual_seed(1)
+    scales = 2.0 ** torch.randint(-140, 3, weight.shape, generator=generator).double()
+    weight = (weight.double() * scales).to(dtype)
+    weight[0] = -0.0
+    change(source, {NORM: tensor_of(source, NORM).to(norms), LINEAR: weight})
+    both_ways(source, tmp_path, dtype=wide)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+@pytest.mark.parametrize(
+    ("weight", "gain", "what"),
+    [
+        (math.nan, 1.0, "weight: 1 of its values are NaN or infinite"),
+        (math.inf, 0.0, "weight: 1 of its values are NaN or infinite"),
+        (1.0, math.nan, "a norm or a bias that goes into it holds NaN"),
+        (60000.0, 1.5, "the result is not finite, or too large for F16"),
+    ],
+)
+def test_what_is_not_finite_is_refused(
+    weight: float, gain: float, what: str, device: str, tmp_path: Path
+) -> None:
+    source = make("llama", tmp_path / "source", dtype=torch.float16)
+    weights, gains = tensor_of(source, LINEAR), tensor_of(source, NORM)
+    weights[3, 5], gains[5] = weight, gain
+    change(source, {NORM: gains, LINEAR: weights})
+    with pytest.raises(CtcliError, match=what):
+        run_fuse_norms(source, tmp_path / "out", device=device)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--dtype", "float32")])
+def test_gains_need_no_torch(options: tuple[str, ...], pylm: Path, tmp_path: Path) -> None:
+    program = """
+import sys
+from ctcli.cli import app
+try:
+    app()
+except SystemExit as end:
+    print(end.code or 0, "torch" in sys.modules)
+"""
+    words = ["fuse-norms", str(pylm), str(tmp_path / "out"), "--quiet", *options]
+    command = [sys.executable, "-c", program, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"

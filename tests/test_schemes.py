@@ -79,7 +79,9 @@ def raw(tensor: NDArray[Any] | Tensor) -> NDArray[np.uint8]:
 def value_of(reduction: Reduction, blocks: list[Tensor]) -> Tensor:
     after = value_of(reduction.after, blocks) if reduction.after else None
     parts = torch.stack([reduction.part(block, after) for block in blocks])
-    return reduction.finish(parts.amax(0) if reduction.combine == "max" else parts.sum(0), after)
+    combined = parts.amax(0) if reduction.combine == "max" else parts.sum(0)
+    value: Tensor = reduction.finish(combined, after)
+    return value
 
 
 def quantize(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _SHORT = ("BF16", "F16")
-_HINT = "Repair the checkpoint; if a result does not fit, start with fuse-norms --dtype float32."
+HINT = "Repair the checkpoint; if a result does not fit, start with fuse-norms --dtype float32."
 
 
 class Map(Hashable, Protocol):
@@ -127,16 +127,24 @@ class Arithmetic:
         """What to compute an edit in."""
         import torch
 
-        if self.precision != "exact":
-            return torch.float32 if self.precision == "float32" else torch.float64
-        # The product of two 16-bit floats has at most 22 significant bits, and float32 has 24.
+        if self.precision == "exact":
+            is_float32 = self.is_exact_in_float32(matrix, edit)
+        else:
+            is_float32 = self.precision == "float32"
+        return torch.float32 if is_float32 else torch.float64
+
+    @staticmethod
+    def is_exact_in_float32(matrix: Matrix, edit: Edit) -> bool:
+        """Whether no bit is lost before the last rounding (below 2**-126, the last one may be).
+
+        The product of two 16-bit floats has at most 22 significant bits, and float32 has 24.
+        """
         gain, parts = edit.gain, [matrix]
         is_plain = not (edit.columns or edit.rows)
         if gain:
             parts.append(gain.weight)
             is_plain = is_plain and not gain.offset
-        is_short = all(m.compute is None and m.source.spec.dtype in _SHORT for m in parts)
-        return torch.float32 if is_plain and is_short else torch.float64
+        return is_plain and all(m.compute is None and m.source.spec.dtype in _SHORT for m in parts)
 
 
 def edited(matrix: Matrix, edit: Edit, arithmetic: Arithmetic) -> Matrix:
@@ -187,9 +195,7 @@ def column_of(bias: LazyTensor) -> Matrix:
     return Matrix(stored, (rows, 1))
 
 
-def rounded(
-    name: str, output: str, matrix: Matrix, spec: TensorSpec, granule: int | None = None
-) -> Derivation:
+def rounded(name: str, output: str, matrix: Matrix, spec: TensorSpec) -> Derivation:
     """A matrix as a tensor.
 
     Args:
@@ -197,13 +203,12 @@ def rounded(
         output: the tensor's name in the module.
         matrix: what to write.
         spec: dtype and shape of the tensor.
-        granule: see `Derivation`.
     """
     is_vector = len(spec.shape) == 1 and matrix.shape[0] == 1
     return Derivation(
         name,
         matrix,
-        granule or matrix.granule[matrix.is_columnwise],
+        matrix.granule[matrix.is_columnwise],
         {output: Output(spec, is_whole=is_vector)},
         partial(_round, output, spec),
         only_rounds=True,
@@ -283,7 +288,7 @@ def _round(
 
     result = round_once(block, torch_dtype(spec.dtype))
     if result.numel() and not largest_magnitude(result).isfinite():
-        raise NonFiniteError(_HINT)
+        raise NonFiniteError(HINT)
     return {output: result.cpu()}, torch.zeros(0)
 
 

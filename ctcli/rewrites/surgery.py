@@ -26,6 +26,7 @@ from ctcli.rewrites.edits import (
     edited,
     rounded,
 )
+from ctcli.rewrites.gains import direct
 from ctcli.tensors import (
     DTYPES,
     DerivedTensor,
@@ -192,26 +193,24 @@ class _Operation:
             return tensor
         if isinstance(tensor, KnownTensor):
             return widened(tensor)
-        return self._rounded(name, _matrix(tensor), tensor.spec)
+        return self._changed(name, _matrix(tensor), Edit(), tensor.spec)
 
     def _linear(self, module: str, weight: LazyTensor) -> LazyTensor:
-        arithmetic = self.arithmetic.of(weight.spec)
-        changed = edited(_matrix(weight), self.surgery.edit(module), arithmetic)
-        return self._rounded(f"{module}.weight", changed, weight.spec)
+        edit = self.surgery.edit(module)
+        return self._changed(f"{module}.weight", _matrix(weight), edit, weight.spec)
 
     def _linear_bias(self, module: str, weight: LazyTensor) -> LazyTensor | None:
         name, edit = f"{module}.bias", self.surgery.edit(module)
         own = self.surgery.stored.get(name)
         spec = own.spec if own else TensorSpec(weight.spec.dtype, weight.spec.shape[:1])
-        arithmetic = self.arithmetic.of(spec)
         added = matrix_of(own) if own else None  # an earlier step's is zero, and stays it
         if edit.gain and edit.gain.bias:
-            bias = bias_of(_matrix(weight), edit.gain.bias, added, arithmetic)
+            bias = bias_of(_matrix(weight), edit.gain.bias, added, self.arithmetic.of(spec))
         elif own and added:
             bias = column_of(own)
         else:
             return self._constant(spec) if own or module in self.surgery.switched else None
-        return self._rounded(name, edited(bias, Edit(rows=edit.rows), arithmetic), spec)
+        return self._changed(name, bias, Edit(rows=edit.rows), spec)
 
     def _norm_bias(self, module: str) -> LazyTensor | None:
         name = f"{module}.bias"
@@ -221,14 +220,14 @@ class _Operation:
         norms = self.surgery.architecture.norms
         if not any(norm.module == module and norm.bias == "norm" for norm in norms):
             return self._constant(bias.spec)
-        arithmetic = self.arithmetic.of(bias.spec)
-        changed = edited(_matrix(bias), self.surgery.edit(name), arithmetic)
-        return self._rounded(name, changed, bias.spec)
+        return self._changed(name, _matrix(bias), self.surgery.edit(name), bias.spec)
 
-    def _rounded(self, name: str, matrix: Matrix, spec: TensorSpec) -> LazyTensor:
+    def _changed(self, name: str, matrix: Matrix, edit: Edit, spec: TensorSpec) -> LazyTensor:
         module, _, output = name.rpartition(".")
-        own = TensorSpec(self._tag(spec), spec.shape)
-        return DerivedTensor(rounded(module, output, matrix, own), output)
+        own, arithmetic = TensorSpec(self._tag(spec), spec.shape), self.arithmetic.of(spec)
+        derivation = rounded(module, output, edited(matrix, edit, arithmetic), own)
+        shortcut = direct(matrix, edit, arithmetic, own.dtype)
+        return DerivedTensor(replace(derivation, direct=shortcut), output)
 
     def _constant(self, spec: TensorSpec, is_one: bool = False) -> LazyTensor:
         """Ones or zeros; as their bytes are known, a further step sees that nothing is to do."""

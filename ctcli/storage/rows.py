@@ -1,4 +1,7 @@
-"""Rows and columns of tensors between files and torch, through buffers that are reused."""
+"""Rows and columns of tensors between files and memory, through buffers that are reused.
+
+Elements are taken for unsigned integers of their size; `ctcli.tensors` makes numbers of them.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,20 @@ import threading
 from typing import TYPE_CHECKING
 
 from ctcli.storage.transfer import write_bytes
-from ctcli.tensors import StoredTensor, TensorSpec, torch_dtype
+from ctcli.tensors import DTYPES, StoredTensor, TensorSpec
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ctcli.ops.bits import Bits
 
 _buffers = threading.local()
 
 
-def read_rows(descriptor: int, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+def read_rows(descriptor: int, tensor: StoredTensor, start: int, stop: int) -> Bits:
     """Read rows of a stored tensor.
 
     Returns:
-        [stop - start, ...] in the stored dtype. It lies in this thread's buffer, which the next
-        call overwrites.
+        [stop - start, all other dimensions]. It lies in this thread's buffer, which the next call
+        overwrites.
 
     Raises:
         EOFError: the file ends before.
@@ -28,10 +31,10 @@ def read_rows(descriptor: int, tensor: StoredTensor, start: int, stop: int) -> T
     row_bytes = _row_bytes(tensor.spec)
     content = _buffer((stop - start) * row_bytes)
     _fill(descriptor, content, tensor.start + start * row_bytes)
-    return _as_tensor(content, tensor.spec.dtype, stop - start)
+    return _as_array(content, tensor.spec, stop - start)
 
 
-def read_columns(descriptor: int, tensor: StoredTensor, start: int, stop: int) -> Tensor:
+def read_columns(descriptor: int, tensor: StoredTensor, start: int, stop: int) -> Bits:
     """Read columns of a stored matrix, [rows, stop - start]; see `read_rows`."""
     rows, row_bytes = tensor.spec.shape[0], _row_bytes(tensor.spec)
     first, width = _columns(tensor.spec, start, stop)
@@ -39,10 +42,10 @@ def read_columns(descriptor: int, tensor: StoredTensor, start: int, stop: int) -
     for row in range(rows):
         piece = content[row * width : (row + 1) * width]
         _fill(descriptor, piece, tensor.start + row * row_bytes + first)
-    return _as_tensor(content, tensor.spec.dtype, rows)
+    return _as_array(content, tensor.spec, rows)
 
 
-def write_rows(descriptor: int, offset: int, spec: TensorSpec, start: int, rows: Tensor) -> int:
+def write_rows(descriptor: int, offset: int, spec: TensorSpec, start: int, rows: Bits) -> int:
     """Write rows of the tensor that begins at `offset`, from row `start` on.
 
     Returns:
@@ -53,9 +56,7 @@ def write_rows(descriptor: int, offset: int, spec: TensorSpec, start: int, rows:
     return content.nbytes
 
 
-def write_columns(
-    descriptor: int, offset: int, spec: TensorSpec, start: int, columns: Tensor
-) -> int:
+def write_columns(descriptor: int, offset: int, spec: TensorSpec, start: int, columns: Bits) -> int:
     """Write columns of the matrix that begins at `offset`, from column `start` on."""
     content, row_bytes = _as_bytes(columns), _row_bytes(spec)
     first, width = _columns(spec, start, start + columns.shape[1])
@@ -79,18 +80,16 @@ def _fill(descriptor: int, view: memoryview, position: int) -> None:
         view, position = view[count:], position + count
 
 
-def _as_tensor(content: memoryview, dtype: str, rows: int) -> Tensor:
-    import torch
+def _as_array(content: memoryview, spec: TensorSpec, rows: int) -> Bits:
+    import numpy as np
 
-    if not content:
-        return torch.empty((rows, 0), dtype=torch_dtype(dtype))
-    return torch.frombuffer(content, dtype=torch_dtype(dtype)).view(rows, -1)
+    size = DTYPES[spec.dtype].bits // 8
+    columns = len(content) // max(1, rows) // size
+    return np.ndarray((rows, columns), f"u{size}", content)
 
 
-def _as_bytes(tensor: Tensor) -> memoryview:
-    import torch
-
-    content: memoryview = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
+def _as_bytes(bits: Bits) -> memoryview:
+    content: memoryview = bits.reshape(-1).view("u1").data
     return content
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.ops.runtime import load_torch
 from ctcli.storage.rows import read_columns, read_rows
-from ctcli.tensors import SourceFile, StoredTensor
+from ctcli.tensors import SourceFile, StoredTensor, from_bits
 from ctcli.units import Advance
 
 if TYPE_CHECKING:
@@ -62,14 +62,14 @@ class Reader:
         read = read_columns if columnwise else read_rows
         try:
             with os_errors_of(tensor.file.name, "reading"):
-                block = read(self._descriptor(tensor.file), tensor, start, stop).clone()
+                bits = read(self._descriptor(tensor.file), tensor, start, stop)
         except EOFError as error:
             raise CtcliError(
                 f"{tensor.file.name}: it became shorter while it was being read.",
                 "Leave the checkpoint alone while ctcli runs, then run the same command again.",
             ) from error
-        self._advance(block.nbytes)
-        return block
+        self._advance(bits.nbytes)
+        return from_bits(bits.copy(), tensor.spec.dtype)
 
     def whole(self, tensor: StoredTensor) -> Tensor:
         """All of a tensor."""

@@ -1,0 +1,71 @@
+"""Stored floats as numpy arrays of their bits: to numbers, and back with one rounding.
+
+For what does not need torch, which takes a second to load.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    # Elements as they are stored, taken for unsigned integers of their size.
+    Bits = NDArray[np.unsignedinteger]
+    Floats = NDArray[np.floating[Any]]
+
+_TYPES: dict[str, type[np.floating[Any]]] = {
+    "F16": np.float16,
+    "F32": np.float32,
+    "F64": np.float64,
+}
+# What is that large, or larger, rounds to infinity: half a step above the largest number.
+_LIMITS = {
+    "BF16": (2 - 2.0**-8) * 2.0**127,
+    "F16": (2 - 2.0**-11) * 2.0**15,
+    "F32": (2 - 2.0**-24) * 2.0**127,
+    "F64": np.inf,
+}
+
+
+def to_floats(bits: Bits, tag: str, dtype: type[np.floating[Any]]) -> Floats:
+    """Numbers stored in a dtype (BF16, F16, F32, F64), in a new array of float32 or float64."""
+    if tag != "BF16":
+        return bits.view(_TYPES[tag]).astype(dtype)
+    wide = bits.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32).astype(dtype, copy=False)
+
+
+def fits(values: Floats, tag: str) -> bool:
+    """Whether all values are finite, and stay so when they are rounded to a dtype."""
+    # NaN is both the least and the largest, and in no order with anything.
+    least, largest = float(values.min(initial=0)), float(values.max(initial=0))
+    return -_LIMITS[tag] < least and largest < _LIMITS[tag]
+
+
+def from_floats(values: Floats, tag: str) -> Bits:
+    """Round values that fit to a dtype, to nearest, ties to even. Overwrites them."""
+    if tag != "BF16":
+        narrow = values.astype(_TYPES[tag])
+        return narrow.view(f"u{narrow.itemsize}")
+    bits = (_rounded_to_odd(values) if values.dtype == np.float64 else values).view(np.uint32)
+    last = bits >> 16
+    last &= 1
+    last += 0x7FFF
+    bits += last
+    bits >>= 16
+    return bits.astype(np.uint16)
+
+
+def _rounded_to_odd(values: Floats) -> Floats:
+    """Float64 as float32 that rounds further as float64 does; see `ops.rounding.round_once`."""
+    with np.errstate(over="ignore"):
+        nearest = values.astype(np.float32)
+    back = nearest.astype(np.float64)
+    bits = nearest.view(np.uint32)
+    bits -= np.abs(back) > np.abs(values)
+    bits |= back != values
+    return nearest
