@@ -38,6 +38,8 @@ def read_columns(descriptor: int, tensor: StoredTensor, start: int, stop: int) -
     """Read columns of a stored matrix, [rows, stop - start]; see `read_rows`."""
     rows, row_bytes = tensor.spec.shape[0], _row_bytes(tensor.spec)
     first, width = _columns(tensor.spec, start, stop)
+    if width == row_bytes:
+        return read_rows(descriptor, tensor, 0, rows)
     content = _buffer(rows * width)
     for row in range(rows):
         piece = content[row * width : (row + 1) * width]
@@ -60,6 +62,8 @@ def write_columns(descriptor: int, offset: int, spec: TensorSpec, start: int, co
     """Write columns of the matrix that begins at `offset`, from column `start` on."""
     content, row_bytes = _as_bytes(columns), _row_bytes(spec)
     first, width = _columns(spec, start, start + columns.shape[1])
+    if width == row_bytes:
+        return write_rows(descriptor, offset, spec, 0, columns)
     for row in range(spec.shape[0]):
         piece = content[row * width : (row + 1) * width]
         write_bytes(descriptor, offset + row * row_bytes + first, piece)
