@@ -38,6 +38,7 @@ ROLES += [f"mlp.{role}_proj" for role in ("gate", "up", "down")]
 NORMS = ("input", "post_attention")
 COMMANDS = {
     "reindex": ("reindex",),
+    "fuse-norms": ("fuse-norms",),
     "quantize": ("quantize", "--scheme", "NVFP4A16"),
     "run": ("run", str(ROOT / "tests/bench/recipes/rotate-FP8_DYNAMIC.toml")),
 }
