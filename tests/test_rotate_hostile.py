@@ -21,7 +21,7 @@ from tests.conftest import Ctcli
 from tests.operating import ROTATE, run_fuse_norms, run_rotate
 from tests.quantizing import run_quantize
 from tests.surgery import orthogonal
-from tests.tiny_models import LLAMA_MAPPING, difference, load, logits, make, read, write
+from tests.tiny_models import LLAMA_MAPPING, difference, load, logits, make, read, restore, write
 
 # Float32 rounding over one or two layers; see test_rotate.py.
 EXACT = 1e-4
@@ -31,14 +31,6 @@ WIDE: dict[str, Any] = {"hidden": 1088, "num_hidden_layers": 1}
 
 def error(changed: Path, source: Path) -> float:
     return difference(logits(load(changed)), logits(load(source)))
-
-
-def restore(folder: Path, tensors: dict[str, Tensor]) -> Path:
-    """Put tensors in place of all of a checkpoint's."""
-    for path in folder.glob("*.safetensors*"):
-        path.unlink()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 def transform_file(folder: Path, **scheme: Any) -> Path:

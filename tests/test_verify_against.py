@@ -20,7 +20,7 @@ from ctcli.verifying.findings import Verification
 from tests.conftest import ROOT
 from tests.operating import run_fuse_norms, run_rotate, run_steps
 from tests.quantizing import run_quantize, tensors_of
-from tests.tiny_models import Models
+from tests.tiny_models import Models, make, read, restore
 from tests.verifying import (
     INDEX,
     both,
@@ -235,6 +235,17 @@ def test_fused_norms_are_known_and_biases_are_compared(tiny: Models, tmp_path: P
         damage(out)
         (line,) = lines(against(model.folder, out))
         assert line.startswith(f"error {weight}: the group at row ")
+
+
+def test_tensors_without_elements_have_no_errors(tmp_path: Path) -> None:
+    source = make("gemma3", tmp_path / "source", dtype=torch.bfloat16)
+    empty = {
+        f"model.vision_tower.{n}": torch.zeros(shape, dtype=torch.bfloat16)
+        for n, shape in enumerate([(0,), (0, 4), (4, 0), (4, 0, 3)])
+    }
+    restore(source, {**read(source)[1], **empty})
+    out = run_fuse_norms(source, tmp_path / "out", dtype="float32")
+    assert not lines(against(source, out))
 
 
 def test_a_source_further_back_goes_through_history(tiny: Models, tmp_path: Path) -> None:

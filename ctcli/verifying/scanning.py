@@ -140,9 +140,9 @@ class Extent:
         return min(self.step, self.length) * self.across * _BYTES_PER_ELEMENT
 
     def runs(self) -> Iterator[range]:
-        """The blocks, several together."""
+        """The blocks, several together; none where there are no elements."""
         together = _BLOCKS_TOGETHER * self.step
-        for start in range(0, self.length, together):
+        for start in range(0, self.length if self.across else 0, together):
             yield range(start, min(start + together, self.length), self.step)
 
 
