@@ -15,14 +15,13 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 
 from ctcli.errors import CtcliError
 from ctcli.ops.bits import fits, from_floats
 from ctcli.ops.rounding import round_once
 from tests.checkpoints import file_hashes
 from tests.operating import run_fuse_norms
-from tests.tiny_models import make
+from tests.tiny_models import make, read, restore
 
 # Bits of the significand, and the exponents of the smallest step and of the first value too large.
 FORMATS = {torch.bfloat16: (8, -133, 128), torch.float16: (11, -24, 16)}
@@ -95,14 +94,7 @@ NORM, LINEAR = "model.layers.1.input_layernorm.weight", "model.layers.1.self_att
 
 def change(source: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Replace tensors of a checkpoint."""
-    for path in source.glob("*.safetensors"):
-        shard = load_file(path)
-        save_file({name: tensors.get(name, tensor) for name, tensor in shard.items()}, path)
-
-
-def tensor_of(folder: Path, name: str) -> torch.Tensor:
-    shards = [load_file(path) for path in folder.glob("*.safetensors")]
-    return next(shard[name] for shard in shards if name in shard)
+    restore(source, {**read(source)[1], **tensors})
 
 
 def both_ways(source: Path, folder: Path, **options: Any) -> Path:
@@ -117,12 +109,12 @@ def both_ways(source: Path, folder: Path, **options: Any) -> Path:
 def test_products_are_rounded_once(dtype: torch.dtype, tmp_path: Path) -> None:
     """Float32 gains that take a weight close to ties, closer than float32 can tell."""
     source = make("llama", tmp_path / "source", dtype=dtype)
-    weight = tensor_of(source, LINEAR)
+    weight = read(source)[1][LINEAR]
     weight[::2] = 1 + 2.0**-7
     ties = torch.arange(weight.shape[1], dtype=torch.float64) * 2.0 ** (2 - FORMATS[dtype][0])
     gain = ((1 + 2.0 ** -FORMATS[dtype][0] + ties) / (1 + 2.0**-7)).float()
     change(source, {NORM: gain, LINEAR: weight})
-    found = tensor_of(both_ways(source, tmp_path), LINEAR)
+    found = read(both_ways(source, tmp_path))[1][LINEAR]
     expected = [
         [rounded(Fraction(w) * Fraction(g), dtype) for w, g in zip(row, gain.tolist(), strict=True)]
         for row in weight.tolist()
@@ -141,12 +133,12 @@ def test_torch_makes_no_difference(
 ) -> None:
     """Denormal weights and signed zeros, dtypes of all kinds, gains with and without offset."""
     source = make(name, tmp_path / "source", dtype=dtype)
-    weight = tensor_of(source, LINEAR)
+    weight = read(source)[1][LINEAR]
     generator = torch.Generator().manual_seed(1)
     scales = 2.0 ** torch.randint(-140, 3, weight.shape, generator=generator).double()
     weight = (weight.double() * scales).to(dtype)
     weight[0] = -0.0
-    change(source, {NORM: tensor_of(source, NORM).to(norms), LINEAR: weight})
+    change(source, {NORM: read(source)[1][NORM].to(norms), LINEAR: weight})
     both_ways(source, tmp_path, dtype=wide)
 
 
@@ -164,12 +156,24 @@ def test_what_is_not_finite_is_refused(
     weight: float, gain: float, what: str, device: str, tmp_path: Path
 ) -> None:
     source = make("llama", tmp_path / "source", dtype=torch.float16)
-    weights, gains = tensor_of(source, LINEAR), tensor_of(source, NORM)
+    weights, gains = read(source)[1][LINEAR], read(source)[1][NORM]
     weights[3, 5], gains[5] = weight, gain
     change(source, {NORM: gains, LINEAR: weights})
     with pytest.raises(CtcliError, match=what):
         run_fuse_norms(source, tmp_path / "out", device=device)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.bfloat16, 0x7F81), (torch.float32, 0x7F800001)])
+def test_a_signalling_nan_is_refused_as_others(
+    dtype: torch.dtype, bits: int, tmp_path: Path
+) -> None:
+    source = make("llama", tmp_path / "source", dtype=dtype)
+    gains = read(source)[1][NORM]
+    gains.view(torch.int16 if gains.itemsize == 2 else torch.int32)[5] = bits
+    change(source, {NORM: gains})
+    with pytest.raises(CtcliError, match="a norm or a bias that goes into it holds NaN"):
+        run_fuse_norms(source, tmp_path / "out")
 
 
 @pytest.mark.parametrize("options", [(), ("--dtype", "float32")])

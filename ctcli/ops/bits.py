@@ -32,11 +32,12 @@ _LIMITS = {
 
 def to_floats(bits: Bits, tag: str, dtype: type[np.floating[Any]]) -> Floats:
     """Numbers stored in a dtype (BF16, F16, F32, F64), in a new array of float32 or float64."""
-    if tag != "BF16":
-        return bits.view(_TYPES[tag]).astype(dtype)
-    wide = bits.astype(np.uint32)
-    wide <<= 16
-    return wide.view(np.float32).astype(dtype, copy=False)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        if tag != "BF16":
+            return bits.view(_TYPES[tag]).astype(dtype)
+        wide = bits.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32).astype(dtype, copy=False)
 
 
 def fits(values: Floats, tag: str) -> bool:
@@ -62,10 +63,11 @@ def from_floats(values: Floats, tag: str) -> Bits:
 
 def _rounded_to_odd(values: Floats) -> Floats:
     """Float64 as float32 that rounds further as float64 does; see `ops.rounding.round_once`."""
-    with np.errstate(over="ignore"):
-        nearest = values.astype(np.float32)
+    nearest = values.astype(np.float32)
     back = nearest.astype(np.float64)
+    is_inexact = back != values
+    is_away = np.abs(back, out=back) > np.abs(values, out=values)
     bits = nearest.view(np.uint32)
-    bits -= np.abs(back) > np.abs(values)
-    bits |= back != values
+    bits -= is_away
+    bits |= is_inexact
     return nearest

@@ -29,9 +29,9 @@ def round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
         return x.to(dtype)
     nearest = x.to(torch.float32)
     back = nearest.to(torch.float64)
-    is_away, is_inexact = (back.abs() > x.abs()).to(torch.int32), (back != x).to(torch.int32)
-    odd = nearest.view(torch.int32).sub_(is_away).bitwise_or_(is_inexact)
-    return odd.view(torch.float32).to(dtype)
+    is_inexact, is_away = back != x, back.abs_() > x.abs()
+    odd = nearest.view(torch.int32).sub_(is_away.to(torch.int32))
+    return odd.bitwise_or_(is_inexact).view(torch.float32).to(dtype)
 
 
 def group_amax(x: Tensor, group: int) -> Tensor:
