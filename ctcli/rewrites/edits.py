@@ -267,9 +267,10 @@ def _project(
     n = len(weight.needs)
     x = weight.compute(stored, first_row, first_column, values[:n]) if weight.compute else stored
     norm_bias, *own = values[n:]
-    projected = x.to(arithmetic.device).to(norm_bias) @ norm_bias
+    x = x.to(arithmetic.device, norm_bias.dtype)
+    projected = x @ norm_bias.to(x)
     if own:
-        projected += own[0][first_row : first_row + len(projected)]
+        projected += own[0][first_row : first_row + len(projected)].to(x)
     return projected.unsqueeze(1)
 
 
