@@ -227,7 +227,9 @@ class NonFiniteError(ValueError):
     """A block of a weight holds NaN or infinities; the message says what to do next."""
 
 
-Compute = Callable[["Tensor", int, tuple["Tensor", ...]], tuple[Mapping[str, "Tensor"], "Tensor"]]
+Compute = Callable[
+    ["Tensor", int, tuple["Tensor", ...]], tuple[Mapping[str, "Tensor"], Sequence[float]]
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,8 +256,8 @@ class Derivation:
         granule: rows that belong together, columns where the matrix is columnwise.
         outputs: what it makes, by local name.
         compute: a block of the matrix, the number of its first row (or column), and the values of
-            `needs` -> the block of each output, and what was measured on the block, [any number]
-            float64.
+            `needs` -> the block of each output, and what was measured on the block, any number of
+            values.
         needs: values to compute first, beside those of the matrix.
         measures: how what was measured on two blocks becomes one, element by element.
         only_rounds: the one output is the matrix, rounded to its dtype: a further rewrite starts

@@ -169,7 +169,9 @@ class Worker:
         module = derivation.name if measure else ""
         return Part(job.targets[0].file, job.place, nbytes, module, measure)
 
-    def _made(self, job: ComputeJob) -> Iterator[tuple[int, Mapping[str, Bits], list[list[float]]]]:
+    def _made(
+        self, job: ComputeJob
+    ) -> Iterator[tuple[int, Mapping[str, Bits], list[Sequence[float]]]]:
         """What is written at once: its first row or column, its outputs, and what was measured."""
         derivation, matrix = job.derivation, job.derivation.matrix
         if direct := derivation.direct:
@@ -181,7 +183,7 @@ class Worker:
         for start, blocks in self._blocks(matrix, derivation.granule, job.span):
             made = [derivation.compute(block, at, values) for at, block in blocks]
             found = _joined(derivation, [outputs for outputs, _ in made])
-            yield start, found, [measured.tolist() for _, measured in made]
+            yield start, found, [measured for _, measured in made]
 
     def _write(self, job: ComputeJob, start: int, found: Mapping[str, Bits]) -> int:
         nbytes = 0

@@ -122,7 +122,7 @@ def errors_of(values: Tensor, expected: Tensor, grouping: Grouping, bounds: Tens
     return Errors(
         count=difference.numel(),
         error=float(squares.double().sum()),
-        energy=float(sum_of_squares(expected)),
+        energy=sum_of_squares(expected),
         largest=max(-float(low), float(high)),
         excess=float(excess.view(-1)[worst].sqrt()),
         row=row * view.shape[1],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ctcli.ops.rounding import group_amax
+from ctcli.ops.sums import largest_magnitudes
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ class Grouping:
     @staticmethod
     def amax(view: Tensor) -> Tensor:
         """Largest magnitude of each group: [row tiles, 1, column tiles, 1]."""
-        down, height, across, width = view.shape
-        rowwise = group_amax(view.view(down * height, across * width), width)
-        return rowwise.view(down, height, across, 1).amax(1, keepdim=True)
+        return largest_magnitudes(view, (1, 3))
 
     @staticmethod
     def bounds(view: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool1d
 
 E2M1_MAX = 6.0
 E4M3_MAX = 448.0
@@ -34,24 +33,6 @@ def round_once(x: Tensor, dtype: torch.dtype) -> Tensor:
     return odd.bitwise_or_(is_inexact).view(torch.float32).to(dtype)
 
 
-def group_amax(x: Tensor, group: int) -> Tensor:
-    """Largest magnitude of every `group` consecutive columns; NaN if one of them is NaN.
-
-    Args:
-        x: [rows, columns] float32, columns a multiple of group.
-        group: elements that share a scale.
-
-    Returns:
-        [rows, columns / group, 1] float32.
-    """
-    rows, columns = x.shape
-    if group <= 16:  # a reduction over so few elements is four times slower than pooling
-        return max_pool1d(x.abs().unsqueeze(0), group).view(rows, columns // group, 1)
-    grouped = x.view(rows, columns // group, group)
-    largest = torch.maximum(grouped.amax(2, keepdim=True), -grouped.amin(2, keepdim=True))
-    return largest.abs_()  # of zeros with signs, the largest may be -0
-
-
 def to_e4m3(x: Tensor) -> Tensor:
     """Saturate to +-448 and round to E4M3; -0 stays -0. Overwrites `x`."""
     return x.clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
@@ -63,9 +44,8 @@ def from_e4m3(codes: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     Shifted by seven, a code's exponent and mantissa are those of a float16 that is 2**8 smaller;
     this is seven times faster than torch's own conversion.
     """
-    bits = codes.view(torch.int8).to(torch.int16)
-    sign = bits.bitwise_and(-0x8000)
-    halves = bits.bitwise_left_shift_(7).bitwise_and_(0x3F80).bitwise_or_(sign)
+    extended = codes.view(torch.int8).to(torch.int16)
+    halves = extended.bitwise_left_shift_(7).bitwise_and_(~0x4000)  # one of the two signs
     return halves.view(torch.float16).to(torch.float32).mul_(scale * 256.0)
 
 

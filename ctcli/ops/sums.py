@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 import torch
 from torch import Tensor
 
 
-def sum_of_squares(x: Tensor) -> Tensor:
-    """Sum of squares of float32 values, as float64: summed in float32 unless that overflows."""
+def sum_of_squares(x: Tensor) -> float:
+    """Sum of squares of float32 values: summed in float32 unless that overflows."""
     flat = x.reshape(-1)
-    total = torch.dot(flat, flat).to(torch.float64)
-    return total if total.isfinite() else flat.to(torch.float64).square().sum()
+    total = float(torch.dot(flat, flat))
+    return total if isfinite(total) else float(flat.to(torch.float64).square().sum())
+
+
+def largest_magnitudes(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
+    """Largest magnitude along some dimensions, which are kept; NaN if one of them is NaN.
+
+    Args:
+        x: of any float dtype of 16 bits or more.
+        dims: the dimensions that become 1.
+
+    Returns:
+        Of x's dtype.
+    """
+    # Magnitudes are ordered as their bits are, and NaN above all.
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    bits = x.view(integer).bitwise_and(torch.iinfo(integer).max)
+    return bits.amax(dims, keepdim=True).view(x.dtype)
 
 
 def largest_magnitude(x: Tensor) -> Tensor:
-    """Largest magnitude of values of any float dtype: [1] float32, NaN if one is NaN."""
-    # Magnitudes are ordered as their bits are, and NaN above all.
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-    bits = x.view(integer).bitwise_and(torch.iinfo(integer).max).amax().view(1)
-    return bits.view(x.dtype).to(torch.float32)
+    """Largest magnitude of all: [1] float32, NaN if one is NaN."""
+    return largest_magnitudes(x.reshape(-1), 0).to(torch.float32)

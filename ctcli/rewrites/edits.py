@@ -7,7 +7,7 @@ writers Q^T W (QuaRot, Ashkboos et al. 2024, arXiv:2404.00456).
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -276,21 +276,19 @@ def _project(
 
 def _round(
     output: str, spec: TensorSpec, block: Tensor, _start: int, _values: tuple[Tensor, ...]
-) -> tuple[Mapping[str, Tensor], Tensor]:
-    """The one rounding.
+) -> tuple[Mapping[str, Tensor], Sequence[float]]:
+    """The one rounding; there is nothing to measure.
 
     Raises:
         NonFiniteError: what was read is not finite, or the result is too large for the dtype.
     """
-    import torch
-
     from ctcli.ops.rounding import round_once
     from ctcli.ops.sums import largest_magnitude
 
     result = round_once(block, torch_dtype(spec.dtype))
     if result.numel() and not largest_magnitude(result).isfinite():
         raise NonFiniteError(HINT)
-    return {output: result.cpu()}, torch.zeros(0)
+    return {output: result.cpu()}, ()
 
 
 def _as_float64(block: Tensor, _: Tensor | None) -> Tensor:

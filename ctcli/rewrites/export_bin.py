@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -202,10 +202,8 @@ def _parts(
 
 def _quantize(
     group_size: int, granule: int, block: Tensor, _start: int, _values: tuple[Tensor, ...]
-) -> tuple[Mapping[str, Tensor], Tensor]:
-    """Codes and scales of some rows, and the largest absolute error, [1] float64."""
-    import torch
-
+) -> tuple[Mapping[str, Tensor], Sequence[float]]:
+    """Codes and scales of some rows, and the largest absolute error."""
     from ctcli.ops.q80 import quantize_q80
     from ctcli.ops.rope import interleave_halves
 
@@ -215,12 +213,12 @@ def _quantize(
     if granule > 1:
         # Groups lie inside rows, so that the order of the rows can wait for the smaller codes.
         codes, scales = interleave_halves(codes, granule), interleave_halves(scales, granule)
-    return {"codes": codes, "scales": scales}, error.to(torch.float64).view(1)
+    return {"codes": codes, "scales": scales}, (error,)
 
 
 def _widen(
     granule: int, block: Tensor, _start: int, _values: tuple[Tensor, ...]
-) -> tuple[Mapping[str, Tensor], Tensor]:
+) -> tuple[Mapping[str, Tensor], Sequence[float]]:
     """Some rows in float32; there is nothing to measure."""
     import torch
 
@@ -229,4 +227,4 @@ def _widen(
     values = block.to(torch.float32)
     if granule > 1:
         values = interleave_halves(values, granule)
-    return {"values": values}, torch.empty(0)
+    return {"values": values}, ()

@@ -24,7 +24,6 @@ from ctcli.tensors import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from ctcli.ops.rotation import Rotation
@@ -97,8 +96,5 @@ def matrix(name: str, rotation: Rotation, tensor: LazyTensor) -> dict[str, LazyT
 
 def _rows(
     rotation: Rotation, block: Tensor, start: int, _values: tuple[Tensor, ...]
-) -> tuple[Mapping[str, torch.Tensor], Tensor]:
-    import torch
-
-    rows = rotation.unnormalised(start, start + block.shape[0])
-    return {"weight": rows}, torch.zeros(0)
+) -> tuple[Mapping[str, Tensor], Sequence[float]]:
+    return {"weight": rotation.unnormalised(start, start + block.shape[0])}, ()

@@ -63,12 +63,12 @@ def quantize_block(
     block: Tensor,
     _start: int,
     values: tuple[Tensor, ...],
-) -> tuple[Mapping[str, Tensor], Tensor]:
+) -> tuple[Mapping[str, Tensor], Sequence[float]]:
     """Quantize rows (columns) of a weight of that shape, given what is known of the whole.
 
     Returns:
-        Those of each output, and [2] float64: the sums of squares of the error (of what a
-        reader computes, in float32) and of the weight.
+        Those of each output; and the sums of squares of the error (of what a reader computes,
+        in float32) and of the weight.
 
     Raises:
         NonFiniteError: they hold NaN or infinities, and that is not allowed.
@@ -80,13 +80,13 @@ def quantize_block(
     weight = block.to(execution.device).to(torch.float32)
     whole = values[0].to(execution.device) if values else None
     energy = sum_of_squares(weight)
-    if not energy.isfinite() and not execution.allow_nonfinite:
+    if not math.isfinite(energy) and not execution.allow_nonfinite:
         raise NonFiniteError(
             "Repair the checkpoint, leave the module out with --ignore, or give --allow-nonfinite."
         )
     outputs, restored = family_of(numerics.scheme).quantize(weight, shape, numerics, whole)
-    sums = torch.stack((sum_of_squares(restored.sub_(weight)), energy))
-    return {name: tensor.cpu() for name, tensor in outputs.items()}, sums.cpu()
+    error = sum_of_squares(restored.sub_(weight))
+    return {name: tensor.cpu() for name, tensor in outputs.items()}, (error, energy)
 
 
 def largest_magnitude(matrices: Sequence[Matrix], execution: Execution) -> Reduction:
