@@ -234,16 +234,16 @@ Compute = Callable[
 
 @dataclass(frozen=True, eq=False)
 class Direct:
-    """How to make the one output of a derivation of what is stored in rows without torch.
+    """How to make the outputs of a derivation of what is stored in rows without torch.
 
     Attributes:
-        compute: rows as stored, [rows, columns], and the values of `needs` -> those rows of the
-            output.
+        compute: rows as stored, [rows, columns], and the values of `needs` -> those rows of each
+            output, and what was measured on them.
         needs: values to compute first; they take bits.
     """
 
-    compute: Callable[[Bits, tuple[Floats, ...]], Bits]
-    needs: tuple[Reduction, ...]
+    compute: Callable[[Bits, tuple[Floats, ...]], tuple[Mapping[str, Bits], Sequence[float]]]
+    needs: tuple[Reduction, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

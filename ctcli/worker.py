@@ -177,7 +177,8 @@ class Worker:
         if direct := derivation.direct:
             values = tuple(map(self._values.known, direct.needs))
             for start, stored in self._stored(matrix.source, job.span, read_rows):
-                yield start, dict.fromkeys(derivation.outputs, direct.compute(stored, values)), []
+                found, measured = direct.compute(stored, values)
+                yield start, found, [measured]
             return
         values = tuple(map(self._values.known, derivation.needs))
         for start, blocks in self._blocks(matrix, derivation.granule, job.span):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -174,19 +172,3 @@ def test_a_signalling_nan_is_refused_as_others(
     change(source, {NORM: gains})
     with pytest.raises(CtcliError, match="a norm or a bias that goes into it holds NaN"):
         run_fuse_norms(source, tmp_path / "out")
-
-
-@pytest.mark.parametrize("options", [(), ("--dtype", "float32")])
-def test_gains_need_no_torch(options: tuple[str, ...], pylm: Path, tmp_path: Path) -> None:
-    program = """
-import sys
-from ctcli.cli import app
-try:
-    app()
-except SystemExit as end:
-    print(end.code or 0, "torch" in sys.modules)
-"""
-    words = ["fuse-norms", str(pylm), str(tmp_path / "out"), "--quiet", *options]
-    command = [sys.executable, "-c", program, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "0 False"

@@ -123,8 +123,16 @@ def test_compressed_tensors_reads_back_what_was_reported(tmp_path: Path, preset:
         assert found == pytest.approx(error, abs=2**-9)
 
 
-@pytest.mark.parametrize("preset", ["W4A16_ASYM", "FP8_BLOCK", "NVFP4A16", "FP8"])
-def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path, preset: str) -> None:
+@pytest.mark.parametrize(
+    ("preset", "observer"),
+    [
+        *[(preset, "mse") for preset in ("W4A16_ASYM", "FP8_BLOCK", "NVFP4A16", "FP8")],
+        ("FP8_BLOCK", "minmax"),
+    ],
+)
+def test_bytes_do_not_depend_on_the_number_of_workers(
+    tmp_path: Path, preset: str, observer: str
+) -> None:
     names = [f"model.layers.{n}.mlp.{role}_proj" for n in range(3) for role in ("gate", "up")]
     tensors = {f"{name}.weight": weight(1100, 520, seed=i) for i, name in enumerate(names)}
     if preset in ("W4A16_ASYM", "NVFP4A16"):
@@ -137,20 +145,21 @@ def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path, preset: st
         out = tmp_path / f"out-{workers}"
         given = scales if preset == "FP8" else None
         report = run_quantize(
-            source, out, preset, workers=workers, observer="mse", input_scales=given
+            source, out, preset, workers=workers, observer=observer, input_scales=given
         )
         made.append((file_hashes(out), report.errors))
     assert made[0] == made[1] == made[2]
 
 
-def test_a_stopped_run_continues_to_the_same_bytes_and_errors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["NVFP4A16", "FP8_BLOCK"])
+def test_a_stopped_run_continues_to_the_same_bytes_and_errors(tmp_path: Path, preset: str) -> None:
     class StopError(Exception):
         pass
 
     names = [f"model.layers.{n}.mlp.{role}_proj" for n in range(3) for role in ("gate", "up")]
     tensors = {f"{name}.weight": weight(1024, 512, seed=i) for i, name in enumerate(names)}
     source = checkpoint(tmp_path / "source", tensors)
-    whole = run_quantize(source, tmp_path / "whole", "NVFP4A16")
+    whole = run_quantize(source, tmp_path / "whole", preset)
     total = sum(path.stat().st_size for path in (tmp_path / "whole").iterdir())
     for tenths in (1, 4, 7, 9):
         left = total * tenths // 10
@@ -163,9 +172,9 @@ def test_a_stopped_run_continues_to_the_same_bytes_and_errors(tmp_path: Path) ->
 
         out = tmp_path / f"out-{tenths}"
         with pytest.raises(StopError):
-            run_quantize(source, out, "NVFP4A16", advance=stop)
+            run_quantize(source, out, preset, advance=stop)
         assert not out.exists()
-        assert run_quantize(source, out, "NVFP4A16").errors == whole.errors
+        assert run_quantize(source, out, preset).errors == whole.errors
         assert file_hashes(out) == file_hashes(tmp_path / "whole")
 
 
@@ -402,10 +411,11 @@ def test_values_that_are_not_finite_are_refused_by_count(tmp_path: Path) -> None
     run_quantize(source, tmp_path / "out", "W4A16", allow_nonfinite=True)
 
 
-def test_large_values_that_are_finite_are_not_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["W8A8", "FP8_DYNAMIC"])
+def test_large_values_that_are_finite_are_not_refused(tmp_path: Path, preset: str) -> None:
     huge = torch.full((8, 128), 3e38, dtype=torch.bfloat16)
     source = checkpoint(tmp_path / "source", {f"{LAYER}self_attn.o_proj.weight": huge})
-    report = run_quantize(source, tmp_path / "out", "W8A8")
+    report = run_quantize(source, tmp_path / "out", preset)
     assert report.errors[f"{LAYER}self_attn.o_proj"] < 0.01
 
 

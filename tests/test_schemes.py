@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctcli.ops import packing, rounding, sums
+from ctcli.ops import float8_bits, packing, rounding, sums
 from ctcli.ops.ranges import SHRINKS
 from ctcli.schemes import family_of
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
@@ -25,7 +26,7 @@ from ctcli.schemes.family import Execution, Numerics
 from ctcli.schemes.restoring import Restored, restore
 from ctcli.schemes.weights import derive, largest_magnitude
 from ctcli.storage.local import local_file
-from ctcli.tensors import Matrix, NonFiniteError, Reduction, StoredTensor, TensorSpec
+from ctcli.tensors import Matrix, NonFiniteError, Reduction, StoredTensor, TensorSpec, to_bits
 from tests import reference
 from tests.reference import E2M1, E4M3, F32, Arguments, Quantized, Tiles, around, between
 
@@ -104,6 +105,12 @@ def quantize(
     rest = [torch.full((1, 1), others, dtype=blocks[0].dtype)] if shared else []
     needed = tuple(value_of(reduction, blocks + rest) for reduction in derivation.needs)
     computed = [derivation.compute(block, 0, needed)[0] for block in blocks]
+    if direct := derivation.direct:
+        for block, tensors in zip(blocks, computed, strict=True):
+            found = direct.compute(to_bits(block.clone()), ())[0]
+            assert {n: raw(t).tolist() for n, t in tensors.items()} == {
+                n: raw(bits).tolist() for n, bits in found.items()
+            }
     outputs = {}
     for name, declared in derivation.outputs.items():
         parts = [tensors[name] for tensors in computed][: 1 if declared.is_whole else None]
@@ -383,19 +390,36 @@ def test_of_two_ranges_with_the_same_error_mse_takes_the_wider() -> None:
     assert quantize(weight, how, 1)[0]["weight_scale"].item() == 127
 
 
-def test_sums_of_squares_come_with_the_outputs_and_nonfinite_weights_are_refused() -> None:
-    how = numerics(some("int", 4, "channel"), BYTES, "F32", "float32")
+@pytest.mark.parametrize(
+    ("weights", "layout"),
+    [(some("int", 4, "channel"), BYTES), (some("float", 8, "channel"), FLOAT)],
+)
+@pytest.mark.parametrize("size", [1, 1e30])  # squares of the larger are too large for float32
+def test_sums_of_squares_come_with_the_outputs_and_nonfinite_weights_are_refused(
+    weights: QuantizationArgs, layout: str, size: float
+) -> None:
+    how = numerics(weights, layout, "F32", "float32")
     matrix = Matrix(StoredTensor(TensorSpec("F32", (6, 32)), NEVER_READ, 0), (6, 32))
-    compute = derive("module", matrix, how, CPU, None).compute
+    derivation = derive("module", matrix, how, CPU, None)
     weight = torch.from_numpy(np.random.default_rng(1).normal(size=(6, 32)).astype(np.float32))
+    weight *= size
     values = family_of(how.scheme).quantize(weight, (6, 32), how, None)[1]
     expected = [(x.double() ** 2).sum() for x in (values - weight, weight)]
     # In float32: a difference, its square, and the sum of all 192 of them.
-    np.testing.assert_allclose(compute(weight, 0, ())[1], expected, rtol=194 * 2.0**-24)
-    weight[1, 2], weight[4, 0] = torch.nan, -torch.inf
-    with pytest.raises(NonFiniteError):
-        compute(weight, 0, ())
-    derive("module", matrix, how, replace(CPU, allow_nonfinite=True), None).compute(weight, 0, ())
+    close = partial(np.testing.assert_allclose, rtol=194 * 2.0**-24)
+    close(derivation.compute(weight, 0, ())[1], expected)
+    if direct := derivation.direct:
+        close(direct.compute(to_bits(weight), ())[1], expected)
+    for wrong in (torch.nan, -torch.inf):
+        weight[4, 0] = wrong
+        with pytest.raises(NonFiniteError):
+            derivation.compute(weight, 0, ())
+        if direct:
+            with pytest.raises(NonFiniteError):
+                direct.compute(to_bits(weight), ())
+    allowing = derive("module", matrix, how, replace(CPU, allow_nonfinite=True), None)
+    assert not allowing.direct
+    allowing.compute(weight, 0, ())
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -414,6 +438,9 @@ def test_e4m3_rounds_to_nearest_even_and_reads_every_code() -> None:
     x = around(E4M3)
     codes = rounding.to_e4m3(torch.tensor(x)).view(torch.uint8).numpy()
     np.testing.assert_array_equal(codes, reference.e4m3_codes(x))
+    rounded = np.array(x, np.float32)
+    np.testing.assert_array_equal(float8_bits.to_e4m3(rounded), codes)
+    np.testing.assert_array_equal(rounded, reference.e4m3_values(codes))  # as numbers: -0 is 0
     every = np.delete(np.arange(256, dtype=np.uint8), [0x7F, 0xFF])  # these are NaN
     values = rounding.from_e4m3(torch.from_numpy(every).view(torch.float8_e4m3fn))
     np.testing.assert_array_equal(raw(values), raw(reference.e4m3_values(every)))

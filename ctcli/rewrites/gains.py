@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
     from ctcli.ops.bits import Bits, Floats
 
 
-def direct(matrix: Matrix, edit: Edit, arithmetic: Arithmetic, dtype: str) -> Direct | None:
+def direct(
+    matrix: Matrix, edit: Edit, arithmetic: Arithmetic, dtype: str, output: str
+) -> Direct | None:
     """An edit that does no more than to apply a gain, if that, to what is stored.
 
     Args:
@@ -20,6 +23,7 @@ def direct(matrix: Matrix, edit: Edit, arithmetic: Arithmetic, dtype: str) -> Di
         edit: what happens to it.
         arithmetic: how to compute.
         dtype: safetensors tag of the result.
+        output: its name in the module.
 
     Returns:
         How to get the same bytes without torch; None: the edit needs it.
@@ -34,6 +38,7 @@ def direct(matrix: Matrix, edit: Edit, arithmetic: Arithmetic, dtype: str) -> Di
             _scale,
             matrix.source.spec.dtype,
             dtype,
+            output,
             arithmetic.is_exact_in_float32(matrix, edit),
             gain.offset if gain else 0.0,
         ),
@@ -63,12 +68,13 @@ def _as_is(combined: Floats, _: None) -> Floats:
 def _scale(
     source: str,
     target: str,
+    output: str,
     is_exact_in_float32: bool,
     offset: float,
     stored: Bits,
     values: tuple[Floats, ...],
-) -> Bits:
-    """See `Direct.compute`.
+) -> tuple[Mapping[str, Bits], Sequence[float]]:
+    """See `Direct.compute`; there is nothing to measure.
 
     Raises:
         NonFiniteError: what was read is not finite, or the result is too large for the dtype.
@@ -83,4 +89,4 @@ def _scale(
             x *= (gain + offset).astype(x.dtype)
     if not fits(x, target):
         raise NonFiniteError(HINT)
-    return from_floats(x, target)
+    return {output: from_floats(x, target)}, ()

@@ -226,7 +226,7 @@ class _Operation:
         module, _, output = name.rpartition(".")
         own, arithmetic = TensorSpec(self._tag(spec), spec.shape), self.arithmetic.of(spec)
         derivation = rounded(module, output, edited(matrix, edit, arithmetic), own)
-        shortcut = direct(matrix, edit, arithmetic, own.dtype)
+        shortcut = direct(matrix, edit, arithmetic, own.dtype, output)
         return DerivedTensor(replace(derivation, direct=shortcut), output)
 
     def _constant(self, spec: TensorSpec, is_one: bool = False) -> LazyTensor:

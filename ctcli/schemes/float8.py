@@ -13,12 +13,14 @@ from ctcli.schemes.ranges import (
     grouping_of,
     scale_output,
     stored_scale,
+    tile_of,
 )
 from ctcli.tensors import Output, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ctcli.ops.bits import Bits
     from ctcli.ops.float8 import Float8
     from ctcli.ops.ranges import Roundtrip
 
@@ -63,6 +65,21 @@ def quantize(
         "weight_scale": stored_scale(scale, arguments).to(float8.dtype),
     }
     return found, grouping.flatten(values, *weight.shape)
+
+
+def quantize_bits(bits: Bits, numerics: Numerics) -> tuple[dict[str, Bits], tuple[float, float]]:
+    """Quantize stored rows with the bounds of their own tiles, without torch.
+
+    Returns:
+        What `quantize` gives for observer minmax, and the sums of squares of error and weight.
+    """
+    from ctcli.ops.float8_bits import quantize
+
+    height, width = tile_of(numerics.scheme.weights)
+    tile = height or len(bits), width or bits.shape[1]
+    found = quantize(bits, numerics.dtype, tile, numerics.compute_dtype == "weight")
+    outputs = {"weight": found.codes, "weight_scale": found.scales}
+    return outputs, (found.error, found.energy)
 
 
 def decode(

@@ -8,13 +8,17 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from ctcli.schemes import family_of
+from ctcli.schemes import family_of, float8
 from ctcli.schemes.family import Execution, Numerics, WholeFamily
 from ctcli.schemes.ranges import grouping_of
-from ctcli.tensors import Derivation, Matrix, NonFiniteError, Output, Reduction, TensorSpec
+from ctcli.tensors import Derivation, Direct, Matrix, NonFiniteError, Output, Reduction, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ctcli.ops.bits import Bits, Floats
+
+_HINT = "Repair the checkpoint, leave the module out with --ignore, or give --allow-nonfinite."
 
 
 def derive(
@@ -48,12 +52,37 @@ def derive(
         outputs,
         partial(quantize_block, matrix.shape, numerics, execution),
         needs,
+        direct=_direct(matrix, numerics, execution),
     )
 
 
 def _whole_for_rows(output: Output) -> Output:
     """The first columns of a weight give all scales of its rows."""
     return replace(output, is_whole=output.is_whole or output.spec.shape[1] == 1)
+
+
+def _direct(matrix: Matrix, numerics: Numerics, execution: Execution) -> Direct | None:
+    """How to quantize a stored weight without torch: FP8 with the bounds of each tile.
+
+    Its arithmetic takes no longer in numpy, so that what loading torch takes is saved.
+    """
+    scheme = numerics.scheme
+    is_plain = not matrix.compute and numerics.observer == "minmax" and numerics.dtype != "F64"
+    if not is_plain or execution != Execution("cpu", allow_nonfinite=False):
+        return None
+    if not float8.accepts(scheme) or scheme.weights.strategy == "tensor":
+        return None
+    return Direct(partial(_quantize_bits, numerics))
+
+
+def _quantize_bits(
+    numerics: Numerics, stored: Bits, _: tuple[Floats, ...]
+) -> tuple[Mapping[str, Bits], Sequence[float]]:
+    """See `quantize_block`."""
+    outputs, (error, energy) = float8.quantize_bits(stored, numerics)
+    if not math.isfinite(energy):
+        raise NonFiniteError(_HINT)
+    return outputs, (error, energy)
 
 
 def quantize_block(
@@ -81,9 +110,7 @@ def quantize_block(
     whole = values[0].to(execution.device) if values else None
     energy = sum_of_squares(weight)
     if not math.isfinite(energy) and not execution.allow_nonfinite:
-        raise NonFiniteError(
-            "Repair the checkpoint, leave the module out with --ignore, or give --allow-nonfinite."
-        )
+        raise NonFiniteError(_HINT)
     outputs, restored = family_of(numerics.scheme).quantize(weight, shape, numerics, whole)
     error = sum_of_squares(restored.sub_(weight))
     return {name: tensor.cpu() for name, tensor in outputs.items()}, (error, energy)
