@@ -438,7 +438,7 @@ def test_e4m3_rounds_to_nearest_even_and_reads_every_code() -> None:
     x = around(E4M3)
     codes = rounding.to_e4m3(torch.tensor(x)).view(torch.uint8).numpy()
     np.testing.assert_array_equal(codes, reference.e4m3_codes(x))
-    rounded = np.array(x, np.float32)
+    rounded = np.clip(x, -448, 448).astype(np.float32)
     np.testing.assert_array_equal(float8_bits.to_e4m3(rounded), codes)
     np.testing.assert_array_equal(rounded, reference.e4m3_values(codes))  # as numbers: -0 is 0
     every = np.delete(np.arange(256, dtype=np.uint8), [0x7F, 0xFF])  # these are NaN

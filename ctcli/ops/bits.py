@@ -74,7 +74,7 @@ def tile_magnitudes(tiles: Bits, width: int, tag: str) -> Floats:
     """
     # Magnitudes are ordered as their bits are, and NaN above all.
     magnitudes = tiles & np.iinfo(f"i{tiles.itemsize}").max
-    by_column = magnitudes.max(axis=1)
+    by_column = magnitudes.max(axis=1) if tiles.shape[1] > 1 else magnitudes
     return to_floats(by_column.reshape(len(tiles), -1, width).max(axis=2), tag, np.float32)
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _E4M3_MAX, _E4M3_SMALLEST_NORMAL = 448.0, 2.0**-6
 # What an empty tile's scale is: the epsilon of its dtype.
 _EPSILONS = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23}
+# Scales from these on are rounded by less than the 3 % that lie between 448 and 464, from where on
+# E4M3 has to saturate.
+_SMALLEST_NORMAL = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126}
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,8 @@ def quantize(bits: Bits, tag: str, tile: tuple[int, int], rounds_quotients: bool
     values: Floats = weight / scale
     if rounds_quotients:
         values = to_floats(from_floats(values, tag), tag, np.float32)
+    if scales.min() < _SMALLEST_NORMAL[tag]:
+        np.clip(values, -_E4M3_MAX, _E4M3_MAX, out=values)
     codes = to_e4m3(values).reshape(padded.shape)
     values *= scale
     values -= weight
@@ -68,7 +73,7 @@ def quantize(bits: Bits, tag: str, tile: tuple[int, int], rounds_quotients: bool
 
 
 def to_e4m3(x: Floats) -> Bits:
-    """Saturate float32 to +-448 and round to E4M3, ties to even; -0 stays -0.
+    """Round float32 below 464 in magnitude to E4M3, ties to even; -0 stays -0.
 
     With 2**e <= |x|, E4M3 has steps of 2**e / 8 (2**-9 below 2**-6), which is the spacing of
     float32 at 3 * 2**(e+19): adding and subtracting that number rounds.
@@ -78,7 +83,6 @@ def to_e4m3(x: Floats) -> Bits:
     """
     signs = np.signbit(x).view(np.uint8)
     signs *= 128
-    np.clip(x, -_E4M3_MAX, _E4M3_MAX, out=x)
     bits = x.view(np.uint32) & 0x7F800000
     magic = bits.view(np.float32)
     # The upper bound does nothing; np.maximum takes three times as long.
