@@ -29,6 +29,8 @@ except SystemExit as end:
         ("fuse-norms",),
         ("fuse-norms", "--dtype", "float32"),
         ("quantize", "--scheme", "FP8_DYNAMIC"),
+        ("quantize", "--scheme", "W8A8"),
+        ("quantize", "--scheme", "W4A16", "--on-indivisible", "smaller-group"),
         ("quantize", "--scheme", "FP8_BLOCK", "--compute-dtype", "weight"),
         ("quantize", "--bits", "8", "--type", "float", "--strategy", "group", "--group-size", "32"),
     ],
@@ -43,12 +45,14 @@ def test_no_torch_is_loaded(words: tuple[str, ...], pylm: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("preset", ["FP8_DYNAMIC", "FP8_BLOCK"])
-def test_fp8_is_the_same_with_torch(preset: str, dtype: torch.dtype, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset", ["FP8_DYNAMIC", "FP8_BLOCK", "W8A8", "W4A16", "W3A16"])
+def test_weights_are_the_same_with_torch(preset: str, dtype: torch.dtype, tmp_path: Path) -> None:
     """Whole checkpoints; test_schemes.py compares any values, and rows in any blocks."""
     source = make("llama", tmp_path / "source", dtype=dtype)
-    without = run_quantize(source, tmp_path / "without", preset)
-    with_torch = run_quantize(source, tmp_path / "with", preset, device="cpu:0")
+    without = run_quantize(source, tmp_path / "without", preset, on_indivisible="smaller-group")
+    with_torch = run_quantize(
+        source, tmp_path / "with", preset, on_indivisible="smaller-group", device="cpu:0"
+    )
     assert file_hashes(tmp_path / "without") == file_hashes(tmp_path / "with")
     # Both sum squares in float32, each in an order of its own.
     assert without.errors == pytest.approx(with_torch.errors, rel=1e-5)

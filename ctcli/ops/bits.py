@@ -61,29 +61,6 @@ def from_floats(values: Floats, tag: str) -> Bits:
     return bits.astype(np.uint16)
 
 
-def tile_magnitudes(tiles: Bits, width: int, tag: str) -> Floats:
-    """Largest magnitude of each tile; not finite where one of its values is not.
-
-    Args:
-        tiles: [row tiles, rows of a tile, columns] in a dtype.
-        width: columns of a tile.
-        tag: safetensors tag of the dtype.
-
-    Returns:
-        [row tiles, column tiles] float32.
-    """
-    # Magnitudes are ordered as their bits are, and NaN above all.
-    magnitudes = tiles & np.iinfo(f"i{tiles.itemsize}").max
-    by_column = magnitudes.max(axis=1) if tiles.shape[1] > 1 else magnitudes
-    return to_floats(by_column.reshape(len(tiles), -1, width).max(axis=2), tag, np.float32)
-
-
-def sum_of_squares(x: Floats) -> float:
-    """Sum of squares of float32 values, in float32 along the last axis unless that overflows."""
-    total = float(np.matmul(x[..., np.newaxis, :], x[..., np.newaxis]).sum(dtype=np.float64))
-    return total if np.isfinite(total) else float(np.square(x, dtype=np.float64).sum())
-
-
 def _rounded_to_odd(values: Floats) -> Floats:
     """Float64 as float32 that rounds further as float64 does; see `ops.rounding.round_once`."""
     nearest = values.astype(np.float32)

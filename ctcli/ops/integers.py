@@ -54,8 +54,3 @@ class Integers:
     def roundtrip(self, view: Tensor, bounds: Bounds) -> Tensor:
         """What a reader gets back of a grouped view that was quantized with these bounds."""
         return self.encode(view, *self.parameters(bounds))[1]
-
-    def offset_binary(self, codes: Tensor) -> Tensor:
-        """Two's complement int8 to the unsigned q + 2^(B-1), uint8."""
-        unsigned = codes.contiguous().view(torch.uint8)
-        return unsigned.bitwise_and(2**self.bits - 1).bitwise_xor_(1 << (self.bits - 1))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ctcli.ops.packing import pack_bytes, unpack_bytes
+
 E2M1_MAX = 6.0
 E4M3_MAX = 448.0
 
@@ -78,6 +80,16 @@ def from_e2m1(codes: Tensor) -> Tensor:
     sign = bits.bitwise_and(8).bitwise_left_shift_(12)
     halves = bits.bitwise_and_(7).bitwise_left_shift_(9).bitwise_or_(sign)
     return halves.view(torch.float16).to(torch.float32).mul_(2.0**14)
+
+
+def pack_e2m1(codes: Tensor) -> Tensor:
+    """4-bit codes, [rows, columns] uint8, two to a byte; on the CPU."""
+    return torch.from_numpy(pack_bytes(codes.cpu().numpy(), 4))
+
+
+def unpack_e2m1(packed: Tensor) -> Tensor:
+    """Undo `pack_e2m1`."""
+    return torch.from_numpy(unpack_bytes(packed.numpy(), 4))
 
 
 def e4m3_half_steps(values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from ctcli.ops.bits import Bits
     from ctcli.ops.ranges import Roundtrip
 
 Observer = Literal["minmax", "mse"]
@@ -122,7 +123,22 @@ class Family(Protocol):
 
 
 class WholeFamily(Family, Protocol):
-    """A family that also has schemes with one scale for the whole weight."""
+    """A family whose scales have the weight's dtype; there may be one for the whole weight."""
 
     def roundtrip(self, numerics: Numerics) -> Roundtrip:
         """(grouped view, bounds) -> what a reader gets back of it."""
+
+    def quantize_bits(
+        self, bits: Bits, shape: tuple[int, ...], numerics: Numerics
+    ) -> tuple[dict[str, Bits], tuple[float, float]]:
+        """Quantize some stored rows without torch, to the same bytes.
+
+        Args:
+            bits: [rows, columns] of BF16, F16 or F32.
+            shape: of the whole weight.
+            numerics: how: a symmetric scheme, tiles with ranges of their own, observer minmax.
+
+        Returns:
+            The rows of each output; and the sums of squares of the error, and of the weight (NaN
+            or infinite only where it is).
+        """

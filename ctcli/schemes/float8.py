@@ -11,9 +11,9 @@ from ctcli.schemes.ranges import (
     find_bounds,
     granule_of,
     grouping_of,
+    quantize_stored,
     scale_output,
     stored_scale,
-    tile_of,
 )
 from ctcli.tensors import Output, TensorSpec
 
@@ -67,17 +67,15 @@ def quantize(
     return found, grouping.flatten(values, *weight.shape)
 
 
-def quantize_bits(bits: Bits, numerics: Numerics) -> tuple[dict[str, Bits], tuple[float, float]]:
-    """Quantize stored rows with the bounds of their own tiles, without torch.
+def quantize_bits(
+    bits: Bits,
+    shape: tuple[int, ...],  # noqa: ARG001 (families share one signature)
+    numerics: Numerics,
+) -> tuple[dict[str, Bits], tuple[float, float]]:
+    """Quantize some stored rows. See `WholeFamily.quantize_bits`."""
+    from ctcli.ops.stored_weights import E4M3_MAX, e4m3
 
-    Returns:
-        What `quantize` gives for observer minmax, and the sums of squares of error and weight.
-    """
-    from ctcli.ops.float8_bits import quantize
-
-    height, width = tile_of(numerics.scheme.weights)
-    tile = height or len(bits), width or bits.shape[1]
-    found = quantize(bits, numerics.dtype, tile, numerics.compute_dtype == "weight")
+    found = quantize_stored(bits, numerics, E4M3_MAX, e4m3)
     outputs = {"weight": found.codes, "weight_scale": found.scales}
     return outputs, (found.error, found.energy)
 

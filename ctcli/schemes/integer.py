@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ctcli.schemes.arguments import Scheme
@@ -13,6 +14,7 @@ from ctcli.schemes.ranges import (
     find_bounds,
     granule_of,
     grouping_of,
+    quantize_stored,
     scale_output,
     stored_scale,
 )
@@ -21,6 +23,7 @@ from ctcli.tensors import Output, TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ctcli.ops.bits import Bits
     from ctcli.ops.integers import Integers
     from ctcli.ops.ranges import Roundtrip
 
@@ -70,13 +73,8 @@ def quantize(
     """Quantize some rows. See `Family.quantize`."""
     import torch
 
-    from ctcli.ops.packing import pack_words
-
-    scheme, grouping, integers = (
-        numerics.scheme,
-        grouping_of(numerics.scheme.weights),
-        _of(numerics),
-    )
+    scheme, grouping = numerics.scheme, grouping_of(numerics.scheme.weights)
+    integers = _of(numerics)
     view = grouping.view(weight)
     bounds = find_bounds(view, numerics, whole, integers.roundtrip)
     scale, zero = integers.parameters(bounds)
@@ -84,35 +82,50 @@ def quantize(
     flat = grouping.flatten(codes.to(torch.int8), *weight.shape)
     found = {"weight_scale": stored_scale(scale, scheme.weights).to(integers.dtype)}
     if scheme.format == "pack-quantized":
-        found["weight_packed"] = pack_words(integers.offset_binary(flat), integers.bits)
+        found["weight_packed"] = _packed(flat, integers.bits)
         found["weight_shape"] = torch.tensor(shape)
     else:
         found["weight"] = flat
     if zero is not None:
         stored = stored_scale(zero, scheme.weights).to(torch.int8)
         if _packs_zero_points(scheme):
-            stored = pack_words(integers.offset_binary(stored.T), integers.bits).T.contiguous()
+            stored = _packed(stored.T.contiguous(), integers.bits).T.contiguous()
         found["weight_zero_point"] = stored
     return found, grouping.flatten(values, *weight.shape)
+
+
+def quantize_bits(
+    bits: Bits, shape: tuple[int, ...], numerics: Numerics
+) -> tuple[dict[str, Bits], tuple[float, float]]:
+    """Quantize some stored rows. See `WholeFamily.quantize_bits`."""
+    import numpy as np
+
+    from ctcli.ops.packing import offset_binary, pack_words
+    from ctcli.ops.stored_weights import integers
+
+    width = numerics.scheme.weights.num_bits
+    found = quantize_stored(bits, numerics, (2**width - 1) / 2, partial(integers, width))
+    outputs = {"weight_scale": found.scales}
+    if numerics.scheme.format == "pack-quantized":
+        outputs["weight_packed"] = pack_words(offset_binary(found.codes, width), width)
+        outputs["weight_shape"] = np.array(shape, np.uint64)
+    else:
+        outputs["weight"] = found.codes
+    return outputs, (found.error, found.energy)
 
 
 def decode(tensors: Mapping[str, Tensor], shape: tuple[int, int], scheme: Scheme) -> Decoded:
     """Read what `quantize` wrote. See `Family.decode`."""
     import torch
 
-    from ctcli.ops.packing import unpack_words
-
     bits, scale = scheme.weights.num_bits, tensors["weight_scale"].to(torch.float32)
-    offset = 1 << (bits - 1)
     if scheme.format == "pack-quantized":
-        unsigned = unpack_words(tensors["weight_packed"], bits, shape[1])
-        codes = unsigned.to(torch.float32).sub_(offset)
+        codes = _unpacked(tensors["weight_packed"], bits, shape[1])
     else:
         codes = tensors["weight"].to(torch.float32)
     zero = tensors.get("weight_zero_point")
     if zero is not None and _packs_zero_points(scheme):
-        unsigned = unpack_words(zero.T.contiguous(), bits, shape[0])
-        zero = unsigned.T.to(torch.float32).sub_(offset).contiguous()
+        zero = _unpacked(zero.T.contiguous(), bits, shape[0]).T.contiguous()
     return Decoded(codes, scale, None if zero is None else zero.to(torch.float32))
 
 
@@ -135,6 +148,26 @@ def _packs_zero_points(scheme: Scheme) -> bool:
     weights = scheme.weights
     packs = scheme.format == "pack-quantized" and weights.strategy in ("channel", "group")
     return packs and not weights.symmetric
+
+
+def _packed(codes: Tensor, bits: int) -> Tensor:
+    """Int8 codes as int32 words, on the CPU."""
+    import torch
+
+    from ctcli.ops.packing import offset_binary, pack_words
+
+    unsigned = offset_binary(codes.view(torch.uint8).cpu().numpy(), bits)
+    return torch.from_numpy(pack_words(unsigned, bits).view("i4"))
+
+
+def _unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
+    """The codes in int32 words, as float32."""
+    import torch
+
+    from ctcli.ops.packing import unpack_words
+
+    unsigned = torch.from_numpy(unpack_words(words.numpy().view("u4"), bits, columns))
+    return unsigned.to(torch.float32).sub_(1 << (bits - 1))
 
 
 def _words(elements: int, bits: int) -> int:

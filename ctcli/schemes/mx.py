@@ -51,7 +51,7 @@ def quantize(
     import torch
 
     from ctcli.ops.mx import Microscaling
-    from ctcli.ops.packing import pack_bytes
+    from ctcli.ops.rounding import pack_e2m1
 
     arguments = numerics.scheme.weights
     grouping = grouping_of(arguments)
@@ -64,7 +64,7 @@ def quantize(
     if mx.bits == 8:
         found["weight"] = codes
     else:
-        found["weight_packed"] = pack_bytes(codes, 4)
+        found["weight_packed"] = pack_e2m1(codes)
     return found, grouping.flatten(values, *weight.shape)
 
 
@@ -76,12 +76,18 @@ def decode(
     """Read what `quantize` wrote. See `Family.decode`."""
     import torch
 
-    from ctcli.ops.packing import unpack_bytes
-    from ctcli.ops.rounding import e2m1_half_steps, e4m3_half_steps, from_e2m1, from_e4m3, pow2
+    from ctcli.ops.rounding import (
+        e2m1_half_steps,
+        e4m3_half_steps,
+        from_e2m1,
+        from_e4m3,
+        pow2,
+        unpack_e2m1,
+    )
 
     scale = pow2(tensors["weight_scale"].to(torch.int32))
     if scheme.weights.num_bits == 8:
         codes = from_e4m3(tensors["weight"])
         return Decoded(codes, scale, half_steps=e4m3_half_steps(codes))
-    codes = from_e2m1(unpack_bytes(tensors["weight_packed"], 4))
+    codes = from_e2m1(unpack_e2m1(tensors["weight_packed"]))
     return Decoded(codes, scale, half_steps=e2m1_half_steps(codes))

@@ -46,7 +46,7 @@ def quantize(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Quantize some rows. See `Family.quantize`."""
     from ctcli.ops.nvfp4 import Nvfp4, global_scale
-    from ctcli.ops.packing import pack_bytes
+    from ctcli.ops.rounding import pack_e2m1
 
     assert whole is not None, "the fused set's largest magnitude"
     arguments, dtype = numerics.scheme.weights, numerics.torch_dtype
@@ -56,7 +56,7 @@ def quantize(
     scale = nvfp4.scale(find_bounds(view, numerics, None, nvfp4.roundtrip))
     codes, values = nvfp4.encode(view, scale)
     found = {
-        "weight_packed": pack_bytes(grouping.flatten(codes, *weight.shape), 4),
+        "weight_packed": pack_e2m1(grouping.flatten(codes, *weight.shape)),
         "weight_scale": stored_scale(scale, arguments),
         "weight_global_scale": nvfp4.total.view(1),
     }
@@ -69,9 +69,8 @@ def decode(
     scheme: Scheme,  # noqa: ARG001
 ) -> Decoded:
     """Read what `quantize` wrote. See `Family.decode`."""
-    from ctcli.ops.packing import unpack_bytes
-    from ctcli.ops.rounding import e2m1_half_steps, from_e2m1, from_e4m3
+    from ctcli.ops.rounding import e2m1_half_steps, from_e2m1, from_e4m3, unpack_e2m1
 
-    codes = from_e2m1(unpack_bytes(tensors["weight_packed"], 4))
+    codes = from_e2m1(unpack_e2m1(tensors["weight_packed"]))
     scale = from_e4m3(tensors["weight_scale"]) / tensors["weight_global_scale"]
     return Decoded(codes, scale, half_steps=e2m1_half_steps(codes))

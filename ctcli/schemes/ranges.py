@@ -12,8 +12,10 @@ from ctcli.tensors import Output, TensorSpec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ctcli.ops.bits import Bits
     from ctcli.ops.grouping import Grouping
     from ctcli.ops.ranges import Bounds, Roundtrip
+    from ctcli.ops.stored_weights import Encode, QuantizedRows
 
 
 def tile_of(arguments: QuantizationArgs) -> tuple[int | None, int | None]:
@@ -77,3 +79,13 @@ def find_bounds(
     if numerics.observer == "minmax":
         return widest_bounds(view, symmetric)
     return best_bounds(view, symmetric, roundtrip)
+
+
+def quantize_stored(
+    bits: Bits, numerics: Numerics, divisor: float, encode: Encode
+) -> QuantizedRows:
+    """Quantize some stored rows without torch; see `ops.stored_weights.Rounding`."""
+    from ctcli.ops.stored_weights import Rounding, quantize
+
+    tile, rounds = tile_of(numerics.scheme.weights), numerics.compute_dtype == "weight"
+    return quantize(bits, Rounding(numerics.dtype, tile, divisor, encode, rounds))

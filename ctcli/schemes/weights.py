@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from ctcli.schemes import family_of, float8
+from ctcli.schemes import family_of
 from ctcli.schemes.family import Execution, Numerics, WholeFamily
 from ctcli.schemes.ranges import grouping_of
 from ctcli.tensors import Derivation, Direct, Matrix, NonFiniteError, Output, Reduction, TensorSpec
@@ -62,24 +62,26 @@ def _whole_for_rows(output: Output) -> Output:
 
 
 def _direct(matrix: Matrix, numerics: Numerics, execution: Execution) -> Direct | None:
-    """How to quantize a stored weight without torch: FP8 with the bounds of each tile.
+    """How to quantize a stored weight without torch: in the cases that need least for it.
 
-    Its arithmetic takes no longer in numpy, so that what loading torch takes is saved.
+    Their arithmetic takes no longer in numpy, so that the time to load torch is saved.
     """
-    scheme = numerics.scheme
+    weights = numerics.scheme.weights
     is_plain = not matrix.compute and numerics.observer == "minmax" and numerics.dtype != "F64"
     if not is_plain or execution != Execution("cpu", allow_nonfinite=False):
         return None
-    if not float8.accepts(scheme) or scheme.weights.strategy == "tensor":
+    has_plain_scales = weights.scale_dtype is None and weights.strategy != "tensor"
+    if not has_plain_scales or not weights.symmetric:
         return None
-    return Direct(partial(_quantize_bits, numerics))
+    return Direct(partial(_quantize_bits, matrix.shape, numerics))
 
 
 def _quantize_bits(
-    numerics: Numerics, stored: Bits, _: tuple[Floats, ...]
+    shape: tuple[int, ...], numerics: Numerics, stored: Bits, _: tuple[Floats, ...]
 ) -> tuple[Mapping[str, Bits], Sequence[float]]:
     """See `quantize_block`."""
-    outputs, (error, energy) = float8.quantize_bits(stored, numerics)
+    family = cast(WholeFamily, family_of(numerics.scheme))
+    outputs, (error, energy) = family.quantize_bits(stored, shape, numerics)
     if not math.isfinite(energy):
         raise NonFiniteError(_HINT)
     return outputs, (error, energy)
