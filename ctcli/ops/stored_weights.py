@@ -72,9 +72,12 @@ def quantize(bits: Bits, rounding: Rounding) -> QuantizedRows:
         padded = np.pad(bits, ((0, -rows % height), (0, -columns % width)))
     tiles, tag = padded.reshape(-1, height, padded.shape[1]), rounding.dtype
     scales = _positive(tile_magnitudes(tiles, width, tag) / np.float32(rounding.divisor), tag)
-    # As many as there are columns: numpy takes twice as long where it has to repeat them itself.
-    scale = np.repeat(scales, width, axis=1)[:, np.newaxis]
+    by_column = scales if scales.shape[1] == 1 else np.repeat(scales, width, axis=1)
+    scale = by_column[:, np.newaxis]
     weight = to_floats(tiles, tag, np.float32)
+    # With a buffer of more than a row, numpy first copies the scales for every element: that takes
+    # twice as long. The setting is this thread's own.
+    np.setbufsize(max(16, tiles.shape[2] // 16 * 16))
     values: Floats = weight / scale
     if rounding.rounds_quotients:
         values = to_floats(from_floats(values, tag), tag, np.float32)
