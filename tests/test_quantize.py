@@ -91,6 +91,15 @@ def test_linears_are_quantized_and_the_rest_is_left_alone_with_a_reason(tmp_path
     assert before.keys() - after.keys() == {f"{module}.weight" for module in expected}
 
 
+@pytest.mark.parametrize("shape", [(8, 0), (0, 128)])
+def test_weights_without_elements_are_left_alone(tmp_path: Path, shape: tuple[int, int]) -> None:
+    tensors = {**attention(), f"{LAYER}mlp.down_proj.weight": torch.empty(shape)}
+    source = checkpoint(tmp_path / "source", tensors)
+    for preset in ("FP8_DYNAMIC", "FP8_BLOCK", "W4A16"):
+        report = run_quantize(source, tmp_path / preset, preset, targets=("re:.*",))
+        assert report.selection.kept[f"{LAYER}mlp.down_proj"] == "it is empty"
+
+
 def test_only_quantization_config_is_added_to_config_json(tmp_path: Path) -> None:
     config = {**LLAMA, "zeta": 1e-05, "alpha": ["é", None], "model_type": "llama"}
     source = checkpoint(tmp_path / "source", attention(), config)

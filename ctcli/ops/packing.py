@@ -38,8 +38,8 @@ def pack_words(codes: Codes, bits: int) -> NDArray[np.uint32]:
     words = math.ceil(columns * bits / 32)
     padding = words * 32 // bits - columns if 32 % bits == 0 else -columns % 32
     padded: Codes = np.pad(codes, ((0, 0), (0, padding))) if padding else codes
-    packed = pack_bytes(padded, bits)
-    return np.ascontiguousarray(packed[:, : 4 * words]).view(np.uint32).reshape(rows, words)
+    packed = pack_bytes(padded, bits)[:, : 4 * words]
+    return packed.reshape(-1).view(np.uint32).reshape(rows, words)  # one column may have any stride
 
 
 def pack_bytes(codes: Codes, bits: int) -> Codes:
@@ -89,7 +89,7 @@ def unpack_words(packed: NDArray[np.uint32], bits: int, columns: int) -> Codes:
     Returns:
         [rows, columns].
     """
-    data = np.ascontiguousarray(packed).view(np.uint8)
+    data = packed.reshape(-1).view(np.uint8).reshape(len(packed), 4 * packed.shape[1])
     if missing := -data.shape[1] % bits:
         data = np.pad(data, ((0, 0), (0, missing)))
     return unpack_bytes(data, bits)[:, :columns]

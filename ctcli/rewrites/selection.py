@@ -106,6 +106,8 @@ def _reason_to_keep(
 ) -> str | None:
     if any(matches(pattern, module) for pattern in choice.ignore):
         return "--ignore"
+    if not spec.nbytes:
+        return "it is empty"
     named = module in (pattern for pattern, _ in choice.schemes)
     if named or any(matches(pattern, module) for pattern in choice.targets):
         return None

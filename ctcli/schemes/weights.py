@@ -67,11 +67,11 @@ def _direct(matrix: Matrix, numerics: Numerics, execution: Execution) -> Direct 
     Their arithmetic takes no longer in numpy, so that the time to load torch is saved.
     """
     weights = numerics.scheme.weights
-    is_plain = not matrix.compute and numerics.observer == "minmax" and numerics.dtype != "F64"
-    if not is_plain or execution != Execution("cpu", allow_nonfinite=False):
+    if matrix.compute or execution != Execution("cpu", allow_nonfinite=False):
         return None
-    has_plain_scales = weights.scale_dtype is None and weights.strategy != "tensor"
-    if not has_plain_scales or not weights.symmetric:
+    if numerics.dtype == "F64" or numerics.observer != "minmax":
+        return None
+    if weights.scale_dtype or weights.strategy == "tensor" or not weights.symmetric:
         return None
     return Direct(partial(_quantize_bits, matrix.shape, numerics))
 
