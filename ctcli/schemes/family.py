@@ -122,8 +122,8 @@ class Family(Protocol):
         """
 
 
-class WholeFamily(Family, Protocol):
-    """A family whose scales have the weight's dtype; there may be one for the whole weight."""
+class PlainFamily(Family, Protocol):
+    """A family with scales of the weight's dtype, and schemes with one for the whole weight."""
 
     def roundtrip(self, numerics: Numerics) -> Roundtrip:
         """(grouped view, bounds) -> what a reader gets back of it."""

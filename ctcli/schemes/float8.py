@@ -72,7 +72,7 @@ def quantize_bits(
     shape: tuple[int, ...],  # noqa: ARG001 (families share one signature)
     numerics: Numerics,
 ) -> tuple[dict[str, Bits], tuple[float, float]]:
-    """Quantize some stored rows. See `WholeFamily.quantize_bits`."""
+    """Quantize some stored rows. See `PlainFamily.quantize_bits`."""
     from ctcli.ops.stored_weights import E4M3_MAX, e4m3
 
     found = quantize_stored(bits, numerics, E4M3_MAX, e4m3)

@@ -97,7 +97,7 @@ def quantize(
 def quantize_bits(
     bits: Bits, shape: tuple[int, ...], numerics: Numerics
 ) -> tuple[dict[str, Bits], tuple[float, float]]:
-    """Quantize some stored rows. See `WholeFamily.quantize_bits`."""
+    """Quantize some stored rows. See `PlainFamily.quantize_bits`."""
     import numpy as np
 
     from ctcli.ops.packing import offset_binary, pack_words

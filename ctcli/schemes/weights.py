@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from ctcli.schemes import family_of
-from ctcli.schemes.family import Execution, Numerics, WholeFamily
+from ctcli.schemes.family import Execution, Numerics, PlainFamily
 from ctcli.schemes.ranges import grouping_of
 from ctcli.tensors import Derivation, Direct, Matrix, NonFiniteError, Output, Reduction, TensorSpec
 
@@ -80,7 +80,7 @@ def _quantize_bits(
     shape: tuple[int, ...], numerics: Numerics, stored: Bits, _: tuple[Floats, ...]
 ) -> tuple[Mapping[str, Bits], Sequence[float]]:
     """See `quantize_block`."""
-    family = cast(WholeFamily, family_of(numerics.scheme))
+    family = cast(PlainFamily, family_of(numerics.scheme))
     outputs, (error, energy) = family.quantize_bits(stored, shape, numerics)
     if not math.isfinite(energy):
         raise NonFiniteError(_HINT)
@@ -166,7 +166,7 @@ def _errors(
     weight = block.to(execution.device).to(torch.float32)
     view = grouping_of(numerics.scheme.weights).view(weight)
     low, high = bounds.to(execution.device).view(2, -1, 1, 1, 1)
-    roundtrip = cast(WholeFamily, family_of(numerics.scheme)).roundtrip(numerics)
+    roundtrip = cast(PlainFamily, family_of(numerics.scheme)).roundtrip(numerics)
     errors = shrunk_errors(view, (low, high), roundtrip)
     return torch.stack([error.to(torch.float64).view(-1) for _, error in errors]).cpu()
 

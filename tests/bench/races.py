@@ -45,7 +45,10 @@ _CTCLI = "{python} -m ctcli"
 
 
 def _computing(name: str, command: str, checkpoint: tuple[str, ...]) -> Race:
-    """Ours, and what it is made of: start-up, loading torch, and copying as many bytes."""
+    """Ours, and what it may be made of: start-up, loading torch, and copying as many bytes.
+
+    FP8 and symmetric integers load none.
+    """
     command = f"{_CTCLI} {command} --quiet"
     return Race(
         checkpoint,
