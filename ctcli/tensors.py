@@ -234,7 +234,7 @@ Compute = Callable[
 
 @dataclass(frozen=True, eq=False)
 class Direct:
-    """How to make the outputs of a derivation of what is stored in rows without torch.
+    """How to make the outputs of a derivation without torch, from rows of what is stored.
 
     Attributes:
         compute: rows as stored, [rows, columns], and the values of `needs` -> those rows of each

@@ -174,6 +174,20 @@ def test_one_pass_is_nearer_to_exact_arithmetic_than_the_chain(
     assert squared_errors(once, exact) < squared_errors(chain, exact)
 
 
+@pytest.mark.parametrize("scheme", ["FP8_DYNAMIC", "W4A16"])
+def test_a_step_that_only_widens_is_no_other_than_the_command(
+    scheme: str, pylm: Path, tmp_path: Path
+) -> None:
+    chosen = {"scheme": [scheme], "on_indivisible": "smaller-group"}
+    widen = {"use": "fuse-norms", "dtype": "float32"}
+    run_steps(pylm, tmp_path / "run", widen, {"use": "quantize", **chosen})
+    run_fuse_norms(pylm, tmp_path / "fused", dtype="float32")
+    run_quantize(tmp_path / "fused", tmp_path / "chain", scheme, on_indivisible="smaller-group")
+    # The first layer's o_proj reads no norm: nothing happens to it but that it is stored wider.
+    name = "model.layers.0.self_attn.o_proj.weight_scale"
+    assert torch.equal(*(tensors_of(tmp_path / made)[name] for made in ("run", "chain")))
+
+
 def test_bytes_do_not_depend_on_workers(tiny: Models, tmp_path: Path) -> None:
     source = tiny("qwen3_moe", True).folder
     steps = (ROTATE, {"use": "quantize", "scheme": "NVFP4A16"}, {"use": "reindex"})

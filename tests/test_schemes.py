@@ -462,6 +462,6 @@ def test_e2m1_rounds_to_nearest_even_and_reads_every_code() -> None:
 def test_the_largest_magnitude_is_never_negative_zero_and_keeps_nan(group: int) -> None:
     weight = torch.tensor([[0.0], [-0.0], [-3.0], [torch.nan]]).repeat(1, group)
     weight[2:, 1:] = 2
-    found = sums.largest_magnitudes(weight, 1).view(4).numpy()
+    found = sums.largest_along(weight, 1).view(4).numpy()
     np.testing.assert_array_equal(found, np.array([0, 0, 3, np.nan]))
     assert not np.signbit(found[:3]).any()

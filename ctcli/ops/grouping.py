@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ctcli.ops.sums import largest_magnitudes
+from ctcli.ops.sums import largest_along
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Grouping:
     @staticmethod
     def amax(view: Tensor) -> Tensor:
         """Largest magnitude of each group: [row tiles, 1, column tiles, 1]."""
-        return largest_magnitudes(view, (1, 3))
+        return largest_along(view, (1, 3))
 
     @staticmethod
     def bounds(view: Tensor) -> tuple[Tensor, Tensor]:

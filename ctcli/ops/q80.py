@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ctcli.ops.sums import largest_magnitudes
+from ctcli.ops.sums import largest_along
 
 _LARGEST_CODE = 127.0
 
@@ -27,7 +27,7 @@ def quantize_q80(weight: Tensor, group: int) -> tuple[Tensor, Tensor, float]:
     rows, columns = weight.shape
     values = weight.to(torch.float32)
     grouped = values.view(rows, columns // group, group)
-    scales = largest_magnitudes(grouped, 2).div_(_LARGEST_CODE)
+    scales = largest_along(grouped, 2).div_(_LARGEST_CODE)
     quotients = grouped / scales.masked_fill(scales == 0, 1.0)
     rounded = quotients.round_().clamp_(-_LARGEST_CODE, _LARGEST_CODE)
     codes = rounded.to(torch.int8).view(rows, columns)

@@ -5,7 +5,8 @@ For symmetric schemes with scales of the dtype of the weight, each for the range
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ Encode = Callable[["Floats", bool], "Bits"]
 E4M3_MAX, _E4M3_SMALLEST_NORMAL = 448.0, 2.0**-6
 # What an empty tile's scale is: the epsilon of its dtype.
 _EPSILONS = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23}
+_LARGEST_BUFFER = 10_000_000
 _SMALLEST_NORMAL = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126}
 
 
@@ -50,7 +52,7 @@ class QuantizedRows:
     """Some rows of a weight.
 
     Attributes:
-        codes: [rows, columns] uint8.
+        codes: [rows, columns] uint8; of integers, their two's complement.
         scales: in the weight's dtype, [row tiles, column tiles].
         error: sum of squares of the error of what a reader computes, in float32.
         energy: sum of squares of the weight; NaN or infinite only where it is.
@@ -62,7 +64,6 @@ class QuantizedRows:
     energy: float
 
 
-@np.errstate(over="ignore", invalid="ignore")  # of what is next to the largest float32, or beyond
 def quantize(bits: Bits, rounding: Rounding) -> QuantizedRows:
     """Quantize [rows, columns] as stored: whole tiles, but for the last ones of the weight."""
     rows, columns = bits.shape
@@ -71,37 +72,37 @@ def quantize(bits: Bits, rounding: Rounding) -> QuantizedRows:
     if rows % height or columns % width:
         padded = np.pad(bits, ((0, -rows % height), (0, -columns % width)))
     tiles, tag = padded.reshape(-1, height, padded.shape[1]), rounding.dtype
-    scales = _positive(tile_magnitudes(tiles, width, tag) / np.float32(rounding.divisor), tag)
-    by_column = scales if scales.shape[1] == 1 else np.repeat(scales, width, axis=1)
-    scale = by_column[:, np.newaxis]
-    weight = to_floats(tiles, tag, np.float32)
-    # With a buffer of more than a row, numpy first copies the scales for every element: that takes
-    # twice as long. The setting is this thread's own.
-    np.setbufsize(max(16, tiles.shape[2] // 16 * 16))
-    values: Floats = weight / scale
-    if rounding.rounds_quotients:
-        values = to_floats(from_floats(values, tag), tag, np.float32)
-    is_coarse = bool(scales.min() < _SMALLEST_NORMAL[tag])
-    codes = rounding.encode(values, is_coarse).reshape(padded.shape)
-    values *= scale
-    values -= weight
-    return QuantizedRows(
-        np.ascontiguousarray(codes[:rows, :columns]),
-        from_floats(scales, tag),
-        sum_of_squares(values),
-        sum_of_squares(weight),
-    )
+    # Numbers next to the largest of float32 may overflow; NaN and infinities show in the energy.
+    with np.errstate(over="ignore", invalid="ignore"), _buffer_of_a_row(tiles.shape[2]):
+        scales = _positive(tile_magnitudes(tiles, width, tag) / np.float32(rounding.divisor), tag)
+        by_column = scales if scales.shape[1] == 1 else np.repeat(scales, width, axis=1)
+        scale = by_column[:, np.newaxis]
+        weight = to_floats(tiles, tag, np.float32)
+        values: Floats = weight / scale
+        if rounding.rounds_quotients:
+            values = to_floats(from_floats(values, tag), tag, np.float32)
+        is_coarse = bool(scales.min() < _SMALLEST_NORMAL[tag])
+        codes = rounding.encode(values, is_coarse).reshape(padded.shape)
+        values *= scale
+        values -= weight
+        return QuantizedRows(
+            np.ascontiguousarray(codes[:rows, :columns]),
+            from_floats(scales, tag),
+            sum_of_squares(values),
+            sum_of_squares(weight),
+        )
 
 
 def e4m3(quotients: Floats, is_coarse: bool) -> Bits:
     """Saturate to +-448 and round to E4M3; -0 stays -0. An `Encode` for divisor 448.
 
+    Where no scale is coarse, quotients must be below 464, from where on rounding has to saturate:
+    scales are then rounded by less than the 3 % that this is above 448.
+
     With 2**e <= |x|, E4M3 has steps of 2**e / 8 (2**-9 below 2**-6), which is the spacing of
     float32 at 3 * 2**(e+19): adding and subtracting that number rounds, ties to even.
     """
-    if (
-        is_coarse
-    ):  # other scales are rounded by less than the 3 % that 464, next to 480, is above 448
+    if is_coarse:
         np.clip(quotients, -E4M3_MAX, E4M3_MAX, out=quotients)
     signs = np.signbit(quotients).view(np.uint8)
     signs *= 128
@@ -149,6 +150,19 @@ def sum_of_squares(x: Floats) -> float:
     """Sum of squares of float32 values, in float32 along the last axis unless that overflows."""
     total = float(np.matmul(x[..., np.newaxis, :], x[..., np.newaxis]).sum(dtype=np.float64))
     return total if np.isfinite(total) else float(np.square(x, dtype=np.float64).sum())
+
+
+@contextmanager
+def _buffer_of_a_row(columns: int) -> Iterator[None]:
+    """With a buffer of more than a row, numpy first copies what is the same for all columns.
+
+    Arithmetic with scales takes twice as long then. The setting is this thread's own.
+    """
+    before = np.setbufsize(min(max(columns // 16, 1) * 16, _LARGEST_BUFFER))
+    try:
+        yield
+    finally:
+        np.setbufsize(before)
 
 
 def _positive(scales: Floats, tag: str) -> Floats:

@@ -15,7 +15,7 @@ def sum_of_squares(x: Tensor) -> float:
     return total if isfinite(total) else float(flat.to(torch.float64).square().sum())
 
 
-def largest_magnitudes(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
+def largest_along(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
     """Largest magnitude along some dimensions, which are kept; NaN if one of them is NaN.
 
     Args:
@@ -33,4 +33,4 @@ def largest_magnitudes(x: Tensor, dims: int | tuple[int, ...]) -> Tensor:
 
 def largest_magnitude(x: Tensor) -> Tensor:
     """Largest magnitude of all: [1] float32, NaN if one is NaN."""
-    return largest_magnitudes(x.reshape(-1), 0).to(torch.float32)
+    return largest_along(x.reshape(-1), 0).to(torch.float32)

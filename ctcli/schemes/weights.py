@@ -62,14 +62,14 @@ def _whole_for_rows(output: Output) -> Output:
 
 
 def _direct(matrix: Matrix, numerics: Numerics, execution: Execution) -> Direct | None:
-    """How to quantize a stored weight without torch: in the cases that need least for it.
+    """How to quantize a weight without torch: finite, as stored, symmetrically, by tiles' ranges.
 
-    Their arithmetic takes no longer in numpy, so that the time to load torch is saved.
+    That arithmetic takes no longer in numpy, so that the time to load torch is saved.
     """
     weights = numerics.scheme.weights
-    if matrix.compute or execution != Execution("cpu", allow_nonfinite=False):
+    if matrix.compute or matrix.source.spec.dtype != numerics.dtype or numerics.dtype == "F64":
         return None
-    if numerics.dtype == "F64" or numerics.observer != "minmax":
+    if numerics.observer != "minmax" or execution != Execution("cpu", allow_nonfinite=False):
         return None
     if weights.scale_dtype or weights.strategy == "tensor" or not weights.symmetric:
         return None
