@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 
-def bytes_below(folder: Path) -> int:
-    total = 0
+def files_below(folder: Path) -> Iterator[Path]:
+    """Files below a folder from which others delete; `Path.glob` does not bear that."""
     for parent, _, names in os.walk(folder):
         for name in names:
-            with suppress(FileNotFoundError):
-                total += Path(parent, name).stat().st_size
+            yield Path(parent, name)
+
+
+def bytes_below(folder: Path) -> int:
+    total = 0
+    for file in files_below(folder):
+        with suppress(FileNotFoundError):
+            total += file.stat().st_size
     return total
 
 
@@ -29,8 +36,9 @@ class Watch:
     def _look(self) -> None:
         while not self._stop.wait(0.002):
             self.bytes = max(self.bytes, bytes_below(self._folder))
-            found = list(self._folder.glob("source/*/*.safetensors*"))
-            self.shards = max(self.shards, len(found))
+            found = files_below(self._folder / "source")
+            shards = sum(".safetensors" in file.name for file in found)
+            self.shards = max(self.shards, shards)
 
     def __enter__(self) -> Watch:
         self._thread.start()
