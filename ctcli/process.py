@@ -31,9 +31,10 @@ def _run() -> NoReturn:
     try:
         # Imported only now: that takes long enough for a user to change their mind.
         from ctcli.cli import app
-        from ctcli.ops.runtime import reuse_memory
+        from ctcli.ops.runtime import limit_blas, reuse_memory
 
         reuse_memory()
+        limit_blas()
         app()
     except SystemExit as done:
         _leave(int(done.code or 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 # glibc's mallopt: a block of at least MMAP bytes is mapped anew each time it is asked for, and
 # more than TRIM free bytes go back to the system. The limit of the first is 32 MiB.
@@ -23,6 +24,14 @@ def reuse_memory() -> None:
     mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
     mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
     mallopt(_M_ARENA_MAX, 1)
+
+
+def limit_blas() -> None:
+    """Keep numpy's OpenBLAS to the calling thread. Call it before numpy is imported.
+
+    Our own threads share the cores already.
+    """
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
 def load_torch() -> None:
