@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.bench.races import RACES, Race
-from tests.bench.timing import race, remove, report, words_of
+from tests.bench.timing import race, remove, report, report_chain, words_of
 
 
 def main() -> None:
@@ -52,6 +52,8 @@ def main() -> None:
             subprocess.run(words_of(made, places), check=True)
         samples = race({**RACES[name].commands, **peers}, places, arguments.runs)
         print("\n".join(report(samples)))
+        if RACES[name].is_chain:
+            print(report_chain(samples))
 
 
 def _checkpoint(folder: Path, race: Race) -> Path:

@@ -13,12 +13,14 @@ class Race:
     Attributes:
         checkpoint: arguments for `tests.bench.make_checkpoint`.
         commands: a command line for each contender, with {src} and {dst}; ours comes first.
-        made: a command line that makes {made} once, beforehand, for contenders that copy it.
+        made: a command line that makes {made} once, beforehand, for contenders that read it.
+        is_chain: ours does in one pass what the others do one after another.
     """
 
     checkpoint: tuple[str, ...]
     commands: Mapping[str, str]
     made: str | None = None
+    is_chain: bool = False
 
 
 _LLAMA_1B = (
@@ -42,6 +44,7 @@ HUB_MODEL = (
     *("--kv-heads", "8", "--vocabulary", "32000", "--shard-mb", "150"),
 )
 _CTCLI = "{python} -m ctcli"
+_RECIPES = "tests/bench/recipes"
 
 
 def _computing(name: str, command: str, checkpoint: tuple[str, ...]) -> Race:
@@ -67,18 +70,24 @@ def _quantize(scheme: str, checkpoint: tuple[str, ...] = _LLAMA_1B) -> Race:
     return _computing(scheme, f"quantize {{src}} {{dst}} --scheme {scheme}", checkpoint)
 
 
-def _run(scheme: str, checkpoint: tuple[str, ...] = _LLAMA_1B) -> Race:
-    """Both steps in one pass, and the same ones apart."""
+def _run(recipe: str, scheme: str, checkpoint: tuple[str, ...] = _LLAMA_1B) -> Race:
+    """All steps in one pass, and the same ones apart: their bytes and work, if not their order."""
     rotate = f"{_CTCLI} rotate {{src}} {{dst}} --quiet"
-    run = f"{_CTCLI} run tests/bench/recipes/rotate-{scheme}.toml {{src}} {{dst}} --quiet"
+    apart = {
+        "ctcli fuse-norms": f"{_CTCLI} fuse-norms {{src}} {{dst}} --quiet",
+        "ctcli rotate": rotate,
+        "ctcli quantize, rotated": f"{_CTCLI} quantize {{made}} {{dst}} --scheme {scheme} -q",
+    }
+    if not recipe.startswith("fuse"):
+        del apart["ctcli fuse-norms"]
     return Race(
         checkpoint,
         {
-            f"ctcli run rotate-{scheme}": run,
-            "ctcli rotate": rotate,
-            "ctcli quantize, rotated": f"{_CTCLI} quantize {{made}} {{dst}} --scheme {scheme} -q",
+            f"ctcli run {recipe}": f"{_CTCLI} run {_RECIPES}/{recipe}.toml {{src}} {{dst}} --quiet",
+            **apart,
         },
         rotate.replace("{dst}", "{made}") + " --overwrite",
+        is_chain=True,
     )
 
 
@@ -106,8 +115,12 @@ RACES = {
             "cp -r": "cp -r {src} {dst}",
         },
     ),
-    **{f"run-{scheme}": _run(scheme) for scheme in ("W4A16", "FP8_DYNAMIC", "NVFP4A16")},
-    "run-8B-shapes": _run("FP8_DYNAMIC", _LLAMA_8B),
+    **{
+        f"run-{scheme}": _run(f"rotate-{scheme}", scheme)
+        for scheme in ("W4A16", "FP8_DYNAMIC", "NVFP4A16")
+    },
+    "run-fuse-W4A16": _run("fuse-rotate-W4A16", "W4A16"),
+    "run-8B-shapes": _run("rotate-FP8_DYNAMIC", "FP8_DYNAMIC", _LLAMA_8B),
     **{f"quantize-{scheme}": _quantize(scheme) for scheme in _SCHEMES},
     "quantize-8B-shapes": _quantize("W4A16", _LLAMA_8B),
     "export-bin": _computing("export-bin", "export-bin {src} {dst}", _LLAMA_2_7B),

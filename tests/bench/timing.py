@@ -65,12 +65,23 @@ def report(samples: Mapping[str, Sequence[Sample]]) -> list[str]:
         )
     for name, runs in samples.items():
         if name != ours:
-            ratios = [a.wall / b.wall for a, b in zip(samples[ours], runs, strict=True)]
-            lines.append(
-                f"{ours} / {name}: median {statistics.median(ratios):.2f}, "
-                f"min {min(ratios):.2f}, max {max(ratios):.2f}"
-            )
+            walls = [run.wall for run in runs]
+            lines.append(f"{ours} / {name}: {_ratios(samples[ours], walls)}")
     return lines
+
+
+def report_chain(samples: Mapping[str, Sequence[Sample]]) -> str:
+    """The first one's time as a ratio to that of all others together."""
+    ours, *others = samples
+    rounds = zip(*(samples[name] for name in others), strict=True)
+    together = [sum(run.wall for run in runs) for runs in rounds]
+    return f"{ours} / the others together: {_ratios(samples[ours], together)}"
+
+
+def _ratios(samples: Sequence[Sample], walls: Sequence[float]) -> str:
+    """Times as ratios to those of the same round."""
+    ratios = [a.wall / b for a, b in zip(samples, walls, strict=True)]
+    return f"median {statistics.median(ratios):.2f}, min {min(ratios):.2f}, max {max(ratios):.2f}"
 
 
 def remove(path: Path) -> None:
