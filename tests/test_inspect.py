@@ -28,7 +28,8 @@ from ctcli.inspecting import abilities
 from ctcli.inspecting.inspection import data_of, inspect
 from ctcli.inspecting.summary import sections_of
 from ctcli.inspecting.weights import weights_of
-from ctcli.ops.transforms import make_rotation, seeded
+from ctcli.ops.draws import Draws
+from ctcli.ops.transforms import make_rotation
 from ctcli.rewrites.export_bin import ExportOptions, export_bin
 from ctcli.rewrites.fuse_norms import fuse_norms
 from ctcli.rewrites.reindex import reindex
@@ -163,7 +164,7 @@ def test_sizes_said_to_have_a_hadamard_matrix_have_one() -> None:
     assert {12, 96, 172, 384, 512} <= {*sure}
     for size in [*sure, 11008, 14336, 18944, 28672, 53248]:
         assert abilities._has_hadamard(size)
-        assert make_rotation("hadamard", size, seeded(None)).is_hadamard, size
+        assert make_rotation("hadamard", size, Draws(None)).is_hadamard, size
 
 
 PRESETS = ["W3A16", "W4A16", "W4A16_ASYM", "W6A16", "W8A8", "NVFP4A16", "MXFP4A16", "MXFP8"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import reduce
 from math import prod, sqrt
 
+import numpy as np
 import pytest
 import torch
 from compressed_tensors.transform.utils.hadamard import (
@@ -13,9 +14,10 @@ from compressed_tensors.transform.utils.hadamard import (
 )
 from torch import Tensor
 
-from ctcli.ops.kronecker import balanced_factors, merged, prime_factors
+from ctcli.ops.draws import Draws
+from ctcli.ops.kronecker import balanced_factors, merged, prime_factors, transposed_times
 from ctcli.ops.rotation import Rotation, from_matrix
-from ctcli.ops.transforms import TRANSFORM_TYPES, make_rotation, seed_for, seeded
+from ctcli.ops.transforms import TRANSFORM_TYPES, make_rotation, seed_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,11 +40,21 @@ def dense(rotation: Rotation) -> Tensor:
     """Q from the definition, with dense Kronecker products."""
     one = torch.ones(1, 1, dtype=torch.float64)
     steps = [
-        torch.diag(step) if isinstance(step, Tensor) else reduce(torch.kron, step, one)
+        reduce(torch.kron, map(torch.from_numpy, step), one)
+        if isinstance(step, tuple)
+        else torch.diag(torch.from_numpy(step))
         for step in rotation.steps
     ]
     block: Tensor = reduce(torch.matmul, steps)
     return block_diagonal(block, rotation.repeats)
+
+
+def as_matrix(rotation: Rotation, *rows: int) -> Tensor:
+    return torch.from_numpy(rotation.matrix(*rows))
+
+
+def unnormalised(rotation: Rotation, *rows: int) -> Tensor:
+    return torch.from_numpy(rotation.unnormalised(*rows))
 
 
 def block_diagonal(block: Tensor, times: int) -> Tensor:
@@ -59,7 +71,7 @@ def error(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("transform_type", TRANSFORM_TYPES)
 def test_both_sides_are_the_dense_product(transform_type: str, size: int, keeps_ones: bool) -> None:
-    rotation = make_rotation(transform_type, size, seeded(1), keeps_ones=keeps_ones)
+    rotation = make_rotation(transform_type, size, Draws(1), keeps_ones=keeps_ones)
     q = dense(rotation)
     assert error(q @ q.T, torch.eye(size, dtype=torch.float64)) < BOUND
     if keeps_ones:
@@ -69,21 +81,23 @@ def test_both_sides_are_the_dense_product(transform_type: str, size: int, keeps_
     assert error(rotation.apply_left(w), q.T @ w) < BOUND
     assert error(rotation.inverse.apply(x), x @ q.T) < BOUND
     assert error(rotation.inverse.apply_left(w), q @ w) < BOUND
-    assert error(rotation.matrix(), q) < BOUND
-    assert error(rotation.matrix(size // 3, size // 2 + 1), q[size // 3 : size // 2 + 1]) < BOUND
+    assert error(as_matrix(rotation), q) < BOUND
+    assert (
+        error(as_matrix(rotation, size // 3, size // 2 + 1), q[size // 3 : size // 2 + 1]) < BOUND
+    )
     assert rotation.size == rotation.block_size == size
 
 
 @pytest.mark.parametrize("size", [48, 64])
 @pytest.mark.parametrize("transform_type", TRANSFORM_TYPES)
 def test_heads_and_blocks_are_a_block_diagonal_matrix(transform_type: str, size: int) -> None:
-    whole = make_rotation(transform_type, 5 * size, seeded(2), block_size=size)
-    head = make_rotation(transform_type, size, seeded(2))
+    whole = make_rotation(transform_type, 5 * size, Draws(2), block_size=size)
+    head = make_rotation(transform_type, size, Draws(2))
     q = block_diagonal(dense(head), 5)
     x, w = normal(7, 5 * size), normal(5 * size, 9)
     bias = normal(5 * size, 1)
     # -1, +1 and the zeros beside the blocks
-    values = head.repeated(5).unnormalised(1, 2)[0].tolist()
+    values = unnormalised(head.repeated(5), 1, 2)[0].tolist()
     assert not head.is_hadamard or set(values) == {-1.0, 0.0, 1.0}
     assert head.repeated(5).repeated(3).size == 15 * size
     for rotation in (whole, head.repeated(5), head.repeated(5).inverse.inverse):
@@ -92,11 +106,11 @@ def test_heads_and_blocks_are_a_block_diagonal_matrix(transform_type: str, size:
         assert error(rotation.apply_left(w), q.T @ w) < BOUND
         assert error(rotation.apply_left(bias), q.T @ bias) < BOUND
         assert error(rotation.inverse.apply(x), x @ q.T) < BOUND
-        assert error(rotation.matrix(size - 3, size + 5), q[size - 3 : size + 5]) < BOUND
+        assert error(as_matrix(rotation, size - 3, size + 5), q[size - 3 : size + 5]) < BOUND
 
 
 def test_many_rows_and_views_are_the_dense_product() -> None:
-    rotation = make_rotation("random-hadamard", 144, seeded(3))
+    rotation = make_rotation("random-hadamard", 144, Draws(3))
     q = dense(rotation)
     x = normal(144, 4001)
     assert error(rotation.apply(x.T), x.T @ q) < BOUND
@@ -105,10 +119,28 @@ def test_many_rows_and_views_are_the_dense_product() -> None:
     assert rotation.apply(x.T).is_contiguous()
 
 
+def test_tensors_on_other_devices_are_turned_by_the_same_products() -> None:
+    rotation = make_rotation("random-hadamard", 144, Draws(3))
+    x = normal(5, 288)
+    signs, factors = (step for step in rotation.steps)
+    tensors = [torch.from_numpy(factor) for factor in factors]
+    turned = transposed_times(tensors, (x.view(10, 144) * torch.from_numpy(signs)).unsqueeze(2))
+    assert error(turned.view(5, 288), rotation.repeated(2).apply(x)) < BOUND
+    for turn in (rotation.repeated(2).apply, rotation.repeated(2).inverse.apply):
+        elsewhere = turn(x.to("meta", torch.float32))
+        assert (elsewhere.device.type, elsewhere.dtype) == ("meta", torch.float32)
+        assert elsewhere.shape == x.shape
+
+
+def test_infinities_are_no_cause_for_a_warning() -> None:
+    x = torch.full((2, 64), torch.inf)
+    assert not bool(make_rotation("hadamard", 64, Draws(0)).apply(x).isfinite().any())
+
+
 @pytest.mark.parametrize("keeps_ones", [False, True])
 @pytest.mark.parametrize("transform_type", TRANSFORM_TYPES)
 def test_float32_stays_float32_and_only_rounds(transform_type: str, keeps_ones: bool) -> None:
-    rotation = make_rotation(transform_type, 1152, seeded(4), keeps_ones=keeps_ones)
+    rotation = make_rotation(transform_type, 1152, Draws(4), keeps_ones=keeps_ones)
     x = normal(50, 1152)
     # Up to six products of at most 128 terms each: a few roundings of 6e-8 on values of up to 5.
     assert error(rotation.apply(x.float()), rotation.apply(x).float()) < 1e-5
@@ -120,22 +152,22 @@ def test_float32_stays_float32_and_only_rounds(transform_type: str, keeps_ones: 
 @pytest.mark.parametrize("size", MODEL_SIZES)
 def test_sizes_of_models_have_a_hadamard_rotation(size: int) -> None:
     for transform_type in ("hadamard", "random-hadamard"):
-        rotation = make_rotation(transform_type, size, seeded(5))
+        rotation = make_rotation(transform_type, size, Draws(5))
         assert rotation.size == size
         assert rotation.is_hadamard
         assert rotation.description.endswith(f"hadamard {size}")
-        rows = rotation.matrix(size - 3, size)
+        rows = as_matrix(rotation, size - 3, size)
         assert error(rows.abs(), torch.full_like(rows, 1 / sqrt(size))) < BOUND
         units = torch.zeros_like(rows)
         units[:, -3:] = torch.eye(3)
         assert error(rotation.inverse.apply(rows), units) < BOUND
-        assert set(rotation.unnormalised(0, 1)[0].tolist()) <= {-1.0, 1.0}
+        assert set(unnormalised(rotation, 0, 1)[0].tolist()) <= {-1.0, 1.0}
 
 
 @pytest.mark.parametrize("size", [576, 2304, 13696, 18944, 29568])
 @pytest.mark.parametrize("transform_type", TRANSFORM_TYPES)
 def test_sizes_of_models_can_keep_the_ones(transform_type: str, size: int) -> None:
-    rotation = make_rotation(transform_type, size, seeded(6), keeps_ones=True)
+    rotation = make_rotation(transform_type, size, Draws(6), keeps_ones=True)
     ones = torch.ones(1, size, dtype=torch.float64)
     assert error(rotation.apply(ones), ones) < BOUND
     assert error(rotation.apply_left(ones.T), ones.T) < BOUND
@@ -154,9 +186,9 @@ def test_sizes_of_models_can_keep_the_ones(transform_type: str, size: int) -> No
     [("hadamard", 5.0), ("random-hadamard", 5.0), ("random-matrix", 16.0)],
 )
 def test_a_rotation_that_keeps_the_ones_mixes(transform_type: str, largest: float) -> None:
-    rotation = make_rotation(transform_type, 2048, seeded(7), keeps_ones=True)
+    rotation = make_rotation(transform_type, 2048, Draws(7), keeps_ones=True)
     assert not rotation.is_hadamard
-    matrix = rotation.matrix()
+    matrix = as_matrix(rotation)
     assert float(matrix.abs().max()) * sqrt(2048) < largest
     assert (error(matrix, matrix.T) < BOUND) == (transform_type != "random-matrix")
     assert float(matrix.square().mean(0).max()) * 2048 < 1 + BOUND
@@ -165,9 +197,10 @@ def test_a_rotation_that_keeps_the_ones_mixes(transform_type: str, largest: floa
 @pytest.mark.parametrize("size", [2**k for k in range(12)])
 def test_powers_of_two_are_the_matrices_of_compressed_tensors(size: int) -> None:
     theirs = deterministic_hadamard_matrix(size, torch.float64)
-    assert torch.equal(make_rotation("hadamard", size, seeded(None)).unnormalised(), theirs)
+    assert torch.equal(unnormalised(make_rotation("hadamard", size, Draws(None))), theirs)
     theirs = random_hadamard_matrix(size, torch.float64, gen=torch.Generator())
-    assert torch.equal(make_rotation("random-hadamard", size, seeded(None)).unnormalised(), theirs)
+    ours = make_rotation("random-hadamard", size, Draws(None))
+    assert torch.equal(unnormalised(ours), theirs)
 
 
 # K is 144, 184, 148, 172, 224 and 216 here; it is 224 for 14336, 148 for 18944, 172 for 11008.
@@ -176,16 +209,18 @@ def test_powers_of_two_are_the_matrices_of_compressed_tensors(size: int) -> None
 def test_other_sizes_are_the_random_hadamard_of_compressed_tensors(
     size: int, seed: int | None
 ) -> None:
-    theirs = random_hadamard_matrix(size, torch.float64, gen=seeded(seed))
-    ours = make_rotation("random-hadamard", size, seeded(seed)).unnormalised()
-    assert torch.equal(ours, theirs)
+    theirs = random_hadamard_matrix(size, torch.float64, gen=Draws(seed).generator)
+    ours = make_rotation("random-hadamard", size, Draws(seed))
+    assert torch.equal(unnormalised(ours), theirs)
 
 
 def test_sizes_that_share_a_generator_take_it_in_turn() -> None:
-    ours, theirs = seeded(None), torch.Generator()
+    ours, theirs = Draws(None), torch.Generator()
     for size in (64, 128, 12):
-        matrix = make_rotation("random-hadamard", size, ours).unnormalised()
-        assert torch.equal(matrix, random_hadamard_matrix(size, torch.float64, gen=theirs))
+        rotation = make_rotation("random-hadamard", size, ours)
+        assert torch.equal(
+            unnormalised(rotation), random_hadamard_matrix(size, torch.float64, gen=theirs)
+        )
 
 
 def test_an_odd_part_without_hadamard_factors_is_orthogonal_and_said_to_be() -> None:
@@ -196,20 +231,20 @@ def test_an_odd_part_without_hadamard_factors_is_orthogonal_and_said_to_be() -> 
         185: "orthogonal 37 (x) orthogonal 5",
     }
     for size, expected in words.items():
-        rotation = make_rotation("hadamard", size, seeded(8))
+        rotation = make_rotation("hadamard", size, Draws(8))
         assert rotation.description == expected
         assert not rotation.is_hadamard
-        other = make_rotation("hadamard", size, seeded(9))
-        assert error(rotation.matrix(0, 2), other.matrix(0, 2)) > 0.001
+        other = make_rotation("hadamard", size, Draws(9))
+        assert error(as_matrix(rotation, 0, 2), as_matrix(other, 0, 2)) > 0.001
 
 
 def test_random_factors_take_both_signs_and_mix() -> None:
-    entries = torch.stack(
-        [make_rotation("random-matrix", 40, seeded(seed)).matrix().diagonal() for seed in range(50)]
+    entries = np.stack(
+        [make_rotation("random-matrix", 40, Draws(seed)).matrix().diagonal() for seed in range(50)]
     )
     # 2000 entries of uniform matrices: mean 0, variance 1 / 40; the bound is 4.5 deviations.
     assert abs(float(entries.mean())) < 4.5 / sqrt(40 * 2000)
-    largest = make_rotation("random-matrix", 2048, seeded(0)).matrix().abs().max()
+    largest = np.abs(make_rotation("random-matrix", 2048, Draws(0)).matrix()).max()
     assert float(largest) * sqrt(2048) < 16  # the largest of each factor: about four deviations
 
 
@@ -219,7 +254,7 @@ def test_a_seed_gives_the_same_matrix_and_another_one_another(
     transform_type: str, keeps_ones: bool
 ) -> None:
     first, same, other = (
-        make_rotation(transform_type, 96, seeded(seed), keeps_ones=keeps_ones).matrix()
+        as_matrix(make_rotation(transform_type, 96, Draws(seed), keeps_ones=keeps_ones))
         for seed in (3, 3, 4)
     )
     assert torch.equal(first, same)
@@ -233,7 +268,7 @@ def test_each_name_has_a_seed_of_its_own() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     # A change would give other checkpoints than the same command did before.
     assert seed_for(0, "R1") == 8937069643833118313
-    assert seeded(None).initial_seed() == 67280421310721
+    assert Draws(None).generator.initial_seed() == 67280421310721
 
 
 def test_a_given_matrix_is_applied_as_it_is() -> None:
@@ -243,7 +278,7 @@ def test_a_given_matrix_is_applied_as_it_is() -> None:
     assert error(rotation.apply(x), x @ q) < BOUND
     assert error(rotation.apply_left(x.T), q.T @ x.T) < BOUND
     assert error(rotation.repeated(2).apply(x.view(3, 120)), (x @ q).view(3, 120)) < BOUND
-    assert torch.equal(from_matrix(q.float()).matrix(), q.float().double())
+    assert torch.equal(as_matrix(from_matrix(q.float())), q.float().double())
 
 
 @pytest.mark.parametrize(
@@ -263,20 +298,20 @@ def test_a_given_matrix_that_is_no_rotation_is_refused(matrix: Tensor, words: st
 
 @pytest.mark.parametrize("size", [32, 65, 128])
 def test_another_size_is_an_error(size: int) -> None:
-    rotation = make_rotation("hadamard", 64, seeded(0))
-    with pytest.raises(RuntimeError):
+    rotation = make_rotation("hadamard", 64, Draws(0))
+    with pytest.raises(ValueError, match="reshape"):
         rotation.apply(normal(4, size))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="reshape"):
         rotation.apply_left(normal(size, 4))
 
 
 def test_sizes_without_a_fast_rotation_are_refused() -> None:
     for transform_type in TRANSFORM_TYPES:
         with pytest.raises(ValueError, match="size 8248 has the prime factor 1031"):
-            make_rotation(transform_type, 8248, seeded(0))
+            make_rotation(transform_type, 8248, Draws(0))
     with pytest.raises(ValueError, match="blocks of 48 do not divide size 64"):
-        make_rotation("hadamard", 64, seeded(0), block_size=48)
-    assert make_rotation("random-matrix", 8 * 1021, seeded(0)).size == 8168
+        make_rotation("hadamard", 64, Draws(0), block_size=48)
+    assert make_rotation("random-matrix", 8 * 1021, Draws(0)).size == 8168
 
 
 @pytest.mark.parametrize(
@@ -291,7 +326,7 @@ def test_sizes_without_a_fast_rotation_are_refused() -> None:
     ],
 )
 def test_hadamard_factors_are_those_with_the_least_work(size: int, factors: list[int]) -> None:
-    (step,) = make_rotation("hadamard", size, seeded(0)).steps
+    (step,) = make_rotation("hadamard", size, Draws(0)).steps
     assert [factor.shape[0] for factor in step] == factors
 
 
@@ -308,11 +343,11 @@ def test_hadamard_factors_are_those_with_the_least_work(size: int, factors: list
     ],
 )
 def test_small_last_factors_are_merged(orders: list[int], expected: list[int]) -> None:
-    factors = [torch.randn(order, order, generator=seeded(order)) for order in orders]
+    factors = [Draws(order).normal(order) for order in orders]
     found = merged(factors)
     assert [factor.shape[0] for factor in found] == expected
     if 1 < prod(orders) < 5000:  # the dense product of others would not fit into memory
-        torch.testing.assert_close(reduce(torch.kron, found), reduce(torch.kron, factors))
+        np.testing.assert_allclose(reduce(np.kron, found), reduce(np.kron, factors), rtol=BOUND)
 
 
 @pytest.mark.parametrize("limit", [16, 128])

@@ -35,6 +35,7 @@ except SystemExit as end:
         ("quantize", "--scheme", "W4A16", "--on-indivisible", "smaller-group"),
         ("quantize", "--scheme", "FP8_BLOCK", "--compute-dtype", "weight"),
         ("quantize", "--bits", "8", "--type", "float", "--strategy", "group", "--group-size", "32"),
+        ("rotate", "--rotations", "R1,R2,R4", "--dry-run"),
     ],
 )
 def test_no_torch_is_loaded(words: tuple[str, ...], pylm: Path, tmp_path: Path) -> None:

@@ -18,14 +18,16 @@ from __future__ import annotations
 from functools import cache
 from itertools import product
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 LARGEST_ORDER = 1024
 """Orders above are not looked for; powers of two have no limit."""
 
 _LAST_SKEW = 200
 """Above, Paley's first matrix is given its symmetric form, as compressed-tensors has it."""
+
+Matrix = NDArray[np.int8]
 
 # Turyn-type sequences X, Y, Z, W of lengths n, n, n, n - 1, with the autocorrelations
 # N_X + N_Y + 2 N_Z + 2 N_W = 0 at every shift but 0, by 3 n - 1. Those for 107 are by Kharaghani
@@ -67,7 +69,7 @@ _WILLIAMSON = {
 
 
 @cache
-def hadamard(order: int) -> Tensor | None:
+def hadamard(order: int) -> Matrix | None:
     """A Hadamard matrix, [order, order] int8 (do not change it), or None if none is known here."""
     if order > 0 and order & (order - 1) == 0:
         return sylvester(order)
@@ -78,50 +80,50 @@ def hadamard(order: int) -> Tensor | None:
         if matrix is not None:
             return matrix
     half = hadamard(order // 2)
-    return None if half is None else torch.kron(sylvester(2), half)
+    return None if half is None else np.kron(sylvester(2), half)
 
 
-def sylvester(order: int) -> Tensor:
+def sylvester(order: int) -> Matrix:
     """Sylvester's matrix of a power of two: H[i, j] = (-1)^(ones in the bits of i & j), int8."""
-    matrix = torch.ones(1, 1, dtype=torch.int8)
+    matrix = np.ones((1, 1), np.int8)
     while matrix.shape[0] < order:
-        matrix = _blocks((matrix, matrix), (matrix, -matrix))
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
     return matrix
 
 
-def with_ones_first(matrix: Tensor) -> Tensor:
+def with_ones_first(matrix: Matrix) -> Matrix:
     """The same Hadamard matrix with rows negated so that its first column is all ones."""
     return matrix * matrix[:, :1]
 
 
-def paley_one(order: int) -> Tensor | None:
+def paley_one(order: int) -> Matrix | None:
     """Paley's first matrix if order - 1 is a prime that is 3 mod 4: its character, bordered."""
     q = order - 1
     if q % 4 != 3 or _prime_power(q) != (q, 1):
         return None
-    matrix = torch.ones(order, order, dtype=torch.int8)
+    matrix = np.ones((order, order), np.int8)
     matrix[0, 1:] = -1
-    matrix[1:, 1:] = _character_matrix(q, 1) + torch.eye(q, dtype=torch.int8)
+    matrix[1:, 1:] = _character_matrix(q, 1) + np.eye(q, dtype=np.int8)
     if order <= _LAST_SKEW:
         return matrix
     # Rows of chi(i - j) in reverse order make chi(i + j), negated as -1 is no square.
-    matrix[2:] = matrix[2:].flip(0)
-    matrix[:, 1:].neg_()
+    matrix[2:] = matrix[:1:-1].copy()
+    matrix[:, 1:] *= -1
     return matrix
 
 
-def _paley_two(order: int) -> Tensor | None:
+def _paley_two(order: int) -> Matrix | None:
     """[[C + I, C - I], [C - I, -C - I]], C symmetric: the character's matrix bordered by ones."""
     half = order // 2
     field = _prime_power(half - 1)
     if half % 4 != 2 or field is None:
         return None
-    conference = torch.ones(half, half, dtype=torch.int8)
+    conference = np.ones((half, half), np.int8)
     conference[0, 0] = 0
     conference[1:, 1:] = _character_matrix(*field)
-    one = torch.eye(half, dtype=torch.int8)
+    one = np.eye(half, dtype=np.int8)
     plus, minus = conference + one, conference - one
-    return _blocks((plus, minus), (minus, -plus))
+    return np.block([[plus, minus], [minus, -plus]])
 
 
 def _prime_power(q: int) -> tuple[int, int] | None:
@@ -130,17 +132,18 @@ def _prime_power(q: int) -> tuple[int, int] | None:
     return next(((p, k) for k in range(1, q.bit_length()) if p**k == q), None)
 
 
-def _character_matrix(p: int, k: int) -> Tensor:
+def _character_matrix(p: int, k: int) -> Matrix:
     """chi(a_i - a_j) over the field of p^k elements, p odd: 1 for squares, -1, and 0 for zero."""
     # The elements are numbered by their digits to the base p.
-    place = p ** torch.arange(k)
-    squares = torch.tensor(_powers_of_a_generator(p, k)[::2])
-    character = torch.full((p**k,), -1, dtype=torch.int8)
-    character[(squares * place).sum(1)] = 1
+    place = p ** np.arange(k)
+    squares = np.array(_powers_of_a_generator(p, k)[::2])
+    character = np.full(p**k, -1, np.int8)
+    character[squares @ place] = 1
     character[0] = 0
-    digits = torch.arange(p**k).view(-1, 1) // place % p
-    differences = (digits.unsqueeze(1) - digits).remainder(p)
-    return character[(differences * place).sum(2)]
+    digits = np.arange(p**k)[:, np.newaxis] // place % p
+    differences = (digits[:, np.newaxis] - digits) % p
+    matrix: Matrix = character[differences @ place]
+    return matrix
 
 
 def _powers_of_a_generator(p: int, k: int) -> list[tuple[int, ...]]:
@@ -164,35 +167,31 @@ def _powers_of_a_generator(p: int, k: int) -> list[tuple[int, ...]]:
     raise AssertionError("the group of a finite field is cyclic")
 
 
-def _goethals_seidel(order: int) -> Tensor | None:
+def _goethals_seidel(order: int) -> Matrix | None:
     """Four circulant matrices of Turyn-type sequences, in the array of Goethals and Seidel."""
     t = order // 4
     if t not in _TURYN_TYPE:
         return None
     x, y, z, w = (_signs(text) for text in _TURYN_TYPE[t])
     rows = ((z, w, x), (z, w, -x), (z, -w, y), (z, -w, -y))
-    a, b, c, d = (_circulant(torch.cat(row)) for row in rows)
-    br, cr, dr = b.flip(1), c.flip(1), d.flip(1)
-    bt, ct, dt = b.T.flip(1), c.T.flip(1), d.T.flip(1)
-    return _blocks((a, br, cr, dr), (-br, a, -dt, ct), (-cr, dt, a, -bt), (-dr, -ct, bt, a))
+    a, b, c, d = (_circulant(np.concatenate(row)) for row in rows)
+    br, cr, dr = b[:, ::-1], c[:, ::-1], d[:, ::-1]
+    bt, ct, dt = b.T[:, ::-1], c.T[:, ::-1], d.T[:, ::-1]
+    return np.block([[a, br, cr, dr], [-br, a, -dt, ct], [-cr, dt, a, -bt], [-dr, -ct, bt, a]])
 
 
-def _williamson(order: int) -> Tensor | None:
+def _williamson(order: int) -> Matrix | None:
     """Four symmetric circulant matrices in Williamson's array."""
     if order // 4 not in _WILLIAMSON:
         return None
     halves = [_signs(text) for text in _WILLIAMSON[order // 4]]
-    a, b, c, d = (_circulant(torch.cat((half, half[1:].flip(0)))) for half in halves)
-    return _blocks((a, b, c, d), (-b, a, -d, c), (-c, d, a, -b), (-d, -c, b, a))
+    a, b, c, d = (_circulant(np.concatenate((half, half[:0:-1]))) for half in halves)
+    return np.block([[a, b, c, d], [-b, a, -d, c], [-c, d, a, -b], [-d, -c, b, a]])
 
 
-def _circulant(first: Tensor) -> Tensor:
-    return torch.stack([first.roll(i) for i in range(first.numel())])
+def _circulant(first: Matrix) -> Matrix:
+    return np.stack([np.roll(first, i) for i in range(first.size)])
 
 
-def _blocks(*rows: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([torch.cat(row, 1) for row in rows])
-
-
-def _signs(text: str) -> Tensor:
-    return torch.tensor([1 if sign == "+" else -1 for sign in text], dtype=torch.int8)
+def _signs(text: str) -> Matrix:
+    return np.array([1 if sign == "+" else -1 for sign in text], np.int8)

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import count
 from math import prod
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ctcli.ops.bits import Floats
+
+Array = TypeVar("Array", "Floats", "Tensor")
 
 # Below, a product of matrices spends its time on other things than arithmetic; above, a dense
 # product takes longer than two small ones.
 _LEAST_LAST, _LARGEST_MERGED = 16, 256
 
 
-def transposed_times(factors: Sequence[Tensor], x: Tensor) -> Tensor:
+def transposed_times(factors: Sequence[Array], x: Array) -> Array:
     """K^T x for K = F1 (x) F2 (x) ..., [n, n], and x [batch, n, columns], without forming K.
 
     A factor of f rows costs 2 f operations an element.
@@ -24,30 +31,19 @@ def transposed_times(factors: Sequence[Tensor], x: Tensor) -> Tensor:
     for factor in factors:
         f = factor.shape[0]
         after //= f
-        if after == 1:
-            x = _times(x.reshape(before, f), factor)
-        else:
-            x = _times(factor.T, x.reshape(before, f, after))
+        x = x.reshape(before, f) @ factor if after == 1 else factor.T @ x.reshape(before, f, after)
         before *= f
     return x.reshape(batch, n, columns)
 
 
-def _times(a: Tensor, b: Tensor) -> Tensor:
-    """The product; on a CPU by numpy, whose library takes half of torch's time for small matrices.
-
-    That is OpenBLAS against MKL, on two threads of an AVX-512 core from AMD.
-    """
-    return torch.from_numpy(a.numpy() @ b.numpy()) if a.device.type == "cpu" else a @ b
-
-
-def merged(factors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def merged(factors: Sequence[Floats]) -> tuple[Floats, ...]:
     """Factors of the same Kronecker product, the last of them large enough to be fast."""
     found = [*factors]
     while len(found) > 1 and found[-1].shape[0] < _LEAST_LAST:
         *rest, one, other = found
         if one.shape[0] * other.shape[0] > _LARGEST_MERGED:
             break
-        found = [*rest, torch.kron(one, other)]
+        found = [*rest, np.kron(one, other)]
     return tuple(found)
 
 
@@ -79,6 +75,6 @@ def prime_factors(n: int) -> list[int]:
     return primes
 
 
-def order(factors: Sequence[Tensor]) -> int:
+def order(factors: Sequence[Floats]) -> int:
     """Rows of the Kronecker product."""
     return prod(factor.shape[0] for factor in factors)

@@ -8,25 +8,30 @@ AVX-512 core).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import sqrt
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from ctcli.ops.kronecker import merged, order, transposed_times
+from ctcli.ops.kronecker import Array, merged, order, transposed_times
 
-# Elements of a block of rows: on a CPU its temporaries stay in cache; an accelerator wants fewer
-# and larger products.
-_CPU_BLOCK, _DEVICE_BLOCK = 1 << 19, 1 << 24
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ctcli.ops.bits import Floats
+
+    Signs = Floats
+    Factors = tuple[Floats, ...]
+
+_BLOCK_ELEMENTS = 1 << 19
+"""Of a block of rows, so that its temporaries stay in cache."""
 
 # A matrix that was learned in float32 and saved deviates by 1e-6 to 1e-4. A deviation e changes
 # weights by about e relative to their size: 1e-3 is a quarter of bfloat16's rounding step.
 ORTHOGONALITY_TOLERANCE = 1e-3
-
-Signs = Tensor
-Factors = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +40,7 @@ class Rotation:
 
     Attributes:
         steps: each a vector of signs, for a diagonal matrix, or the factors of a Kronecker product;
-            float64, on the CPU.
+            float64.
         description: for people.
         repeats: how many times P stands on the diagonal.
     """
@@ -43,15 +48,13 @@ class Rotation:
     steps: tuple[Signs | Factors, ...]
     description: str
     repeats: int = 1
-    _moved: dict[tuple[torch.device, torch.dtype], tuple[Signs | Factors, ...]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    _moved: dict[Any, tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def block_size(self) -> int:
         """Rows of P."""
         first = self.steps[0]
-        return first.numel() if isinstance(first, Tensor) else order(first)
+        return order(first) if isinstance(first, tuple) else first.size
 
     @property
     def size(self) -> int:
@@ -62,7 +65,7 @@ class Rotation:
     def inverse(self) -> Rotation:
         """Q^T."""
         steps = tuple(
-            step if isinstance(step, Tensor) else tuple(factor.T.contiguous() for factor in step)
+            tuple(np.ascontiguousarray(f.T) for f in step) if isinstance(step, tuple) else step
             for step in reversed(self.steps)
         )
         return Rotation(steps, f"inverse of {self.description}", self.repeats)
@@ -71,56 +74,61 @@ class Rotation:
         """The block-diagonal rotation of this one `times` over, one for each head for example."""
         return replace(self, repeats=self.repeats * times)
 
-    def apply(self, x: Tensor) -> Tensor:
+    def apply(self, x: Array) -> Array:
         """X Q for x [rows, size], float32 or float64, in that dtype and on that device."""
-        steps = self._steps(x)
-        blocks = x.reshape(x.shape[0] * self.repeats, self.block_size)
-        elements = _CPU_BLOCK if x.device.type == "cpu" else _DEVICE_BLOCK
-        rows = max(1, elements // self.block_size)
-        if len(blocks) <= rows:
-            return _turn(steps, blocks.unsqueeze(2)).view(x.shape)
-        out = torch.empty(blocks.shape, dtype=x.dtype, device=x.device)
-        for start in range(0, len(blocks), rows):
-            source = blocks[start : start + rows]
-            out[start : start + rows] = _turn(steps, source.unsqueeze(2)).squeeze(2)
-        return out.view(x.shape)
+        return _in_numpy(self._apply, x)
 
-    def apply_left(self, w: Tensor) -> Tensor:
+    def apply_left(self, w: Array) -> Array:
         """Q^T w = (w^T Q)^T for w [size, columns], float32 or float64: a band of columns will do.
 
         The result and one intermediate take w's memory each.
         """
-        blocks = w.reshape(self.repeats, self.block_size, w.shape[1])
-        return _turn(self._steps(w), blocks).reshape(w.shape)
+        return _in_numpy(self._apply_left, w)
 
-    def matrix(self, start: int = 0, stop: int | None = None) -> Tensor:
+    def matrix(self, start: int = 0, stop: int | None = None) -> Floats:
         """Rows start to stop of Q, [stop - start, size] float64."""
-        stop = self.size if stop is None else stop
-        rows = torch.zeros(stop - start, self.size, dtype=torch.float64)
-        rows.diagonal(start).fill_(1.0)
+        rows = np.zeros(((self.size if stop is None else stop) - start, self.size))
+        np.fill_diagonal(rows[:, start:], 1.0)
         return self.apply(rows)
 
-    def unnormalised(self, start: int = 0, stop: int | None = None) -> Tensor:
+    def unnormalised(self, start: int = 0, stop: int | None = None) -> Floats:
         """Rows of sqrt(block size) Q, as compressed-tensors saves them: +1 and -1 for Hadamard."""
-        rows = self.matrix(start, stop).mul_(sqrt(self.block_size))
-        return rows.round_() if self.is_hadamard else rows
+        rows = self.matrix(start, stop)
+        rows *= sqrt(self.block_size)
+        return np.rint(rows, out=rows) if self.is_hadamard else rows
 
     @property
     def is_hadamard(self) -> bool:
         """Whether all entries of P have the same magnitude."""
-        products = [step for step in self.steps if not isinstance(step, Tensor)]
+        products = [step for step in self.steps if isinstance(step, tuple)]
         return len(products) == 1 and all(
-            factor.abs().min() == factor.abs().max() for factor in products[0]
+            np.abs(factor).min() == np.abs(factor).max() for factor in products[0]
         )
 
-    def _steps(self, like: Tensor) -> tuple[Signs | Factors, ...]:
-        """The steps on the tensor's device and in its dtype, made once."""
-        key = like.device, like.dtype
+    def _apply(self, x: Array) -> Array:
+        steps = self._steps(x)
+        blocks = x.reshape(x.shape[0] * self.repeats, self.block_size)
+        rows = max(1, _BLOCK_ELEMENTS // self.block_size)
+        if isinstance(blocks, np.ndarray) and len(blocks) > rows:
+            out = np.empty(blocks.shape, blocks.dtype)
+            for start in range(0, len(blocks), rows):
+                source = blocks[start : start + rows, :, np.newaxis]
+                out[start : start + rows] = _turn(steps, source)[:, :, 0]
+            return out.reshape(x.shape)
+        return _turn(steps, blocks[:, :, None]).reshape(x.shape)
+
+    def _apply_left(self, w: Array) -> Array:
+        blocks = w.reshape(self.repeats, self.block_size, w.shape[1])
+        return _turn(self._steps(w), blocks).reshape(w.shape)
+
+    def _steps(self, like: Array) -> tuple[Any, ...]:
+        """The steps as arrays or tensors like another, made once."""
+        key = like.dtype if isinstance(like, np.ndarray) else (like.device, like.dtype)
         if key not in self._moved:
             self._moved[key] = tuple(
-                step.to(like)
-                if isinstance(step, Tensor)
-                else tuple(f.to(like) for f in merged(step))
+                tuple(_as(like, factor) for factor in merged(step))
+                if isinstance(step, tuple)
+                else _as(like, step)
                 for step in self.steps
             )
         return self._moved[key]
@@ -134,19 +142,45 @@ def from_matrix(matrix: Tensor) -> Rotation:
     """
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"a rotation is a square matrix, not of shape {list(matrix.shape)}")
-    matrix = matrix.to("cpu", torch.float64)
-    deviation = float((matrix @ matrix.T - torch.eye(matrix.shape[0])).abs().max())
+    values: Floats = matrix.cpu().double().numpy()
+    deviation = float(np.abs(values @ values.T - np.eye(len(values))).max())
     if not deviation <= ORTHOGONALITY_TOLERANCE:
         raise ValueError(
             f"not orthogonal: Q Q^T differs from the identity by up to {deviation:.1e}, "
             f"more than {ORTHOGONALITY_TOLERANCE:.0e}"
         )
-    return Rotation(((matrix,),), f"given matrix {matrix.shape[0]}")
+    return Rotation(((values,),), f"given matrix {len(values)}")
 
 
-def _turn(steps: tuple[Signs | Factors, ...], x: Tensor) -> Tensor:
+def _in_numpy(apply: Callable[[Any], Any], x: Array) -> Array:
+    """apply(x), of a tensor on a CPU as an array.
+
+    For many small matrices numpy's OpenBLAS takes half the time of torch's MKL (two threads of an
+    AVX-512 core from AMD).
+    """
+    result: Array
+    if isinstance(x, np.ndarray) or x.device.type != "cpu":
+        result = apply(x)
+        return result
+    import torch
+
+    with np.errstate(all="ignore"):  # infinities show in the result
+        result = torch.from_numpy(apply(x.numpy()))
+    return result
+
+
+def _as(like: Array, step: Floats) -> Array:
+    """A step's numbers in the dtype of another array, and on its device."""
+    if isinstance(like, np.ndarray):
+        return step.astype(like.dtype)
+    import torch
+
+    return torch.from_numpy(step).to(like)
+
+
+def _turn(steps: tuple[Any, ...], x: Array) -> Array:
     """P^T x for x [batch, n, columns]."""
     for step in steps:
         # A diagonal matrix keeps how x lies in memory.
-        x = x * step.unsqueeze(1) if isinstance(step, Tensor) else transposed_times(step, x)
+        x = transposed_times(step, x) if isinstance(step, tuple) else x * step[:, None]
     return x

@@ -15,13 +15,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from hashlib import blake2b
 from math import prod, sqrt
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from ctcli.ops.draws import Draws
 from ctcli.ops.hadamard import LARGEST_ORDER, hadamard, paley_one, sylvester, with_ones_first
 from ctcli.ops.kronecker import balanced_factors, prime_factors
-from ctcli.ops.rotation import Factors, Rotation
+from ctcli.ops.rotation import Rotation
+
+if TYPE_CHECKING:
+    from ctcli.ops.bits import Floats
+    from ctcli.ops.hadamard import Matrix
+    from ctcli.ops.rotation import Factors
 
 TRANSFORM_TYPES = ("hadamard", "random-hadamard", "random-matrix")
 
@@ -37,7 +43,7 @@ _LARGEST_BUNDLED = 256
 def make_rotation(
     transform_type: str,
     size: int,
-    generator: torch.Generator,
+    draws: Draws,
     *,
     block_size: int | None = None,
     keeps_ones: bool = False,
@@ -47,7 +53,7 @@ def make_rotation(
     Args:
         transform_type: one of TRANSFORM_TYPES.
         size: rows of Q.
-        generator: for signs and orthogonal factors; it advances. `seeded` makes one.
+        draws: for signs and orthogonal factors.
         block_size: Q is block-diagonal, the same block of this size repeated.
         keeps_ones: Q 1 = 1, so that Q commutes with the subtraction of the mean in LayerNorm.
 
@@ -63,20 +69,14 @@ def make_rotation(
             f"size {block} has the prime factor {largest}; a rotation is fast up to {LARGEST_PRIME}"
         )
     if keeps_ones:
-        rotation = _keeping_ones(transform_type, block, generator)
+        rotation = _keeping_ones(transform_type, block, draws)
     elif transform_type == "random-matrix":
-        rotation = Rotation((_orthogonal_factors(block, generator),), f"random matrix {block}")
+        rotation = Rotation((_orthogonal_factors(block, draws),), f"random matrix {block}")
     elif transform_type == "random-hadamard":
-        rotation = _random_hadamard(block, generator)
+        rotation = _random_hadamard(block, draws)
     else:
-        rotation = Rotation((_hadamard_factors(block, generator),), _words(block))
+        rotation = Rotation((_hadamard_factors(block, draws),), _words(block))
     return rotation.repeated(size // block)
-
-
-def seeded(seed: int | None) -> torch.Generator:
-    """A generator; without a seed compressed-tensors' own: torch's constant 67280421310721."""
-    generator = torch.Generator()
-    return generator if seed is None else generator.manual_seed(seed)
 
 
 def seed_for(seed: int | None, name: str) -> int:
@@ -84,33 +84,33 @@ def seed_for(seed: int | None, name: str) -> int:
     return int.from_bytes(blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _random_hadamard(size: int, generator: torch.Generator) -> Rotation:
-    signs = _random_signs(size, generator)
+def _random_hadamard(size: int, draws: Draws) -> Rotation:
+    signs = draws.signs(size)
     matrices = _bundled_factors(size)
-    factors = _normalised(matrices) if matrices else _hadamard_factors(size, generator)
+    factors = _normalised(matrices) if matrices else _hadamard_factors(size, draws)
     return Rotation((signs, factors), f"random signs, {_words(size)}")
 
 
-def _keeping_ones(transform_type: str, size: int, generator: torch.Generator) -> Rotation:
+def _keeping_ones(transform_type: str, size: int, draws: Draws) -> Rotation:
     """F D G^T, the first columns of F and G all alike and D = diag(1, random signs).
 
     G^T takes the ones to the first coordinate, D leaves it there, and F takes it back.
     """
     make = _orthogonal_factors if transform_type == "random-matrix" else _hadamard_factors
-    left, right = make(size, generator, True), make(size, generator, True)
-    signs = _random_signs(size, generator)
+    left, right = make(size, draws, True), make(size, draws, True)
+    signs = draws.signs(size)
     signs[0] = 1.0
     words = f"random matrix {size}" if transform_type == "random-matrix" else _words(size)
-    transposed = tuple(factor.T.contiguous() for factor in right)
+    transposed = tuple(np.ascontiguousarray(factor.T) for factor in right)
     return Rotation((left, signs, transposed), f"{words}, random signs, keeping ones")
 
 
-def _hadamard_factors(size: int, generator: torch.Generator, ones_first: bool = False) -> Factors:
+def _hadamard_factors(size: int, draws: Draws, ones_first: bool = False) -> Factors:
     """Normalised Hadamard factors with the least work, and orthogonal ones where there are none."""
     odd, power = _split(size)
     orders = _least_orders(size)
     if orders is None:
-        orthogonal = _orthogonal_factors(odd, generator, ones_first)
+        orthogonal = _orthogonal_factors(odd, draws, ones_first)
         return orthogonal + _normalised(_sylvester_factors(power))
     matrices = [known.T for order in orders if (known := hadamard(order)) is not None]
     if ones_first:
@@ -141,7 +141,7 @@ def _products(odd: int, least: int = 3) -> Iterator[tuple[int, ...]]:
             yield from ((factor, *rest) for rest in _products(odd // factor, factor))
 
 
-def _bundled_factors(size: int) -> list[Tensor] | None:
+def _bundled_factors(size: int) -> list[Matrix] | None:
     """The factors of compressed-tensors' H_K^T (x) Sylvester(n / K), if there is such a K."""
     odd, power = _split(size)
     if size == 32:  # its only power of two that is not Sylvester's matrix
@@ -161,41 +161,38 @@ def _bundled_factors(size: int) -> list[Tensor] | None:
     return [*_sylvester_factors(doublings), matrix.T, *_sylvester_factors(size // order)]
 
 
-def _halved(matrix: Tensor) -> Tensor | None:
+def _halved(matrix: Matrix) -> Matrix | None:
     """H of Sylvester(2) (x) H, or None if the matrix is not of that form."""
     half = matrix[: matrix.shape[0] // 2, : matrix.shape[0] // 2]
-    return half if bool(torch.kron(sylvester(2), half).eq(matrix).all()) else None
+    return half if np.array_equal(np.kron(sylvester(2), half), matrix) else None
 
 
-def _sylvester_factors(size: int) -> list[Tensor]:
+def _sylvester_factors(size: int) -> list[Matrix]:
     """Factors of Sylvester's matrix of a power of two, smallest first; none for 1."""
     sizes = reversed(balanced_factors(size, _SYLVESTER_FACTOR))
     return [sylvester(f) for f in sizes if f > 1]
 
 
-def _normalised(matrices: list[Tensor]) -> Factors:
-    return tuple(matrix.contiguous().double() / sqrt(matrix.shape[0]) for matrix in matrices)
+def _normalised(matrices: list[Matrix]) -> Factors:
+    return tuple(
+        np.ascontiguousarray(matrix, np.float64) / sqrt(len(matrix)) for matrix in matrices
+    )
 
 
-def _orthogonal_factors(size: int, generator: torch.Generator, ones_first: bool = False) -> Factors:
+def _orthogonal_factors(size: int, draws: Draws, ones_first: bool = False) -> Factors:
     """Factors from the uniform (Haar) distribution, or from it among those with this column."""
     sizes = balanced_factors(size, _RANDOM_FACTOR)
-    return tuple(_orthogonal(f, generator, ones_first) for f in sizes)
+    return tuple(_orthogonal(f, draws, ones_first) for f in sizes)
 
 
-def _orthogonal(size: int, generator: torch.Generator, ones_first: bool) -> Tensor:
+def _orthogonal(size: int, draws: Draws, ones_first: bool) -> Floats:
     """Mezzadri, "How to generate random matrices from the classical compact groups" (2007)."""
-    normal = torch.randn(size, size, generator=generator, dtype=torch.float64)
+    normal = draws.normal(size)
     if ones_first:
         normal[:, 0] = 1.0
-    q, r = torch.linalg.qr(normal)
-    unique: Tensor = (q * r.diagonal().sign()).contiguous()
+    q, r = np.linalg.qr(normal)
+    unique: Floats = q * np.sign(r.diagonal())
     return unique
-
-
-def _random_signs(size: int, generator: torch.Generator) -> Tensor:
-    """As compressed-tensors draws them."""
-    return torch.randint(0, 2, (size,), generator=generator, dtype=torch.float64) * 2 - 1
 
 
 def _words(size: int) -> str:

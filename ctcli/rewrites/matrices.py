@@ -11,6 +11,7 @@ from ctcli.models.architecture import Architecture, AttentionRole
 if TYPE_CHECKING:
     import torch
 
+    from ctcli.ops.draws import Draws
     from ctcli.ops.rotation import Rotation
 
 TransformType = Literal["hadamard", "random-hadamard", "random-matrix"]
@@ -20,7 +21,7 @@ def made(
     scheme: str,
     transform_type: str,
     size: int,
-    generator: torch.Generator,
+    draws: Draws,
     block_size: int | None = None,
     keeps_ones: bool = False,
 ) -> Rotation:
@@ -33,7 +34,7 @@ def made(
 
     try:
         return make_rotation(
-            transform_type, size, generator, block_size=block_size, keeps_ones=keeps_ones
+            transform_type, size, draws, block_size=block_size, keeps_ones=keeps_ones
         )
     except ValueError as error:
         raise CtcliError(
@@ -109,16 +110,17 @@ class Matrices:
         return self._made[name]
 
     def _make(self, scheme: str, size: int, block: int | None, name: str | None = None) -> Rotation:
-        from ctcli.ops.transforms import seed_for, seeded
+        from ctcli.ops.draws import Draws
+        from ctcli.ops.transforms import seed_for
 
         seed = self._seed
         if self._randomize and scheme == "R2":
             seed = seed_for(seed, name or scheme)
         keeps_ones = scheme == "R1" and self._keeps_ones
-        return made(scheme, self._transform_type, size, seeded(seed), block, keeps_ones)
+        return made(scheme, self._transform_type, size, Draws(seed), block, keeps_ones)
 
     def _given(self, name: str, size: int) -> Rotation:
-        import torch
+        import numpy as np
 
         from ctcli.ops.rotation import ORTHOGONALITY_TOLERANCE, from_matrix
 
@@ -134,8 +136,8 @@ class Matrices:
             raise CtcliError(f"{name}: {error}.", hint) from error
         if rotation.size != size:
             raise CtcliError(f"{name}: it rotates {rotation.size} coordinates, not {size}.", hint)
-        ones = torch.ones(1, size, dtype=torch.float64)
-        moved = float((rotation.apply(ones) - ones).abs().max())
+        ones = np.ones((1, size))
+        moved = float(np.abs(rotation.apply(ones) - ones).max())
         if name == "R1" and self._keeps_ones and moved > ORTHOGONALITY_TOLERANCE:
             raise CtcliError(
                 f"{name}: a LayerNorm subtracts the mean, which this one moves by {moved:.1e}.",

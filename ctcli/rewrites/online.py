@@ -97,4 +97,7 @@ def matrix(name: str, rotation: Rotation, tensor: LazyTensor) -> dict[str, LazyT
 def _rows(
     rotation: Rotation, block: Tensor, start: int, _values: tuple[Tensor, ...]
 ) -> tuple[Mapping[str, Tensor], Sequence[float]]:
-    return {"weight": rotation.unnormalised(start, start + block.shape[0])}, ()
+    import torch
+
+    rows = rotation.unnormalised(start, start + block.shape[0])
+    return {"weight": torch.from_numpy(rows)}, ()

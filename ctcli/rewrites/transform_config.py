@@ -20,8 +20,6 @@ from ctcli.rewrites.online import matrix
 from ctcli.rewrites.surgery import Surgery
 
 if TYPE_CHECKING:
-    import torch
-
     from ctcli.ops.rotation import Rotation
 
 _ONLINE = ("input", "output", "q_attn", "k_cache")
@@ -127,14 +125,14 @@ def transform(
 
 
 class _Scheme:
-    """A scheme while it is applied: its matrices by size, drawn from one generator."""
+    """A scheme while it is applied: its matrices by size, drawn in turn."""
 
     def __init__(self, surgery: Surgery, scheme: TransformScheme, seed: int | None) -> None:
-        from ctcli.ops.transforms import seeded
+        from ctcli.ops.draws import Draws
 
         self._surgery = surgery
         self._scheme = scheme
-        self._generator: torch.Generator = seeded(seed)
+        self._draws = Draws(seed)
         self._saved: set[int] = set()
         self.matrices: dict[int, Rotation] = {}
 
@@ -187,7 +185,7 @@ class _Scheme:
         size = self._scheme.block_size or size
         if size not in self.matrices:
             self.matrices[size] = made(
-                self._scheme.name, self._scheme.transform_type, size, self._generator
+                self._scheme.name, self._scheme.transform_type, size, self._draws
             )
         return self.matrices[size]
 
