@@ -143,7 +143,8 @@ def from_matrix(matrix: Tensor) -> Rotation:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"a rotation is a square matrix, not of shape {list(matrix.shape)}")
     values: Floats = matrix.cpu().double().numpy()
-    deviation = float(np.abs(values @ values.T - np.eye(len(values))).max())
+    with np.errstate(all="ignore"):  # infinities make it NaN
+        deviation = float(np.abs(values @ values.T - np.eye(len(values))).max())
     if not deviation <= ORTHOGONALITY_TOLERANCE:
         raise ValueError(
             f"not orthogonal: Q Q^T differs from the identity by up to {deviation:.1e}, "
