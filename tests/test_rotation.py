@@ -288,7 +288,7 @@ def test_a_given_matrix_is_applied_as_it_is() -> None:
         (torch.ones(4), r"square matrix, not of shape \[4\]"),
         (torch.eye(4) * 1.001, "identity by up to 2.0e-03"),
         (torch.eye(4).index_fill(1, torch.tensor([2]), torch.nan), "by up to nan"),
-        (torch.eye(4) * torch.inf, "by up to nan"),
+        (torch.tensor([[torch.inf, torch.inf], [torch.inf, -torch.inf]]), "by up to nan"),
         (torch.ones(4, 4), "by up to 4.0e"),
     ],
 )
