@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import textwrap
 import threading
@@ -104,7 +105,7 @@ class Terminal:
     def show(self, result: Result) -> None:
         """Print a result: JSON if that was asked for, else lines for people unless quiet."""
         if self._as_json:
-            sys.stdout.write(json.dumps(result.data, indent=2) + "\n")
+            sys.stdout.write(json.dumps(_strict(result.data), indent=2, allow_nan=False) + "\n")
             return
         if self._quiet:
             return
@@ -215,6 +216,15 @@ def _wrapped(console: Console, text: str, indent: int) -> list[str]:
         return [text]
     pieces = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
     return pieces or [""]
+
+
+def _strict(value: Any) -> Any:
+    """The same for JSON, which has neither NaN nor infinities: null stands for them."""
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _printable(text: str) -> str:

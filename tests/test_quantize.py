@@ -417,7 +417,27 @@ def test_values_that_are_not_finite_are_refused_by_count(tmp_path: Path) -> None
         assert error.problems == (
             f"{LAYER}self_attn.o_proj.weight: 3 of its values are NaN or infinite.",
         )
-    run_quantize(source, tmp_path / "out", "W4A16", allow_nonfinite=True)
+
+
+def test_modules_that_are_not_finite_are_shown_first_and_are_null_in_json(
+    ctcli: Ctcli, tmp_path: Path
+) -> None:
+    tensors = attention()
+    tensors[f"{LAYER}self_attn.o_proj.weight"][30, 0] = math.nan
+    source = checkpoint(tmp_path / "source", tensors)
+    options = ("--scheme", "W8A8", "--allow-nonfinite", "--overwrite")
+    shown = ctcli("quantize", source, tmp_path / "out", *options).stdout
+    _, _, worst = shown.partition("largest relative weight error (rms):\n")
+    assert worst.split()[:2] == ["nan", f"{LAYER}self_attn.o_proj"]
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    printed = ctcli("quantize", source, tmp_path / "out", *options, "--json").stdout
+    modules = json.loads(printed, parse_constant=refuse)["modules"]
+    errors = {name: module["relative_error"] for name, module in modules.items()}
+    assert errors.pop(f"{LAYER}self_attn.o_proj") is None
+    assert all(0 < error < 0.01 for error in errors.values())
 
 
 @pytest.mark.parametrize("preset", ["W8A8", "FP8_DYNAMIC"])

@@ -77,8 +77,9 @@ class QuantizeReport:
 
     def items(self) -> list[str]:
         """The modules with the largest relative error."""
-        worst = sorted(self.errors.items(), key=lambda item: -item[1])[:_WORST]
-        lines = [f"{error:8.5f}  {module}" for module, error in worst]
+        # NaN, which is in no order with anything, comes first.
+        worst = sorted(self.errors.items(), key=lambda item: (not math.isnan(item[1]), -item[1]))
+        lines = [f"{error:8.5f}  {module}" for module, error in worst[:_WORST]]
         return ["largest relative weight error (rms):", *lines] if lines else []
 
     def data(self) -> dict[str, Any]:
