@@ -50,7 +50,8 @@ def main() -> None:
         remove(arguments.folder / "made")
         if made := RACES[name].made:
             subprocess.run(words_of(made, places), check=True)
-        samples = race({**RACES[name].commands, **peers}, places, arguments.runs)
+        commands = {**RACES[name].commands, **peers}
+        samples = race(commands, places, arguments.runs, RACES[name].is_cold)
         print("\n".join(report(samples)))
         if RACES[name].is_chain:
             print(report_chain(samples))

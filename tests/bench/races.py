@@ -15,12 +15,14 @@ class Race:
         commands: a command line for each contender, with {src} and {dst}; ours comes first.
         made: a command line that makes {made} once, beforehand, for contenders that read it.
         is_chain: ours does in one pass what the others do one after another.
+        is_cold: checkpoints have to be read from the disk.
     """
 
     checkpoint: tuple[str, ...]
     commands: Mapping[str, str]
     made: str | None = None
     is_chain: bool = False
+    is_cold: bool = False
 
 
 _LLAMA_1B = (
@@ -70,25 +72,27 @@ def _quantize(scheme: str, checkpoint: tuple[str, ...] = _LLAMA_1B) -> Race:
     return _computing(scheme, f"quantize {{src}} {{dst}} --scheme {scheme}", checkpoint)
 
 
-def _run(recipe: str, scheme: str, checkpoint: tuple[str, ...] = _LLAMA_1B) -> Race:
-    """All steps in one pass, and the same ones apart: their bytes and work, if not their order."""
-    rotate = f"{_CTCLI} rotate {{src}} {{dst}} --quiet"
-    apart = {
-        "ctcli fuse-norms": f"{_CTCLI} fuse-norms {{src}} {{dst}} --quiet",
-        "ctcli rotate": rotate,
-        "ctcli quantize, rotated": f"{_CTCLI} quantize {{made}} {{dst}} --scheme {scheme} -q",
-    }
-    if not recipe.startswith("fuse"):
-        del apart["ctcli fuse-norms"]
-    return Race(
-        checkpoint,
-        {
-            f"ctcli run {recipe}": f"{_CTCLI} run {_RECIPES}/{recipe}.toml {{src}} {{dst}} --quiet",
-            **apart,
-        },
-        rotate.replace("{dst}", "{made}") + " --overwrite",
-        is_chain=True,
-    )
+def _run(
+    recipe: str, scheme: str, checkpoint: tuple[str, ...] = _LLAMA_1B, on_disk: bool = False
+) -> Race:
+    """All steps in one pass, and the same ones apart: their bytes and work, if not their order.
+
+    Args:
+        recipe: its name; it rotates and quantizes, and may fuse norms before.
+        scheme: for quantizing alone.
+        checkpoint: see `Race`.
+        on_disk: from the disk to the disk, as with checkpoints that are larger than the memory.
+    """
+    options = "--quiet --fsync" if on_disk else "--quiet"
+    rotate = f"{_CTCLI} rotate {{src}} {{dst}} {options}"
+    quantize = f"{_CTCLI} quantize {{made}} {{dst}} --scheme {scheme} {options}"
+    apart = {"ctcli rotate": rotate, "ctcli quantize, rotated": quantize}
+    if recipe.startswith("fuse"):
+        apart["ctcli fuse-norms"] = f"{_CTCLI} fuse-norms {{src}} {{dst}} {options}"
+    run = f"{_CTCLI} run {_RECIPES}/{recipe}.toml {{src}} {{dst}} {options}"
+    made = rotate.replace("{dst}", "{made}") + " --overwrite"
+    commands = {f"ctcli run {recipe}": run, **apart}
+    return Race(checkpoint, commands, made, is_chain=True, is_cold=on_disk)
 
 
 _SCHEMES = ("FP8_DYNAMIC", "FP8_BLOCK", "W8A8", "W4A16", "NVFP4A16", "MXFP4A16")
@@ -120,6 +124,7 @@ RACES = {
         for scheme in ("W4A16", "FP8_DYNAMIC", "NVFP4A16")
     },
     "run-fuse-W4A16": _run("fuse-rotate-W4A16", "W4A16"),
+    "run-W4A16-on-disk": _run("rotate-W4A16", "W4A16", on_disk=True),
     "run-8B-shapes": _run("rotate-FP8_DYNAMIC", "FP8_DYNAMIC", _LLAMA_8B),
     **{f"quantize-{scheme}": _quantize(scheme) for scheme in _SCHEMES},
     "quantize-8B-shapes": _quantize("W4A16", _LLAMA_8B),

@@ -34,15 +34,23 @@ def words_of(command: str, places: Mapping[str, str]) -> list[str]:
 
 
 def race(
-    commands: Mapping[str, str], places: Mapping[str, str], runs: int
+    commands: Mapping[str, str], places: Mapping[str, str], runs: int, is_cold: bool
 ) -> dict[str, list[Sample]]:
-    """Run each command in turn, warmed up, `runs` times after one uncounted round."""
+    """Run each command in turn, warmed up, `runs` times after one uncounted round.
+
+    Args:
+        commands: by contender.
+        places: what {src} and the like stand for.
+        runs: how many count.
+        is_cold: checkpoints have to be read from the disk.
+    """
     read = [places[name] for name in ("src", "made") if Path(places[name]).is_dir()]
+    warm_up = [sys.executable, "-m", "tests.bench.warm_up", *(["--cold"] if is_cold else []), *read]
     samples: dict[str, list[Sample]] = {name: [] for name in commands}
     for run in range(runs + 1):
         for name, command in commands.items():
             remove(Path(places["dst"]))
-            subprocess.run([sys.executable, "-m", "tests.bench.warm_up", *read], check=True)
+            subprocess.run(warm_up, check=True)
             sample = _run(words_of(command, places))
             if run:
                 samples[name].append(sample)
