@@ -70,7 +70,8 @@ def test_readme_lists_every_shared_option_with_its_default(name: str) -> None:
 
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS, ids=str)
-def test_every_option_has_help_and_a_visible_default(command: str, option: object) -> None:
+def test_every_option_has_help_a_visible_default_and_one_word(command: str, option: object) -> None:
+    assert getattr(option, "nargs", None) == 1, f"{command} {option}"
     assert getattr(option, "help", None), f"{command} {option}"
     assert isinstance(getattr(option, "show_default", None), str), f"{command} {option}"
 

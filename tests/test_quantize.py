@@ -419,6 +419,32 @@ def test_values_that_are_not_finite_are_refused_by_count(tmp_path: Path) -> None
         )
 
 
+@pytest.mark.parametrize("scheme", ["", "=W4A16", "re:.*mlp.*="])
+def test_a_scheme_without_its_name_or_pattern_is_refused(scheme: str, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source", attention())
+    error = refusal(source, tmp_path / "out", scheme)
+    assert error.problems == (f"--scheme {scheme!r}: give NAME, or PATTERN=NAME.",)
+
+
+def test_a_device_without_numbers_is_refused(ctcli: Ctcli, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source", attention())
+    words = ("quantize", source, tmp_path / "out", "--scheme", "W8A8", "--device", "meta")
+    assert "--device meta: torch cannot use it" in ctcli(*words).stderr
+
+
+def test_the_block_of_a_scheme_is_one_word(ctcli: Ctcli, tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source", attention())
+    words = ("quantize", source, tmp_path / "out", "--block", "16x64", "--scheme", "FP8_BLOCK")
+    assert ctcli(*words).returncode == 0
+    scale = tensors_of(tmp_path / "out")[f"{LAYER}self_attn.o_proj.weight_scale"]
+    assert scale.shape == (2, 2)
+    (group,) = config_of(tmp_path / "out")["config_groups"].values()
+    assert group["weights"]["block_structure"] == [16, 64]
+    again = ("run", tmp_path / "out" / "ctcli_recipe.toml", source, tmp_path / "again")
+    assert ctcli(*again).returncode == 0
+    assert file_hashes(tmp_path / "again") == file_hashes(tmp_path / "out")
+
+
 def test_modules_that_are_not_finite_are_shown_first_and_are_null_in_json(
     ctcli: Ctcli, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import typer
 
@@ -15,11 +15,18 @@ from ctcli.schemes.family import ComputeDtype, Observer
 from ctcli.schemes.parsing import Overrides
 
 
-def _block(text: str) -> tuple[int, int]:
+class Block(NamedTuple):
+    """A tile; typer would take a plain tuple for two words of the command line."""
+
+    rows: int
+    columns: int
+
+
+def _block(text: str) -> Block:
     rows, _, columns = text.lower().partition("x")
     if not (rows.isdecimal() and columns.isdecimal()):
         raise typer.BadParameter(f"{text!r} is no block: give rows and columns, as in 128x128.")
-    return int(rows), int(columns)
+    return Block(int(rows), int(columns))
 
 
 def quantize(
@@ -61,7 +68,7 @@ def quantize(
         ),
     ] = None,
     block: Annotated[
-        tuple[int, int] | None,
+        Block | None,
         typer.Option(
             parser=_block,
             metavar="ROWSxCOLUMNS",

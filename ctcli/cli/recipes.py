@@ -117,11 +117,11 @@ def _value(value: Any, hint: Any) -> Any:
 def _plain(value: Any, kind: Any, least: float | None, most: float | None) -> Any:
     if get_origin(kind) is Literal:
         return _expect(value in get_args(kind), value, f"one of {', '.join(get_args(kind))}")
-    if get_origin(kind) is tuple:
-        return tuple(_expect(_is_list_of(value, int) and len(value) == 2, value, "two numbers"))
     if get_origin(kind) is list:
         texts = [value] if isinstance(value, str) else value
         return _expect(_is_list_of(texts, str), texts, "a text, or a list of texts")
+    if issubclass(kind, tuple):
+        return kind(*_expect(_is_list_of(value, int) and len(value) == 2, value, "two numbers"))
     if kind is bool:
         return _expect(isinstance(value, bool), value, "true or false")
     if kind is int:

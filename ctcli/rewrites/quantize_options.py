@@ -154,7 +154,7 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError) as error:
         first_line = str(error).partition("\n")[0]
         raise CtcliError(

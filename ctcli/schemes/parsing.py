@@ -50,7 +50,10 @@ def parse_schemes(texts: Sequence[str], overrides: Overrides) -> tuple[TargetedS
     found: list[TargetedScheme] = []
     problems = []
     for text in texts or [""]:
-        pattern, _, name = text.rpartition("=")
+        pattern, given, name = text.rpartition("=")
+        if (texts and not name) or (given and not pattern):
+            problems.append(f"--scheme {text!r}: give NAME, or PATTERN=NAME.")
+            continue
         try:
             found.append((pattern or None, _scheme(name, overrides)))
         except KeyError:
