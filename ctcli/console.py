@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.text import Text
 
-from ctcli.errors import CtcliError, Stopped
+from ctcli.errors import CtcliError, Stopped, os_errors_of
 from ctcli.events import Event, EventLog
 from ctcli.units import Advance, format_bytes, format_seconds
 
@@ -103,7 +103,17 @@ class Terminal:
             raise SystemExit(1 if isinstance(error, CtcliError) else error.exit_code) from error
 
     def show(self, result: Result) -> None:
-        """Print a result: JSON if that was asked for, else lines for people unless quiet."""
+        """Print a result: JSON if that was asked for, else lines for people unless quiet.
+
+        Raises:
+            CtcliError: stdout cannot be written.
+        """
+        with os_errors_of("stdout", "writing"):
+            self._show(result)
+            if sys.stdout:
+                sys.stdout.flush()
+
+    def _show(self, result: Result) -> None:
         if self._as_json:
             sys.stdout.write(json.dumps(_strict(result.data), indent=2, allow_nan=False) + "\n")
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -65,6 +66,8 @@ class _Stop:
 
 def _leave(exit_code: int) -> NoReturn:
     """End at once: threads may still wait for a hub, and taking torch apart takes a while."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream:  # the shell may have closed it
+            with suppress(OSError):
+                stream.flush()
     os._exit(exit_code)

@@ -166,7 +166,10 @@ BAD_SOURCES: Mapping[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "index to root": (lambda f: put_v_proj_at(f, f"{f}/{SECOND}"), (V_PROJ, OUTSIDE)),
     "index with backslash": (lambda f: put_v_proj_at(f, "..\\x.safetensors"), (V_PROJ, OUTSIDE)),
     "index to no names": (lambda f: put_index(f, {"a": 1, "b": ""}), ("'a'", "'b'", OUTSIDE)),
-    "index to config": (lambda f: put_v_proj_at(f, "config.json"), ("config.json: its header",)),
+    "index to config": (
+        lambda f: put_v_proj_at(f, "config.json"),
+        ("config.json: no safetensors file, or",),
+    ),
     "index to a long number": (lambda f: put_v_proj_at(f, "9" * 5000), (f"{INDEX} names 999",)),
     "index to a surrogate": (lambda f: put_v_proj_at(f, "\ud800"), (rf"names \ud800, {LOST}",)),
     "index not JSON": (lambda f: (f / INDEX).write_text("{"), (f"{INDEX}: no index",)),
@@ -237,6 +240,7 @@ BAD_DESTINATIONS: Mapping[str, tuple[Callable[[Path], Path], str]] = {
     "name too long for its partial directory": (lambda d: d.with_name("x" * 245), "too long"),
     "partial directory a file": (lambda d: file_at(partial_of(d)).with_name(d.name), "creating f"),
     "where nothing can be made": (lambda _: Path("/proc/out"), "/proc/out"),
+    "the root": (lambda _: Path("/"), "/: the root cannot be replaced"),
 }
 
 

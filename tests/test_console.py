@@ -62,6 +62,16 @@ def test_json_is_one_object_on_stdout(ctcli: Ctcli, pylm: Path, tmp_path: Path) 
     assert done.stderr.startswith("warning: left out")
 
 
+@pytest.mark.parametrize(("redirection", "says"), [(">/dev/full", True), (">&-", False)])
+def test_a_stdout_that_cannot_be_written_is_no_traceback(
+    pylm: Path, redirection: str, says: bool
+) -> None:
+    command = f"exec {sys.executable} -m ctcli inspect {pylm} {redirection}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == int(says)
+    assert done.stderr.startswith("error: stdout: the disk") if says else not done.stderr
+
+
 def test_quiet_prints_nothing(ctcli: Ctcli, pylm: Path, tmp_path: Path) -> None:
     done = ctcli("reindex", pylm, tmp_path / "out", "--quiet")
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)

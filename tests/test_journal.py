@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctcli.errors import CtcliError
 from ctcli.storage.journal import Journal, Part, line_of, read_journal
+from ctcli.storage.writer import look_for_leftover, open_partial
 
 NAMES = st.text(min_size=1)
 FLOATS = st.lists(st.floats(allow_nan=False), max_size=2)
@@ -52,3 +55,21 @@ def test_a_journal_that_is_no_journal_is_empty(path: Path) -> None:
         path.write_text(text)
         assert read_journal(path, "key") == Journal({}, {})
     assert read_journal(path.with_name("absent"), "key") == Journal({}, {})
+
+
+def note_on_a_full_disk(out: Path) -> None:
+    leftover = look_for_leftover(out, "key", {}, {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with open_partial(out, "key", leftover, False, False, False) as partial:
+            nbytes = (partial.folder.parent / "journal").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+            partial.note_part(Part("model.safetensors", (0, 0), 4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_when_a_part_is_noted_is_told_of_once(tmp_path: Path) -> None:
+    """What could not be written is in the file's buffer still when it is closed."""
+    with pytest.raises(CtcliError, match=r"model\.safetensors: the disk .* is full"):
+        note_on_a_full_disk(tmp_path / "out")

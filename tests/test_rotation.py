@@ -285,6 +285,7 @@ def test_a_given_matrix_is_applied_as_it_is() -> None:
     ("matrix", "words"),
     [
         (torch.eye(4)[:3], r"square matrix, not of shape \[3, 4\]"),
+        (torch.ones(0, 0), r"square matrix, not of shape \[0, 0\]"),
         (torch.ones(4), r"square matrix, not of shape \[4\]"),
         (torch.eye(4) * 1.001, "identity by up to 2.0e-03"),
         (torch.eye(4).index_fill(1, torch.tensor([2]), torch.nan), "by up to nan"),

@@ -115,7 +115,9 @@ def test_a_folder_without_a_checkpoint_is_one_big_difference(ctcli: Ctcli, tmp_p
 
 def test_hashes_are_written_once_and_compared_from_then_on(made: Path, tmp_path: Path) -> None:
     sums = tmp_path / "sums"
-    assert lines(run_verify(made, manifest=sums)) == []
+    found = run_verify(made, manifest=sums)
+    assert lines(found) == []
+    assert ("hashes", f"written to {sums}") in found.rows()
     listed = [line.split("  ", 1) for line in sums.read_text().splitlines() if line[0] != "#"]
     assert {name: digest for digest, name in listed} == file_hashes(made)
     subprocess.run(["sha256sum", "--check", "--quiet", sums], cwd=made, check=True)
@@ -123,6 +125,7 @@ def test_hashes_are_written_once_and_compared_from_then_on(made: Path, tmp_path:
     line = f"# {hashlib.sha256(norm).hexdigest()}  BF16 [256]  {NORM}\n"
     assert line in sums.read_text()
     before = sums.read_bytes()
+    assert ("hashes", f"compared with {sums}") in run_verify(made, manifest=sums).rows()
     assert lines(run_verify(made, manifest=sums)) == []
 
     # The lowest bit of a scale, which nothing else could tell from a sound one.
@@ -176,6 +179,17 @@ class Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def test_a_page_replaces_nothing_but_a_page(made: Path, ctcli: Ctcli, tmp_path: Path) -> None:
+    before = file_hashes(made)
+    for file in (made / "config.json", tmp_path / "nowhere" / "page.html"):
+        done = ctcli("verify", made, "--html", file)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"error: {file}: ")
+    assert file_hashes(made) == before
+    for _ in range(2):
+        assert ctcli("verify", made, "--html", tmp_path / "page.html").returncode == 0
 
 
 def test_the_page_stands_alone_and_shows_every_error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ from ctcli.storage.recipe import read_recipe
 from ctcli.units import format_seconds
 from ctcli.verifying.findings import Verification
 from ctcli.verifying.options import VerifyOptions
-from ctcli.verifying.page import page
+from ctcli.verifying.page import PAGE_START, page
 
 _DIFFERENT = 3
 # These steps change no value, or are what the comparison is about.
@@ -91,6 +92,8 @@ def verify(
         raise typer.BadParameter("--tp is for --target vllm.")
     if local_directory(str(destination)) is None:
         raise CtcliError(f"{destination}: no such directory.", "Name the checkpoint's directory.")
+    if html:
+        _check_page(html)
     source = None
     if against:
         source_directory(against, revision)
@@ -104,6 +107,22 @@ def verify(
     terminal.show(_result(destination, found, time.monotonic() - start))
     if found.findings:
         raise typer.Exit(_DIFFERENT)
+
+
+def _check_page(path: Path) -> None:
+    """Refuse to write a page where that cannot be done, or over anything but a page.
+
+    Raises:
+        CtcliError: says what is in the way.
+    """
+    folder = path.resolve().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise CtcliError(f"{path}: cannot write into {folder}.", "Name another FILE.")
+    if path.exists():
+        with os_errors_of(str(path), "reading"), path.open("rb") as file:
+            is_page = file.read(len(PAGE_START)) in (b"", PAGE_START.encode())
+        if not is_page:
+            raise CtcliError(f"{path}: it exists, and is no page.", "Name another FILE.")
 
 
 def expected_checkpoint(source: Checkpoint, recipe: Path) -> Checkpoint:

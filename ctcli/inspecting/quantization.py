@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ctcli.inspecting.weights import Weight
 from ctcli.schemes.declared import QUANT_METHOD, Declaration, Group
-from ctcli.schemes.loaders import LOADERS, MACHINES, Contents, Loader, machine, problems
+from ctcli.schemes.loaders import LOADERS, MACHINES, ONLINE, Contents, Loader, machine, problems
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,10 @@ class Quantization:
 
     @property
     def machine(self) -> str | None:
-        """What vLLM needs to run all groups; None if it cannot."""
+        """What vLLM needs to run all groups; None if it cannot, or there is nothing to run."""
         needs = [machine(group.scheme) for group, _ in self.groups]
+        if any("input" in places for places in self.transforms.values()):
+            needs.append(ONLINE)
         found = [need for need in needs if need]
         return max(found, key=MACHINES.index, default=None) if len(found) == len(needs) else None
 

@@ -135,7 +135,7 @@ def _quantization(found: Quantization) -> Iterator[Section]:
         if refusals:
             loaders += _under(_NAMES[loader], "no: ", tuple(refusals))
         else:
-            on = f", on {found.machine}" if loader == "vllm" else ""
+            on = f", on {found.machine}" if loader == "vllm" and found.machine else ""
             loaders.append((_NAMES[loader], f"yes{on}"))
     yield Section("does it load in", loaders)
 

@@ -140,9 +140,9 @@ def from_matrix(matrix: Tensor) -> Rotation:
     Raises:
         ValueError: it is not square, or Q Q^T is not the identity.
     """
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.numel():
         raise ValueError(f"a rotation is a square matrix, not of shape {list(matrix.shape)}")
-    values: Floats = matrix.cpu().double().numpy()
+    values: Floats = matrix.cpu().double().resolve_neg().numpy()
     with np.errstate(all="ignore"):  # infinities make it NaN
         deviation = float(np.abs(values @ values.T - np.eye(len(values))).max())
     if not deviation <= ORTHOGONALITY_TOLERANCE:

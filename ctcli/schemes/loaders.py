@@ -35,6 +35,9 @@ _ANY = "any machine"
 _AMX = "a GPU, or a CPU with AMX"
 _GPU = "a GPU"
 _HOPPER = "a GPU of compute capability 9.0"
+ONLINE = _GPU
+"""What vLLM needs to rotate inputs while it runs."""
+
 # Each does what those before it do.
 MACHINES = (_ANY, _AMX, _GPU, _HOPPER)
 _EXPERT = re.compile(r"(?P<parent>.*\bexperts)\.[0-9]+(\..*)?")

@@ -40,6 +40,8 @@ def check_destination(
             target = destination.resolve()
         except RuntimeError as error:  # a link to itself
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+        if not target.name:
+            raise CtcliError(f"{destination}: the root cannot be replaced.", _HINT_ELSEWHERE)
         exists = destination.exists()
         partial_of(destination).exists()  # its name is longer, perhaps too long
     if source:

@@ -53,11 +53,14 @@ def parse_index(name: str, content: bytes) -> Index:
     """
     try:
         index = parse_json(content)
+    except ValueError as error:
+        raise CtcliError(f"{name}: no index: {error}.", _HINT) from error
+    try:
         weight_map = index["weight_map"]
         metadata = dict(index.get("metadata") or {})
         entries = list(weight_map.items())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CtcliError(f"{name}: no index with a weight_map: {error!r}.", _HINT) from error
+        raise CtcliError(f"{name}: no index with a weight_map.", _HINT) from error
     problems = [
         f"{name}: {tensor!r} is put into {file!r}, which is no file name inside the checkpoint."
         for tensor, file in entries

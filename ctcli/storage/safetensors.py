@@ -88,7 +88,10 @@ def _read_header_bytes(file: SourceFile) -> bytes:
     if len(first) < LENGTH_BYTES:
         problem = f"only {file.size} bytes long, no safetensors file."
     elif length > MAX_HEADER_BYTES:
-        problem = f"its header claims {length} bytes; the limit is {MAX_HEADER_BYTES}."
+        problem = (
+            f"no safetensors file, or a damaged one: its header claims {length} bytes, and the "
+            f"limit is {MAX_HEADER_BYTES}."
+        )
     elif LENGTH_BYTES + length > file.size:
         problem = f"its header claims {length} bytes, but the file has {file.size}: truncated."
     if problem:

@@ -16,7 +16,7 @@ import os
 import shutil
 import threading
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -219,7 +219,7 @@ def open_partial(
     with os_errors_of(str(destination), "creating"):
         root.mkdir(parents=True, exist_ok=True)
         journal = (root / "journal").open("a+", encoding="utf-8")
-    with journal:
+    with _closing(journal):
         _lock(journal, destination)
         with os_errors_of(str(root), "preparing"):
             _restore_replaced(root, destination)
@@ -238,6 +238,16 @@ def open_partial(
             journal.writelines(kept.lines(key))
             journal.flush()
         yield PartialDirectory(destination, journal, fsync, overwrite, is_file)
+
+
+@contextmanager
+def _closing(journal: IO[str]) -> Iterator[None]:
+    """Close it at last. What a full disk kept out of it has been told of, and is lost."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            journal.close()
 
 
 def _lock(journal: IO[str], destination: Path) -> None:

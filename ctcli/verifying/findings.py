@@ -51,6 +51,7 @@ class Verification:
         against: name of the source, if there was a comparison.
         unchanged: tensors that equal the source's byte for byte.
         errors: of each module that was compared by value.
+        hashes: whether they were compared with a file or written to it; None: neither.
     """
 
     findings: tuple[Finding, ...]
@@ -61,6 +62,7 @@ class Verification:
     against: str | None
     unchanged: int
     errors: Mapping[str, LayerError]
+    hashes: str | None
 
     def rows(self) -> list[tuple[str, str]]:
         """Labels and values, for people."""
@@ -75,6 +77,8 @@ class Verification:
         if self.errors:
             name, worst = max(self.errors.items(), key=lambda item: item[1].relative)
             rows.append(("largest error", f"{worst.relative:.5f} of its rms in {name}"))
+        if self.hashes:
+            rows.append(("hashes", self.hashes))
         rows += [("not checked", note) for note in self.notes]
         kinds = Counter(finding.kind for finding in self.findings)
         counted = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
@@ -90,5 +94,6 @@ class Verification:
             "quantized": dict(self.quantized),
             "against": self.against,
             "unchanged": self.unchanged,
+            "hashes": self.hashes,
             "errors": {module: error.data() for module, error in self.errors.items()},
         }

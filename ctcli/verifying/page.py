@@ -12,6 +12,7 @@ from ctcli.sharding import natural_key
 from ctcli.verifying.errors import LayerError
 from ctcli.verifying.findings import Verification
 
+PAGE_START = "<!doctype html>"
 _LAYER = re.compile(r"(?:.*\.)?(?:layers|h|blocks)\.([0-9]+)\.")
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 320, 64, 16, 16, 44
 _ROLES = 8  # colours; further roles share the last
@@ -70,7 +71,7 @@ def page(title: str, found: Verification) -> str:
         *(_errors(found) if found.errors else ()),
     ]
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'{PAGE_START}\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>verify: {escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
         "<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"

@@ -52,15 +52,18 @@ def verify(directory: Path, options: VerifyOptions, progress: Progress) -> Verif
         *demands,
     ]
     notes += [*unchecked, *pairing.notes, *unknown]
+    hashes_are = None
     if options.manifest:
         with progress("sha256", sum(file.size for file in snapshot.files.values())) as advance:
             hashes = hash_all(snapshot, options.manifest, options.workers, advance)
         if options.manifest.exists():
             findings += compare(read_manifest(options.manifest), hashes)
+            hashes_are = f"compared with {options.manifest}"
         elif findings:
             notes.append(f"hashes: {options.manifest} is not written, as there are differences")
         else:
             write_manifest(options.manifest, hashes)
+            hashes_are = f"written to {options.manifest}"
     return Verification(
         findings=tuple(findings),
         notes=tuple(notes),
@@ -70,6 +73,7 @@ def verify(directory: Path, options: VerifyOptions, progress: Progress) -> Verif
         against=options.source.origin.name if options.source else None,
         unchanged=_unchanged(seen) if options.source else 0,
         errors=errors,
+        hashes=hashes_are,
     )
 
 
