@@ -80,7 +80,7 @@ def listing(tensors: list[Listed]) -> Section:
 
 def _family(found: Inspection) -> str:
     if found.family is None:
-        return "not told: there is no config.json"
+        return "not told: config.json is missing, empty or not JSON"
     classes = found.checkpoint.config.get("architectures") or []
     return f"{found.family} ({', '.join(map(str, classes))})" if classes else found.family
 

@@ -152,8 +152,9 @@ def _check_source(checkpoint: Checkpoint) -> None:
         )
     if not checkpoint.config:
         raise CtcliError(
-            f"{checkpoint.origin.name}: there is no config.json to declare the quantization in.",
-            "Add the model's config.json.",
+            f"{checkpoint.origin.name}: config.json, which has to declare the quantization, is "
+            "missing, empty or not JSON.",
+            "Add the model's config.json, or repair it.",
         )
 
 

@@ -45,7 +45,7 @@ def shape_findings(
 def _not_comparable(snapshot: Snapshot) -> str | None:
     """Why shapes cannot be compared; None: they can."""
     if not snapshot.config:
-        return "there is none"
+        return "it is missing, empty or not JSON"
     try:
         family_of(snapshot.config)
     except CtcliError:
