@@ -183,13 +183,14 @@ class Reader(HTMLParser):
 
 def test_a_page_replaces_nothing_but_a_page(made: Path, ctcli: Ctcli, tmp_path: Path) -> None:
     before = file_hashes(made)
-    for file in (made / "config.json", tmp_path / "nowhere" / "page.html"):
+    for file in (made / "config.json", tmp_path, tmp_path / "nowhere" / "page.html"):
         done = ctcli("verify", made, "--html", file)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith(f"error: {file}: ")
     assert file_hashes(made) == before
     for _ in range(2):
         assert ctcli("verify", made, "--html", tmp_path / "page.html").returncode == 0
+    assert ctcli("verify", made, "--quiet", "--html", "/dev/stdout").stdout.endswith("</html>\n")
 
 
 def test_the_page_stands_alone_and_shows_every_error(

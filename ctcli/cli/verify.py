@@ -115,14 +115,14 @@ def _check_page(path: Path) -> None:
     Raises:
         CtcliError: says what is in the way.
     """
-    folder = path.resolve().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise CtcliError(f"{path}: cannot write into {folder}.", "Name another FILE.")
-    if path.exists():
+    if path.is_file():
         with os_errors_of(str(path), "reading"), path.open("rb") as file:
             is_page = file.read(len(PAGE_START)) in (b"", PAGE_START.encode())
         if not is_page:
             raise CtcliError(f"{path}: it exists, and is no page.", "Name another FILE.")
+    place = path if path.exists() else path.resolve().parent
+    if path.is_dir() or not os.access(place, os.W_OK):
+        raise CtcliError(f"{path}: a file cannot be written there.", "Name another FILE.")
 
 
 def expected_checkpoint(source: Checkpoint, recipe: Path) -> Checkpoint:
