@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from tests.tiny_models import Models
+    from tests.helpers.tiny_models import Models
 
 # In CI a change is judged by the same examples each time; elsewhere new ones are tried.
 settings.register_profile("ci", derandomize=True)
@@ -63,6 +63,6 @@ def ctcli() -> Ctcli:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """Makes tiny models of every family."""
-    from tests.tiny_models import maker  # imports transformers
+    from tests.helpers.tiny_models import maker  # imports transformers
 
     return maker(tmp_path_factory)

@@ -14,21 +14,10 @@ from tests.conftest import ROOT
 
 FLOORS = (
     ("ctcli.errors", "ctcli.ops", "ctcli.redaction", "ctcli.units"),
-    ("ctcli.console", "ctcli.events", "ctcli.models", "ctcli.patterns", "ctcli.tensors"),
-    ("ctcli.checkpoint", "ctcli.schemes", "ctcli.sharding"),
-    ("ctcli.storage",),
-    (
-        "ctcli.engine",
-        "ctcli.inspecting",
-        "ctcli.jobs",
-        "ctcli.outbox",
-        "ctcli.plan",
-        "ctcli.reductions",
-        "ctcli.rewrites",
-        "ctcli.supply",
-        "ctcli.verifying",
-        "ctcli.worker",
-    ),
+    ("ctcli.console", "ctcli.events", "ctcli.lazy", "ctcli.models", "ctcli.patterns"),
+    ("ctcli.checkpoint", "ctcli.schemes"),
+    ("ctcli.formats", "ctcli.storage"),
+    ("ctcli.engine", "ctcli.inspecting", "ctcli.rewrites", "ctcli.verifying"),
     ("ctcli.cli",),
     ("ctcli.process",),
 )

@@ -27,10 +27,10 @@ from safetensors import safe_open
 from ctcli.cli import app
 from ctcli.cli.options import Target
 from ctcli.events import Kind
-from tests.checkpoints import file_hashes, tensor_hashes, write_checkpoint
 from tests.conftest import ROOT, Ctcli
-from tests.hub import Hub
-from tests.surgery import orthogonal
+from tests.helpers.checkpoints import file_hashes, tensor_hashes, write_checkpoint
+from tests.helpers.hub import Hub
+from tests.helpers.surgery import orthogonal
 from tests.test_docs import README, readme_table
 
 TOKEN = "hf_" + "Rw8" * 11 + "Z"

@@ -8,8 +8,8 @@ import typer
 
 from ctcli.cli.options import OFF
 from ctcli.cli.running import Step
-from ctcli.rewrites.export_bin import ExportOptions
-from ctcli.rewrites.export_bin import export_bin as export_checkpoint
+from ctcli.rewrites.exporting.export_bin import ExportOptions
+from ctcli.rewrites.exporting.export_bin import export_bin as export_checkpoint
 from ctcli.storage.llama2c import Version
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ctcli.plan import Settings
+from ctcli.engine.plan import Settings
 from ctcli.storage.opening import HUB_ID, local_directory
 from ctcli.units import parse_bytes
 

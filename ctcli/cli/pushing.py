@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ctcli.checkpoint import Checkpoint
+from ctcli.checkpoint.value import Checkpoint
 from ctcli.cli.options import Shared, Target
 from ctcli.console import Result
+from ctcli.engine.plan import Plan, check_resources, make_plan
 from ctcli.errors import CtcliError
-from ctcli.plan import Plan, check_resources, make_plan
 from ctcli.storage.destination import partial_of
 from ctcli.storage.journal import read_journal
 

@@ -9,8 +9,8 @@ import typer
 
 from ctcli.cli.options import OFF, Device, MaxShardSize
 from ctcli.cli.running import Step
-from ctcli.rewrites.quantize_options import quantize_options
-from ctcli.rewrites.selection import OnIndivisible
+from ctcli.rewrites.quantizing.options import quantize_options
+from ctcli.rewrites.quantizing.selection import OnIndivisible
 from ctcli.schemes.family import ComputeDtype, Observer
 from ctcli.schemes.parsing import Overrides
 
@@ -161,7 +161,7 @@ def quantize(
     Embeddings, heads, routers and gates, norms, convolutions, vision and audio towers and
     multi-token-prediction layers are left alone unless --targets names them.
     """
-    from ctcli.rewrites.quantize import quantize as quantize_checkpoint  # imports torch
+    from ctcli.rewrites.quantizing.quantize import quantize as quantize_checkpoint  # imports torch
 
     options = quantize_options(
         schemes=scheme or (),

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
-from ctcli.checkpoint import Step as Options
+from ctcli.checkpoint.value import Step as Options
 from ctcli.cli.commands import REWRITES
 from ctcli.cli.running import Step
 from ctcli.errors import CtcliError, os_errors_of, problems_of

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ctcli.checkpoint import Checkpoint
+from ctcli.checkpoint.value import Checkpoint
 from ctcli.cli.recipes import make_steps
 from ctcli.cli.running import Step
 from ctcli.console import Report

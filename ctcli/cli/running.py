@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ctcli.checkpoint import Checkpoint
+from ctcli.checkpoint.value import Checkpoint
 from ctcli.cli.options import Shared, Target, source_directory
 from ctcli.cli.pushing import begin_push, check_push, repository, with_push
 from ctcli.console import Report, Result, Terminal
-from ctcli.engine import execute
+from ctcli.engine.plan import Plan, check_resources, make_plan
+from ctcli.engine.run import execute
 from ctcli.events import Event
-from ctcli.plan import Plan, check_resources, make_plan
 from ctcli.storage.destination import check_destination, stream_folder_of
 from ctcli.storage.journal import Errors
 from ctcli.storage.layout import lay_out

@@ -9,8 +9,8 @@ import typer
 
 from ctcli.cli.options import OFF, Device, MappingFile, MaxShardSize
 from ctcli.cli.running import Step
-from ctcli.rewrites.matrices import TransformType
-from ctcli.rewrites.rotate import Precision, RotationName
+from ctcli.rewrites.surgery.matrices import TransformType
+from ctcli.rewrites.surgery.rotate import Precision, RotationName
 
 
 def fuse_norms(
@@ -39,8 +39,8 @@ def fuse_norms(
     The model computes the same, and its norms have gains of one. Tied embeddings are untied where
     the final norm goes into lm_head.
     """
-    from ctcli.rewrites.fuse_norms import fuse_norms as fuse
-    from ctcli.rewrites.surgery_options import fuse_options
+    from ctcli.rewrites.surgery.fuse_norms import fuse_norms as fuse
+    from ctcli.rewrites.surgery.options import fuse_options
 
     options = fuse_options(
         mapping=mapping,
@@ -139,8 +139,8 @@ def rotate(
 
     Norms are fused first. With R1 and R2 the result is an ordinary checkpoint.
     """
-    from ctcli.rewrites.rotate import rotate as rotate_checkpoint
-    from ctcli.rewrites.surgery_options import rotate_options
+    from ctcli.rewrites.surgery.options import rotate_options
+    from ctcli.rewrites.surgery.rotate import rotate as rotate_checkpoint
 
     options = rotate_options(
         mapping=mapping,

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from ctcli.checkpoint import RECIPE_NAME, Checkpoint
+from ctcli.checkpoint.value import RECIPE_NAME, Checkpoint
 from ctcli.cli.options import AsJson, Quiet, Revision, Workers, cores, source_directory
 from ctcli.cli.recipes import make_steps
 from ctcli.console import Result, Section, Terminal
 from ctcli.errors import CtcliError, os_errors_of
-from ctcli.schemes.loaders import Loader
+from ctcli.formats.loaders import Loader
 from ctcli.storage.opening import local_directory, open_checkpoint
 from ctcli.storage.recipe import read_recipe
 from ctcli.units import format_seconds

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ctcli.checkpoint import Checkpoint
+from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.models.architecture import Architecture
 from ctcli.models.llama import naming_of
-from ctcli.rewrites.export_bin import ExportOptions, export_bin
-from ctcli.rewrites.matrices import Matrices
-from ctcli.rewrites.surgery import architecture_of, check_editable
+from ctcli.rewrites.exporting.export_bin import ExportOptions, export_bin
+from ctcli.rewrites.surgery.matrices import Matrices
+from ctcli.rewrites.surgery.surgery import architecture_of, check_editable
 
 # Up to this odd part every size has a rotation, and a multiple of 4 a Hadamard matrix if four
 # times its odd part is at most _HADAMARD. Larger ones are made, which takes torch.

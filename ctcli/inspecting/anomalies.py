@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from ctcli.checkpoint import Checkpoint
+from ctcli.checkpoint.value import Checkpoint
+from ctcli.formats.declared import Declaration
 from ctcli.inspecting.weights import Weight
+from ctcli.lazy.tensors import DTYPES, TensorSpec
 from ctcli.models.families import is_tied, text_config
 from ctcli.models.protected import is_embedding, is_head, is_norm
-from ctcli.rewrites.surgery import FLOATS
-from ctcli.schemes.declared import Declaration
-from ctcli.tensors import DTYPES, TensorSpec
+from ctcli.rewrites.surgery.surgery import FLOATS
 
 _ORDINARY = ("BF16", "F16", "F32")
 _SHOWN = 3  # names in a line

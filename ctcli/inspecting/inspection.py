@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ctcli.checkpoint import Checkpoint, Shard
+from ctcli.checkpoint.sharding import natural_key
+from ctcli.checkpoint.value import Checkpoint, Shard
+from ctcli.formats.declared import read_declaration
 from ctcli.inspecting.abilities import Ability, abilities
 from ctcli.inspecting.anomalies import anomalies, stored_heads
 from ctcli.inspecting.quantization import Quantization, quantization
 from ctcli.inspecting.weights import Weight, weights_of
+from ctcli.lazy.tensors import StoredTensor, TensorSpec
 from ctcli.models.families import is_tied, model_type
 from ctcli.models.fused import FusedSet, fused_sets
 from ctcli.patterns import check_patterns, matches
-from ctcli.schemes.declared import read_declaration
-from ctcli.sharding import natural_key
-from ctcli.tensors import StoredTensor, TensorSpec
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ctcli.formats.declared import QUANT_METHOD, Declaration, Group
+from ctcli.formats.loaders import LOADERS, MACHINES, ONLINE, Contents, Loader, machine, problems
 from ctcli.inspecting.weights import Weight
-from ctcli.schemes.declared import QUANT_METHOD, Declaration, Group
-from ctcli.schemes.loaders import LOADERS, MACHINES, ONLINE, Contents, Loader, machine, problems
 
 
 @dataclass(frozen=True)

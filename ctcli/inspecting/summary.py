@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from itertools import zip_longest
 
 from ctcli.console import Section
+from ctcli.formats.declared import words
 from ctcli.inspecting.abilities import Ability
 from ctcli.inspecting.inspection import Inspection, Listed
 from ctcli.inspecting.quantization import Quantization
 from ctcli.schemes.arguments import Scheme
-from ctcli.schemes.declared import words
 from ctcli.units import format_bytes
 
 _REASONS = 3  # of a command that a line each is given to

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ctcli.formats.declared import Declaration
+from ctcli.lazy.tensors import TensorSpec
 from ctcli.models.protected import protected_kind
-from ctcli.schemes.declared import Declaration
-from ctcli.tensors import TensorSpec
 
 # Last component of a tensor's name -> it belongs to a quantized weight, and is no parameter.
 _BESIDE = (

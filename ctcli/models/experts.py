@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ctcli.tensors import StoredTensor, TensorSpec
+from ctcli.lazy.tensors import StoredTensor, TensorSpec
 
 _PACKED = re.compile(r"(?P<parent>.*experts)\.(?P<role>gate_up_proj|down_proj)(?:\.weight)?")
 _PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ctcli.checkpoint import Checkpoint
+from ctcli.checkpoint.sharding import cut_to_size, gather_fused_sets
+from ctcli.checkpoint.value import Checkpoint
 from ctcli.models.fused import FusedSet, fused_sets
-from ctcli.sharding import cut_to_size, gather_fused_sets
 from ctcli.units import format_bytes
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from ctcli.lazy.tensors import Output, TensorSpec, torch_dtype
 from ctcli.schemes.arguments import Scheme
-from ctcli.tensors import Output, TensorSpec, torch_dtype
 
 if TYPE_CHECKING:
     import torch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ctcli.lazy.tensors import Output, TensorSpec
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Decoded, Numerics
 from ctcli.schemes.ranges import (
@@ -15,7 +16,6 @@ from ctcli.schemes.ranges import (
     scale_output,
     stored_scale,
 )
-from ctcli.tensors import Output, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

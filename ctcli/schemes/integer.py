@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ctcli.lazy.tensors import Output, TensorSpec
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Decoded, Numerics
 from ctcli.schemes.ranges import (
@@ -18,7 +19,6 @@ from ctcli.schemes.ranges import (
     scale_output,
     stored_scale,
 )
-from ctcli.tensors import Output, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

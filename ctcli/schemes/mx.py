@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ctcli.lazy.tensors import Output, TensorSpec
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Decoded, Numerics
 from ctcli.schemes.ranges import find_bounds, granule_of, grouping_of, stored_scale
-from ctcli.tensors import Output, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ctcli.lazy.tensors import Output, TensorSpec
 from ctcli.schemes.arguments import QuantizationArgs
 from ctcli.schemes.family import Numerics
-from ctcli.tensors import Output, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

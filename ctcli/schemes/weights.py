@@ -8,10 +8,18 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from ctcli.lazy.tensors import (
+    Derivation,
+    Direct,
+    Matrix,
+    NonFiniteError,
+    Output,
+    Reduction,
+    TensorSpec,
+)
 from ctcli.schemes import family_of
 from ctcli.schemes.family import Execution, Numerics, PlainFamily
 from ctcli.schemes.ranges import grouping_of
-from ctcli.tensors import Derivation, Direct, Matrix, NonFiniteError, Output, Reduction, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from ctcli.checkpoint import INDEX_SUFFIX, Checkpoint, Shard
+from ctcli.checkpoint.sharding import is_numbered, natural_key
+from ctcli.checkpoint.value import INDEX_SUFFIX, Checkpoint, Shard
 from ctcli.errors import CtcliError
-from ctcli.sharding import is_numbered, natural_key
 from ctcli.storage.strict_json import parse_json
 
 DEFAULT_INDEX = f"model{INDEX_SUFFIX}"

@@ -8,11 +8,8 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from ctcli import __version__
-from ctcli.checkpoint import CONFIG_NAME, RECIPE_NAME, Checkpoint, Shard
-from ctcli.storage.index import encode_index
-from ctcli.storage.recipe import encode_recipe
-from ctcli.storage.safetensors import encode_header, file_order
-from ctcli.tensors import (
+from ctcli.checkpoint.value import CONFIG_NAME, RECIPE_NAME, Checkpoint, Shard
+from ctcli.lazy.tensors import (
     Derivation,
     DerivedTensor,
     KnownTensor,
@@ -20,6 +17,9 @@ from ctcli.tensors import (
     SourceFile,
     StoredTensor,
 )
+from ctcli.storage.index import encode_index
+from ctcli.storage.recipe import encode_recipe
+from ctcli.storage.safetensors import encode_header, file_order
 
 _CLOSING_FILES = (CONFIG_NAME, "params.json")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from typing import Literal
 
-from ctcli.checkpoint import Checkpoint
+from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.storage.layout import Layout, OutputFile, output_file
 

@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ctcli.checkpoint import CONFIG_NAME, RECIPE_NAME, Checkpoint, Origin, Shard
+from ctcli.checkpoint.sharding import natural_key
+from ctcli.checkpoint.value import CONFIG_NAME, RECIPE_NAME, Checkpoint, Origin, Shard
 from ctcli.errors import CtcliError
-from ctcli.sharding import natural_key
+from ctcli.lazy.tensors import SourceFile, content_of
 from ctcli.storage.index import (
     DEFAULT_INDEX,
     Index,
@@ -25,7 +26,6 @@ from ctcli.storage.local import list_local
 from ctcli.storage.recipe import read_history
 from ctcli.storage.safetensors import WeightsFile, read_weights_file
 from ctcli.storage.strict_json import parse_json
-from ctcli.tensors import SourceFile, content_of
 
 DEFAULT_WEIGHTS = "model.safetensors"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

@@ -8,11 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from ctcli.errors import os_errors_of
+from ctcli.lazy.tensors import Derivation
 from ctcli.storage.journal import Part, Place
 from ctcli.storage.layout import OutputFile
 from ctcli.storage.transfer import write_bytes
 from ctcli.storage.writer import PartialDirectory
-from ctcli.tensors import Derivation
 
 
 def combine_measures(derivation: Derivation, measures: Iterable[Sequence[float]]) -> list[float]:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ctcli import __version__
-from ctcli.checkpoint import RECIPE_NAME, Checkpoint, Step
+from ctcli.checkpoint.value import RECIPE_NAME, Checkpoint, Step
 from ctcli.errors import CtcliError, os_errors_of
-from ctcli.tensors import SourceFile, content_of
+from ctcli.lazy.tensors import SourceFile, content_of
 
 
 def encode_recipe(checkpoint: Checkpoint) -> bytes:

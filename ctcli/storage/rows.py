@@ -1,6 +1,6 @@
 """Rows and columns of tensors between files and memory, through buffers that are reused.
 
-Elements are taken for unsigned integers of their size; `ctcli.tensors` makes numbers of them.
+Elements are taken for unsigned integers of their size; `ctcli.lazy.tensors` makes numbers of them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from ctcli.lazy.tensors import DTYPES, StoredTensor, TensorSpec
 from ctcli.storage.transfer import write_bytes
-from ctcli.tensors import DTYPES, StoredTensor, TensorSpec
 
 if TYPE_CHECKING:
     from ctcli.ops.bits import Bits

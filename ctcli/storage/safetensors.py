@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ctcli.checkpoint import Shard
+from ctcli.checkpoint.value import Shard
 from ctcli.errors import CtcliError
+from ctcli.lazy.tensors import DTYPE_RANK, DTYPES, LazyTensor, SourceFile, StoredTensor, TensorSpec
 from ctcli.storage.strict_json import parse_json
-from ctcli.tensors import DTYPE_RANK, DTYPES, LazyTensor, SourceFile, StoredTensor, TensorSpec
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the package's own limit

@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ctcli.checkpoint import Checkpoint
-from ctcli.models.experts import layout_problem, packed_experts, split_experts
-from ctcli.models.protected import is_embedding, is_head
-from ctcli.tensors import (
+from ctcli.checkpoint.value import Checkpoint
+from ctcli.lazy.tensors import (
     DerivedTensor,
     KnownTensor,
     LazyTensor,
     StoredTensor,
     matrix_of,
 )
+from ctcli.models.experts import layout_problem, packed_experts, split_experts
+from ctcli.models.protected import is_embedding, is_head
 from ctcli.verifying.computed import ComputedScan, Values
 from ctcli.verifying.findings import Finding
 from ctcli.verifying.linear import FLOATS, QuantizedModule

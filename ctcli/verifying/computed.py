@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ctcli.reductions import combine
-from ctcli.tensors import DerivedTensor, Matrix, Reduction, StoredTensor, torch_dtype
+from ctcli.engine.reductions import combine
+from ctcli.lazy.tensors import DerivedTensor, Matrix, Reduction, StoredTensor, torch_dtype
 from ctcli.verifying.scanning import Extent, Reader, Sight
 from ctcli.verifying.values import NOT_FINITE
 

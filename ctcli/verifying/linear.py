@@ -6,11 +6,11 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ctcli.formats.declared import Group, words
+from ctcli.lazy.tensors import Output, StoredTensor, TensorSpec
 from ctcli.schemes import family_of
 from ctcli.schemes.arguments import Scheme
-from ctcli.schemes.declared import Group, words
 from ctcli.schemes.family import Numerics
-from ctcli.tensors import Output, StoredTensor, TensorSpec
 from ctcli.verifying.findings import Finding
 
 FLOATS = ("BF16", "F16", "F32")

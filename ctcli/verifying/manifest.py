@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctcli.errors import CtcliError, os_errors_of
+from ctcli.lazy.tensors import StoredTensor
 from ctcli.storage.local import LocalFile
-from ctcli.tensors import StoredTensor
 from ctcli.units import Advance
 from ctcli.verifying.findings import Finding
 from ctcli.verifying.structure import Snapshot

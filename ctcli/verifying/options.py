@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctcli.checkpoint import Checkpoint
-from ctcli.schemes.loaders import Loader
+from ctcli.checkpoint.value import Checkpoint
+from ctcli.formats.loaders import Loader
 
 
 @dataclass(frozen=True)

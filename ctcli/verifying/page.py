@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from ctcli.sharding import natural_key
+from ctcli.checkpoint.sharding import natural_key
 from ctcli.verifying.errors import LayerError
 from ctcli.verifying.findings import Verification
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ctcli.formats.declared import QUANT_METHOD, Declaration, read_declaration
+from ctcli.formats.quantized import quantized_format
+from ctcli.lazy.tensors import StoredTensor, TensorSpec
 from ctcli.models.fused import fused_sets
 from ctcli.models.protected import is_embedding, is_norm, protected_kind
-from ctcli.models.quantized import quantized_format
 from ctcli.schemes import family_of
-from ctcli.schemes.declared import QUANT_METHOD, Declaration, read_declaration
-from ctcli.tensors import StoredTensor, TensorSpec
 from ctcli.verifying.findings import Finding
 from ctcli.verifying.linear import FLOATS, PARTS, LinearCheck, QuantizedModule
 from ctcli.verifying.structure import Snapshot

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from ctcli.errors import CtcliError, os_errors_of
+from ctcli.lazy.tensors import SourceFile, StoredTensor, from_bits
 from ctcli.ops.runtime import load_torch
 from ctcli.storage.rows import read_columns, read_rows
-from ctcli.tensors import SourceFile, StoredTensor, from_bits
 from ctcli.units import Advance
 
 if TYPE_CHECKING:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctcli.checkpoint import CONFIG_NAME, RECIPE_NAME, Shard
+from ctcli.checkpoint.sharding import is_numbered, natural_key
+from ctcli.checkpoint.value import CONFIG_NAME, RECIPE_NAME, Shard
 from ctcli.errors import CtcliError
-from ctcli.sharding import is_numbered, natural_key
+from ctcli.lazy.tensors import StoredTensor, content_of
 from ctcli.storage.destination import partial_of
 from ctcli.storage.index import Index, find_index, parse_index
 from ctcli.storage.local import LocalFile, list_local
 from ctcli.storage.opening import DEFAULT_WEIGHTS
 from ctcli.storage.safetensors import read_weights_file
 from ctcli.storage.strict_json import parse_json
-from ctcli.tensors import StoredTensor, content_of
 from ctcli.verifying.findings import Finding, findings_of
 
 _OTHER_WEIGHTS = (".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ctcli.formats.loaders import Contents, problems
 from ctcli.models.families import text_config
-from ctcli.schemes.loaders import Contents, problems
 from ctcli.verifying.findings import Finding
 from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.options import VerifyOptions

@@ -7,10 +7,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ctcli.lazy.tensors import DTYPES, Matrix, StoredTensor, TensorSpec, torch_dtype
 from ctcli.models.fused import fused_sets
 from ctcli.schemes import family_of
 from ctcli.schemes.arguments import QuantizationArgs
-from ctcli.tensors import DTYPES, Matrix, StoredTensor, TensorSpec, torch_dtype
 from ctcli.verifying.findings import Finding
 from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.scanning import Extent, Reader, Sight

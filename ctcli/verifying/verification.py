@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from ctcli.checkpoint import Checkpoint
-from ctcli.schemes.declared import words
+from ctcli.checkpoint.value import Checkpoint
+from ctcli.formats.declared import words
 from ctcli.units import Advance
 from ctcli.verifying.against import Pairing, error_findings, pair
 from ctcli.verifying.errors import layer_error

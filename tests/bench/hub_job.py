@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 
 from tests.bench.races import HUB_MODEL
-from tests.checkpoints import file_hashes
-from tests.hub import Fault, Hub
-from tests.watching import Watch
+from tests.helpers.checkpoints import file_hashes
+from tests.helpers.hub import Fault, Hub
+from tests.helpers.watching import Watch
 
 _SOURCE, _MADE, _TOKEN = "org/model", "org/made", "hf_the_one_good_token"
 _DOWNLOAD = """

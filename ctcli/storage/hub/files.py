@@ -16,8 +16,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, tqdm
 
 from ctcli import __version__
-from ctcli.checkpoint import CONFIG_NAME
+from ctcli.checkpoint.value import CONFIG_NAME
 from ctcli.errors import CtcliError
+from ctcli.lazy.tensors import SourceFile
 from ctcli.storage.hub.checksum import Checksum
 from ctcli.storage.hub.errors import hub_errors
 from ctcli.storage.hub.retries import (
@@ -29,7 +30,6 @@ from ctcli.storage.hub.retries import (
     retrying,
 )
 from ctcli.storage.local import LocalFile, list_local
-from ctcli.tensors import SourceFile
 from ctcli.units import Advance
 
 CLIENT: dict[str, Any] = {"library_name": "ctcli", "library_version": __version__}

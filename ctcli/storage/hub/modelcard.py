@@ -10,10 +10,10 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData, get_token
 
 from ctcli import __version__
-from ctcli.checkpoint import Checkpoint, Shard, Step
+from ctcli.checkpoint.value import Checkpoint, Shard, Step
+from ctcli.lazy.tensors import DTYPE_RANK, content_of
 from ctcli.redaction import redact
 from ctcli.storage.hub.errors import silence_client
-from ctcli.tensors import DTYPE_RANK, content_of
 from ctcli.units import format_bytes
 
 CARD = "README.md"

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from ctcli.errors import os_errors_of
+from ctcli.lazy.tensors import SourceFile
 from ctcli.storage.hub.checksum import BLOCK
 from ctcli.storage.hub.errors import hub_errors
 from ctcli.storage.hub.files import HubFile
 from ctcli.storage.hub.retries import Retries
-from ctcli.tensors import SourceFile
 from ctcli.units import Advance
 
 if TYPE_CHECKING:

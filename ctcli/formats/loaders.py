@@ -1,0 +1,252 @@
+"""What loaders demand of a quantized checkpoint: vLLM 0.32, and transformers 5.17 with
+compressed-tensors 0.19. The rules follow their source; loads of small models confirmed them.
+
+Everything here needs headers and config.json alone. Values (equal global scales, ...) are not
+looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from ctcli.formats.declared import Declaration, Group, words
+from ctcli.models.fused import FusedSet, fused_sets
+from ctcli.models.protected import is_embedding, is_head
+from ctcli.schemes.arguments import QuantizationArgs, Scheme
+
+Loader = Literal["vllm", "transformers"]
+LOADERS: tuple[Loader, ...] = get_args(Loader)
+FORMATS = (
+    "pack-quantized",
+    "int-quantized",
+    "float-quantized",
+    "naive-quantized",
+    "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized",
+    "mxfp8-quantized",
+)
+# vLLM takes these as weights to multiply by quantized activations.
+_WITH_ACTIVATIONS = ("int-quantized", "float-quantized", "naive-quantized", "nvfp4-pack-quantized")
+_ANY = "any machine"
+_AMX = "a GPU, or a CPU with AMX"
+_GPU = "a GPU"
+_HOPPER = "a GPU of compute capability 9.0"
+ONLINE = _GPU
+"""What vLLM needs to rotate inputs while it runs."""
+
+# Each does what those before it do.
+MACHINES = (_ANY, _AMX, _GPU, _HOPPER)
+_EXPERT = re.compile(r"(?P<parent>.*\bexperts)\.[0-9]+(\..*)?")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds, as far as loaders care.
+
+    Attributes:
+        declared: what its config.json says.
+        shapes: [rows, columns] of every linear, head and embedding before packing, by module.
+        names: of all tensors.
+    """
+
+    declared: Declaration
+    shapes: Mapping[str, tuple[int, ...]]
+    names: Collection[str]
+
+    def is_quantized(self, module: str) -> bool:
+        """Whether a module's weight is stored quantized: every format has scales."""
+        return f"{module}.weight_scale" in self.names
+
+
+def problems(loader: Loader, contents: Contents) -> list[str]:
+    """Why a loader does not load the checkpoint, or computes something else; none: it takes it.
+
+    What cannot be read in config.json counts, as nobody can say what becomes of it.
+    """
+    declared = contents.declared
+    found = [*declared.problems]
+    found += [
+        f"{group.name}: {problem}."
+        for group in declared.groups
+        for problem in scheme_problems(loader, group.scheme)
+    ]
+    found += [
+        f"{module}: an embedding, and those are not taken quantized."
+        for module in contents.shapes
+        if is_embedding(module) and contents.is_quantized(module)
+    ]
+    if loader == "transformers":
+        return found + _transformers_transforms(declared)
+    if declared.sparsity:
+        found.append("sparsity_config: sparse weights are not read any more.")
+    found += _class_problems(contents)
+    found += _vllm_transforms(contents)
+    modules = [module for module in contents.shapes if not is_embedding(module)]
+    for fused in fused_sets(modules):
+        found += _fused_problems(fused, contents)
+    return found + _expert_problems(modules, declared)
+
+
+def scheme_problems(loader: Loader, scheme: Scheme) -> list[str]:
+    """Why a loader has nothing to compute such linears with."""
+    if loader == "transformers":
+        known = scheme.format in FORMATS
+        return [] if known else [f"the format {scheme.format} is unknown to compressed-tensors"]
+    if machine(scheme):
+        return []
+    inputs = scheme.input_activations
+    what = words(scheme.weights) + (f" with inputs {words(inputs)}" if inputs else "")
+    others = [layout for layout in FORMATS if machine(replace(scheme, format=layout))]
+    remedy = f"; it takes them {' or '.join(others)}" if others else ""
+    return [f"vLLM has no kernel for {what}, {scheme.format}{remedy}"]
+
+
+def machine(scheme: Scheme) -> str | None:
+    """What vLLM needs to run such linears: `any machine`, `a GPU`, ...; None: it cannot."""
+    weights, inputs = scheme.weights, scheme.input_activations
+    if weights.type == "float" and weights.num_bits == 4:
+        return _fp4_machine(weights, inputs)
+    if weights.scale_dtype == "torch.uint8":
+        return _GPU if (weights.strategy, weights.group_size) == ("group", 32) else None
+    if scheme.format == "pack-quantized":
+        return _packed_machine(weights, inputs)
+    if scheme.format not in _WITH_ACTIVATIONS or not weights.symmetric:
+        return None
+    if weights.type == "float":
+        return _fp8_machine(weights, inputs)
+    return _int_machine(weights, inputs) if inputs else None
+
+
+def _fp4_machine(weights: QuantizationArgs, inputs: QuantizationArgs | None) -> str | None:
+    kind = (weights.strategy, weights.group_size)
+    if kind == ("tensor_group", 16) and weights.symmetric:
+        given = inputs and (inputs.num_bits, inputs.strategy, inputs.group_size)
+        return _GPU if given in (None, (4, *kind)) else None
+    return _GPU if kind == ("group", 32) and weights.symmetric else None
+
+
+def _packed_machine(weights: QuantizationArgs, inputs: QuantizationArgs | None) -> str | None:
+    if weights.type != "int" or weights.strategy not in ("channel", "group"):
+        return None
+    if inputs is None:
+        return _ANY if weights.num_bits == 4 else _GPU
+    if not inputs.symmetric or inputs.dynamic is not True:
+        return None
+    if inputs.type == "float":
+        kind = (weights.num_bits, weights.strategy, weights.group_size, weights.symmetric)
+        fits = kind == (4, "group", 128, True)
+        return _HOPPER if fits and (inputs.num_bits, inputs.strategy) == (8, "token") else None
+    if inputs.num_bits not in (4, 8) or inputs.strategy not in ("token", "group"):
+        return None
+    # Where there is no kernel for 8-bit inputs, they stay in 16 bits.
+    return _ANY if (weights.num_bits, inputs.num_bits) == (4, 8) else _GPU
+
+
+def _fp8_machine(weights: QuantizationArgs, inputs: QuantizationArgs | None) -> str | None:
+    if weights.strategy not in ("tensor", "channel", "block"):
+        return None
+    if inputs is None or inputs.type != "float" or not inputs.dynamic:
+        return _GPU
+    return _AMX if weights.strategy == "block" else _ANY
+
+
+def _int_machine(weights: QuantizationArgs, inputs: QuantizationArgs) -> str | None:
+    by_token = inputs.strategy == "token" and inputs.dynamic is True
+    if inputs.num_bits != 8 or inputs.type != "int":
+        return None
+    if weights.num_bits == 8:
+        static = inputs.strategy == "tensor" and inputs.dynamic is False
+        return _ANY if weights.strategy in ("tensor", "channel") and (by_token or static) else None
+    four = weights.num_bits == 4 and weights.strategy in ("channel", "group")
+    return _ANY if four and by_token else None
+
+
+def _class_problems(contents: Contents) -> list[str]:
+    """Where vLLM's reading of the class Linear is not that of others."""
+    groups = contents.declared.groups
+    rivals = [group.name for group in groups if group.takes_linears]
+    found = []
+    if len(rivals) > 1:
+        found.append(
+            f"{', '.join(rivals)}: all of them target Linear, and vLLM uses the last one for all."
+        )
+    for module in contents.shapes:
+        by_name = any(group.names(module) for group in groups)
+        if is_head(module) and contents.is_quantized(module) and not by_name:
+            found.append(
+                f"{module}: it is quantized, and no target names it; vLLM's heads are no Linear."
+            )
+    return found
+
+
+def _fused_problems(fused: FusedSet, contents: Contents) -> list[str]:
+    """What vLLM demands of linears that it merges."""
+    groups = {module: contents.declared.group_of(module) for module in fused.tensors}
+    kinds = {_kind(group) for group in groups.values()}
+    if len(kinds) > 1:
+        how = ", ".join(
+            f"{module.rpartition('.')[2]} {group.name if group else 'left alone'}"
+            for module, group in groups.items()
+        )
+        return [f"{fused.name}: vLLM merges its members, but: {how}."]
+    group = next(iter(groups.values()))
+    block = group.scheme.weights.block_structure if group else None
+    if not block:
+        return []
+    # The scales of what comes next begin with a new block.
+    followed = fused.tensors if _EXPERT.fullmatch(fused.parent) else fused.tensors[:-1]
+    return [
+        f"{module}: its {contents.shapes[module][0]} rows are no multiple of {block[0]}, and vLLM "
+        "puts other rows below them."
+        for module in followed
+        if contents.shapes[module][0] % block[0]
+    ]
+
+
+def _expert_problems(modules: Iterable[str], declared: Declaration) -> list[str]:
+    """Where experts of a layer, which vLLM computes at once, differ."""
+    kinds: dict[str, set[Scheme | None]] = defaultdict(set)
+    for module in modules:
+        if match := _EXPERT.fullmatch(module):
+            kinds[match["parent"]].add(_kind(declared.group_of(module)))
+    return [
+        f"{parent}: vLLM wants all linears of its experts quantized alike, or none."
+        for parent, found in kinds.items()
+        if len(found) > 1
+    ]
+
+
+def _kind(group: Group | None) -> Scheme | None:
+    return replace(group.scheme, name="") if group else None
+
+
+def _vllm_transforms(contents: Contents) -> list[str]:
+    found = [
+        f"{name}: vLLM has no place for this matrix, and stops at it."
+        for name in contents.names
+        if name.endswith(("_q_attn.weight", "_k_cache.weight"))
+    ]
+    rotated = {
+        name.rpartition(".")[0].rpartition(".")[0].rpartition(".")[2]
+        for name in contents.names
+        if name.endswith(("_input.weight", "_output.weight"))
+    }
+    return found + [
+        f"{module}: vLLM does not rotate the inputs of a linear with a bias."
+        for module in contents.shapes
+        if module.rpartition(".")[2] in rotated and f"{module}.bias" in contents.names
+    ]
+
+
+def _transformers_transforms(declared: Declaration) -> list[str]:
+    if declared.transforms and not declared.groups:
+        return ["transform_config: rotations without quantization are not loaded."]
+    return [
+        f"{name}: this rotation is not applied at run time: it computes something else."
+        for name, locations in declared.transforms.items()
+        if {"input", "output"} & {*locations}
+    ]

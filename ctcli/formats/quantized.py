@@ -1,0 +1,48 @@
+"""How to tell that a checkpoint is quantized already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ctcli.lazy.tensors import TensorSpec
+
+# Last component of a tensor's name -> who writes it.
+_MARKS = {
+    "weight_packed": "compressed-tensors",
+    "weight_scale": "compressed-tensors",
+    "weight_scale_inv": "FP8 blocks",
+    "weight_global_scale": "compressed-tensors",
+    "qweight": "GPTQ or AWQ",
+    "qzeros": "GPTQ or AWQ",
+    "absmax": "bitsandbytes",
+    "SCB": "bitsandbytes",
+}
+_QUANTIZED_DTYPES = ("F8_E4M3", "F8_E5M2", "I8", "U8", "F4")
+
+
+def quantized_format(
+    tensors: Iterable[tuple[str, TensorSpec]], config: Mapping[str, Any]
+) -> str | None:
+    """The name of the format that a checkpoint is quantized in; None if it is not.
+
+    Args:
+        tensors: names and specs.
+        config: config.json.
+    """
+    for part in (config, config.get("text_config") or {}):
+        found = part.get("quantization_config") or part.get("compression_config")
+        if found and not _only_transforms(found):
+            return str(found.get("quant_method", "an unnamed format"))
+    for name, spec in tensors:
+        leaf = name.rpartition(".")[2]
+        if leaf in _MARKS:
+            return f"{_MARKS[leaf]} (it has {name})"
+        if leaf == "weight" and spec.dtype in _QUANTIZED_DTYPES:
+            return f"{spec.dtype} ({name})"
+    return None
+
+
+def _only_transforms(config: Mapping[str, Any]) -> bool:
+    """Whether such a config quantizes nothing, and is there for rotations that a server applies."""
+    return bool(config.get("transform_config")) and not config.get("config_groups")

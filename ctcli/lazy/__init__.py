@@ -1,0 +1,1 @@
+"""What a tensor will be, known before it is read."""

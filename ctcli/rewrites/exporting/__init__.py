@@ -1,0 +1,1 @@
+"""The rewrite to one llama2.c file."""

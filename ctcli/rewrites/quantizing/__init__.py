@@ -1,0 +1,1 @@
+"""The rewrite to compressed-tensors."""

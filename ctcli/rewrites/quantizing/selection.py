@@ -1,0 +1,178 @@
+"""Which modules are quantized, and how; which are left alone, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ctcli.errors import CtcliError
+from ctcli.lazy.tensors import TensorSpec
+from ctcli.models.fused import fused_sets
+from ctcli.models.protected import protected_kind
+from ctcli.patterns import check_patterns, matches
+from ctcli.schemes.arguments import Scheme
+
+OnIndivisible = Literal["error", "skip", "smaller-group"]
+_FLOATS = ("BF16", "F16", "F32")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a user asks for.
+
+    Attributes:
+        schemes: pattern and scheme; the first that matches a module counts, exact names before
+            expressions; the pattern None stands for all linears that nothing else matches.
+        targets: patterns of modules to quantize although they are protected by default.
+        ignore: patterns of modules to leave alone.
+        default_ignore: whether the modules of `models.protected` are left alone.
+        on_indivisible: what to do where a group size does not divide a weight's columns.
+    """
+
+    schemes: tuple[tuple[str | None, Scheme], ...]
+    targets: tuple[str, ...]
+    ignore: tuple[str, ...]
+    default_ignore: bool
+    on_indivisible: OnIndivisible
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome.
+
+    Attributes:
+        schemes: scheme by module.
+        kept: the reason by module that is a linear (or embedding) and left alone.
+    """
+
+    schemes: Mapping[str, Scheme]
+    kept: Mapping[str, str]
+
+
+def select(
+    weights: Mapping[str, TensorSpec],
+    config: Mapping[str, object],
+    choice: Choice,
+    known: Collection[str],
+) -> Selection:
+    """Decide over every two-dimensional weight.
+
+    Args:
+        weights: module to the spec of its weight.
+        config: config.json.
+        choice: what the user asks for.
+        known: names that patterns may match beside those of the weights.
+
+    Raises:
+        CtcliError: patterns without a match, group sizes that do not divide, fused sets whose
+            members disagree; each lists all cases.
+    """
+    patterns = [pattern for pattern, _ in choice.schemes if pattern is not None]
+    check_patterns((*patterns, *choice.targets, *choice.ignore), known)
+    schemes: dict[str, Scheme] = {}
+    kept: dict[str, str] = {}
+    for module, spec in weights.items():
+        scheme = _scheme_of(module, choice)
+        reason = _reason_to_keep(module, spec, config, choice)
+        if scheme is None:
+            kept[module] = reason or "no scheme for it"
+        elif reason:
+            kept[module] = reason
+        else:
+            schemes[module] = scheme
+    _divide(weights, schemes, kept, choice.on_indivisible)
+    _check_fused(schemes, kept)
+    if not schemes:
+        raise CtcliError(
+            "no module is left to quantize.", "Look at --dry-run, --targets and --ignore."
+        )
+    return Selection(schemes, kept)
+
+
+def _scheme_of(module: str, choice: Choice) -> Scheme | None:
+    ranked = sorted(choice.schemes, key=lambda entry: _rank(entry[0]))
+    return next((s for p, s in ranked if p is None or matches(p, module)), None)
+
+
+def _rank(pattern: str | None) -> int:
+    if pattern is None:
+        return 2
+    return 1 if pattern.startswith("re:") else 0
+
+
+def _reason_to_keep(
+    module: str, spec: TensorSpec, config: Mapping[str, object], choice: Choice
+) -> str | None:
+    if any(matches(pattern, module) for pattern in choice.ignore):
+        return "--ignore"
+    if not spec.nbytes:
+        return "it is empty"
+    named = module in (pattern for pattern, _ in choice.schemes)
+    if named or any(matches(pattern, module) for pattern in choice.targets):
+        return None
+    kind = protected_kind(module, config)
+    if kind and choice.default_ignore:
+        return kind
+    return None if spec.dtype in _FLOATS else f"dtype {spec.dtype}"
+
+
+def _divide(
+    weights: Mapping[str, TensorSpec],
+    schemes: dict[str, Scheme],
+    kept: dict[str, str],
+    on_indivisible: OnIndivisible,
+) -> None:
+    """Settle the modules whose columns are no multiple of the group size."""
+    problems = []
+    for module, scheme in list(schemes.items()):
+        group, columns = scheme.weights.group_size, weights[module].shape[1]
+        if not group or columns % group == 0:
+            continue
+        smaller = _smaller_group(scheme, columns)
+        if on_indivisible == "skip":
+            del schemes[module]
+            kept[module] = f"group size {group} does not divide {columns} columns"
+        elif on_indivisible == "smaller-group" and smaller:
+            schemes[module] = smaller
+        else:
+            choices = (
+                f"smaller-group: {smaller.weights.group_size}" if smaller else "no smaller one"
+            )
+            problems.append(
+                f"{module}: group size {group} does not divide {columns} columns ({choices})."
+            )
+    if problems:
+        raise CtcliError(
+            problems,
+            "--on-indivisible skip leaves these modules as they are, smaller-group gives them the "
+            "size in brackets; or choose another --group-size.",
+        )
+
+
+def _smaller_group(scheme: Scheme, columns: int) -> Scheme | None:
+    """The scheme with the largest power of two that divides; None where its size is fixed."""
+    arguments = scheme.weights
+    group = columns & -columns
+    while group > (arguments.group_size or 0):
+        group //= 2
+    if arguments.scale_dtype or group < 2:
+        return None
+    return replace(
+        scheme, name=f"{scheme.name}_G{group}", weights=replace(arguments, group_size=group)
+    )
+
+
+def _check_fused(schemes: Mapping[str, Scheme], kept: Mapping[str, str]) -> None:
+    """Servers load a fused set as one matrix: all members alike, or none."""
+    problems = []
+    for fused in fused_sets([*schemes, *kept]):
+        found = {member: schemes.get(member) for member in fused.tensors}
+        if len(set(found.values())) > 1:
+            how = ", ".join(
+                f"{member.rpartition('.')[2]} {scheme.name if scheme else 'left alone'}"
+                for member, scheme in found.items()
+            )
+            problems.append(f"{fused.name}: its members must be quantized alike, but: {how}.")
+    if problems:
+        raise CtcliError(problems, "Let the patterns match all members of a set, or none.")

@@ -1,0 +1,1 @@
+"""Rewrites that change weights exactly: norms fused, rotations."""

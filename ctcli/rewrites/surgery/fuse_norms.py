@@ -1,0 +1,171 @@
+"""`ctcli fuse-norms`: gains of norms go into the linears that read them (arXiv:2401.15024)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ctcli.checkpoint.sharding import cut_to_size
+from ctcli.checkpoint.value import Checkpoint
+from ctcli.lazy.tensors import matrix_of
+from ctcli.models.mapping import ArchitectureMapping
+from ctcli.rewrites.surgery.edits import Arithmetic, Gain, Map, RowMap
+from ctcli.rewrites.surgery.surgery import Surgery, architecture_of, begin, check_editable, perform
+from ctcli.units import format_bytes
+
+
+@dataclass(frozen=True)
+class FuseOptions:
+    """All that decides the output of fuse-norms.
+
+    Attributes:
+        mapping: the checkpoint's parts, where its family is not known.
+        center: take the mean out of what is written into the residual stream.
+        dtype: safetensors tag that all floats get; None keeps each tensor's own.
+        device: torch's name of the device to compute on.
+        max_shard_size: bytes of tensor data that a shard may hold; None leaves the shards.
+        recipe: the options as a user gave them.
+    """
+
+    mapping: ArchitectureMapping | None
+    center: bool
+    dtype: str | None
+    device: str
+    max_shard_size: int | None
+    recipe: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SurgeryReport:
+    """What a rewrite of the weights themselves does.
+
+    Attributes:
+        family: the model's.
+        changes: labels and values, for people.
+        modules: how many modules change.
+        untied: whether the head got a weight of its own.
+        bytes_before: tensor bytes of the source.
+        bytes_after: tensor bytes of the output.
+    """
+
+    family: str
+    changes: tuple[tuple[str, str], ...]
+    modules: int
+    untied: bool
+    bytes_before: int
+    bytes_after: int
+
+    def with_errors(self, measured: Mapping[str, Sequence[float]]) -> SurgeryReport:  # noqa: ARG002
+        """Itself: the arithmetic is exact but for one rounding, and nothing was measured."""
+        return self
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Labels and values, for people."""
+        rows = [("family", self.family), *self.changes]
+        if self.untied:
+            rows.append(("lm_head", "untied from the embedding"))
+        before, after = format_bytes(self.bytes_before), format_bytes(self.bytes_after)
+        return [*rows, ("tensor bytes", f"{before} -> {after}")]
+
+    def items(self) -> list[str]:
+        """Nothing more."""
+        return []
+
+    def data(self) -> dict[str, Any]:
+        """Everything, for programs."""
+        return {
+            "family": self.family,
+            "changes": dict(self.changes),
+            "modules_changed": self.modules,
+            "untied": self.untied,
+            "tensor_bytes_before": self.bytes_before,
+            "tensor_bytes_after": self.bytes_after,
+        }
+
+
+def fuse_norms(checkpoint: Checkpoint, options: FuseOptions) -> tuple[Checkpoint, SurgeryReport]:
+    """Move the gain of every norm into the linears behind it: W' = W diag(gain), gain' = 1.
+
+    A LayerNorm's bias b goes into theirs, W b, or stays divided by the gain where they have none.
+
+    Raises:
+        CtcliError: the checkpoint is quantized, or the operation is not exact for its family.
+    """
+    check_editable(checkpoint)
+    architecture = architecture_of(checkpoint, options.mapping)
+    architecture.require("fuse-norms", *(("center",) if options.center else ()))
+    reads_norm = any(architecture.lm_head in norm.linears for norm in architecture.norms)
+    unties = reads_norm or (options.center and architecture.unties_for_stream)
+    surgery = begin(checkpoint, architecture, unties)
+    changes = [("norms fused", str(fuse(surgery)))]
+    if options.center:
+        from ctcli.ops.centring import Centring
+
+        write_stream(surgery, Centring(architecture.hidden_size))
+        changes.append(("centred", f"{len(architecture.writers)} writers of the residual stream"))
+    arithmetic = Arithmetic("exact", options.device)
+    return finish(
+        checkpoint,
+        surgery,
+        arithmetic,
+        options.dtype,
+        options.max_shard_size,
+        {"use": "fuse-norms", **options.recipe},
+        changes,
+    )
+
+
+def fuse(surgery: Surgery) -> int:
+    """Fuse every norm of the architecture that is not fused yet. Returns how many."""
+    architecture, stored = surgery.architecture, surgery.stored
+    fused = 0
+    for norm in architecture.norms:
+        surgery.neutral.append(norm.module)
+        weight = matrix_of(stored[f"{norm.module}.weight"])
+        if weight is None:
+            continue
+        fused += 1
+        bias = stored.get(f"{norm.module}.bias")
+        moves = matrix_of(bias) if bias and norm.bias == "linears" else None
+        gain = Gain(weight, architecture.gain_offset, moves)
+        surgery.gains |= dict.fromkeys(norm.linears, gain)
+        if norm.bias == "norm":
+            surgery.gains[f"{norm.module}.bias"] = replace(gain, divides=True)
+    if architecture.bias_switch and any(gain.bias for gain in surgery.gains.values()):
+        surgery.switched = architecture.bias_switch.linears
+    return fused
+
+
+def write_stream(surgery: Surgery, stream: Map) -> None:
+    """Map the residual stream where it is written: embeddings, output linears, their biases."""
+    for embedding in surgery.architecture.embeddings:
+        surgery.columns[embedding].append(stream)
+    for writer in surgery.architecture.writers:
+        surgery.rows[writer].append(RowMap(stream))
+
+
+def finish(
+    checkpoint: Checkpoint,
+    surgery: Surgery,
+    arithmetic: Arithmetic,
+    dtype: str | None,
+    max_shard_size: int | None,
+    step: Mapping[str, Any],
+    changes: Sequence[tuple[str, str]],
+) -> tuple[Checkpoint, SurgeryReport]:
+    """Perform the edits, lay out, and report."""
+    result = perform(checkpoint, surgery, arithmetic, dtype)
+    result = replace(result, steps=(*checkpoint.steps, step))
+    if max_shard_size:
+        result = cut_to_size(result, max_shard_size)
+    head = f"{surgery.architecture.lm_head}.weight"
+    report = SurgeryReport(
+        surgery.architecture.family,
+        tuple(changes),
+        len(surgery.modules),
+        surgery.architecture.tied and head in surgery.stored,
+        checkpoint.nbytes,
+        result.nbytes,
+    )
+    return result, report

@@ -1,0 +1,103 @@
+"""Transforms that a server applies while it runs: their matrices, and what config.json says.
+
+compressed-tensors' `transform_config`: a scheme for each rotation, saying where it is applied;
+matrices are saved once for each scheme and size, beside the first module that uses them, in float64
+and not normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ctcli.lazy.tensors import (
+    Derivation,
+    DerivedTensor,
+    LazyTensor,
+    Matrix,
+    Output,
+    StoredTensor,
+    TensorSpec,
+    matrix_of,
+)
+from ctcli.rewrites.quantizing.config import VERSION
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ctcli.ops.rotation import Rotation
+
+
+def apply(
+    modules: Iterable[str], location: str, inverse: bool = False, ignore: Iterable[str] = ()
+) -> dict[str, Any]:
+    """Where a scheme is applied: to all modules of these modules' own names but the ignored."""
+    names = dict.fromkeys(module.rpartition(".")[2] for module in modules)
+    targets = [f"re:.*{name}$" for name in names]
+    return {"targets": targets, "location": location, "inverse": inverse, "ignore": [*ignore]}
+
+
+def scheme(
+    transform_type: str, block_size: int | None, places: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A scheme of `transform_config`.
+
+    Args:
+        transform_type: `hadamard`, whose matrix a server makes itself, or another, which it reads.
+        block_size: of a block-diagonal matrix.
+        places: where it is applied.
+    """
+    return {
+        "type": transform_type,
+        "apply": [dict(place) for place in places],
+        "randomize": False,
+        "requires_grad": False,
+        "head_dim": block_size,
+        "precision": "torch.float64",
+    }
+
+
+def transforming(
+    config: Mapping[str, Any], schemes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """config.json of an unquantized checkpoint with such schemes."""
+    declared = {
+        "config_groups": {},
+        "format": "dense",
+        "ignore": [],
+        "quant_method": "compressed-tensors",
+        "quantization_status": "frozen",
+        "transform_config": {"config_groups": dict(schemes)},
+        "version": VERSION,
+    }
+    return {**config, "quantization_config": declared}
+
+
+def matrix(name: str, rotation: Rotation, tensor: LazyTensor) -> dict[str, LazyTensor]:
+    """The matrix of a transform, [n, n] float64, as tensor `<name>.weight`.
+
+    Args:
+        name: `<module>.<scheme>_<location>`.
+        rotation: P, not repeated.
+        tensor: any of the checkpoint. The engine works through the rows of one; as many of its
+            stored bytes as there are rows stand for the matrix, and are not used.
+    """
+    of_tensor = matrix_of(tensor)
+    assert of_tensor, "weights of linears are not constant"
+    stored = of_tensor.source
+    n = rotation.block_size
+    across = max(1, min(n, stored.spec.nbytes // n))
+    rows = StoredTensor(TensorSpec("U8", (n, across)), stored.file, stored.start)
+    outputs = {"weight": Output(TensorSpec("F64", (n, n)))}
+    derivation = Derivation(name, Matrix(rows, (n, n)), 1, outputs, partial(_rows, rotation))
+    return {f"{name}.weight": DerivedTensor(derivation, "weight")}
+
+
+def _rows(
+    rotation: Rotation, block: Tensor, start: int, _values: tuple[Tensor, ...]
+) -> tuple[Mapping[str, Tensor], Sequence[float]]:
+    import torch
+
+    rows = rotation.unnormalised(start, start + block.shape[0])
+    return {"weight": torch.from_numpy(rows)}, ()

@@ -1,0 +1,267 @@
+"""Edits of many modules, collected, and the checkpoint that they make."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ctcli.checkpoint.value import Checkpoint
+from ctcli.errors import CtcliError
+from ctcli.formats.quantized import quantized_format
+from ctcli.lazy.tensors import (
+    DTYPES,
+    DerivedTensor,
+    KnownTensor,
+    LazyTensor,
+    Matrix,
+    TensorSpec,
+    matrix_of,
+    widened,
+)
+from ctcli.models.architecture import Architecture
+from ctcli.models.mapped import resolve_mapping
+from ctcli.models.mapping import ArchitectureMapping
+from ctcli.models.resolve import resolve
+from ctcli.rewrites.surgery.edits import (
+    Arithmetic,
+    Edit,
+    Gain,
+    Map,
+    RowMap,
+    bias_of,
+    column_of,
+    edited,
+    rounded,
+)
+from ctcli.rewrites.surgery.gains import direct
+
+FLOATS = ("BF16", "F16", "F32", "F64")
+TORCH_NAMES = {tag: DTYPES[tag].torch_name for tag in FLOATS}
+_ONE = {"BF16": "803f", "F16": "003c", "F32": "0000803f", "F64": "000000000000f03f"}
+
+
+@dataclass
+class Surgery:
+    """What is to be done to a checkpoint.
+
+    Attributes:
+        architecture: its parts.
+        stored: its tensors, with the head's own weight if the head is to be untied.
+        gains: norms to fuse, by the linear that reads them. A norm's bias that stays is edited,
+            too, and goes by its tensor's name.
+        columns: maps of columns, by module, in order.
+        rows: maps of rows, by module, in order.
+        neutral: norms whose gain becomes one, and whose bias, if it moves, zero.
+        switched: linears that get a bias of zeros where they have none.
+        added: new tensors by name, by the tensor that they go beside.
+    """
+
+    architecture: Architecture
+    stored: dict[str, LazyTensor]
+    gains: dict[str, Gain] = field(default_factory=dict)
+    columns: dict[str, list[Map]] = field(default_factory=lambda: defaultdict(list))
+    rows: dict[str, list[RowMap]] = field(default_factory=lambda: defaultdict(list))
+    neutral: list[str] = field(default_factory=list)
+    switched: tuple[str, ...] = ()
+    added: dict[str, dict[str, LazyTensor]] = field(default_factory=lambda: defaultdict(dict))
+
+    def edit(self, name: str) -> Edit:
+        """All that happens to a module's weight, or to a norm's bias."""
+        columns, rows = self.columns.get(name, ()), self.rows.get(name, ())
+        return Edit(self.gains.get(name), tuple(columns), tuple(rows))
+
+    @property
+    def modules(self) -> list[str]:
+        """Every module that changes."""
+        names = [*self.neutral, *self.gains, *self.columns, *self.rows, *self.switched]
+        if self.architecture.tied:
+            names.append(self.architecture.lm_head)
+        return [name for name in dict.fromkeys(names) if f"{name}.weight" in self.stored]
+
+
+def architecture_of(checkpoint: Checkpoint, mapping: ArchitectureMapping | None) -> Architecture:
+    """The parts of a checkpoint: as declared for its family, or as a user describes them."""
+    shapes = {name: tensor.spec.shape for name, tensor in checkpoint.tensors()}
+    if mapping:
+        return resolve_mapping(mapping, checkpoint.config, shapes)
+    return resolve(checkpoint.config, shapes)
+
+
+def begin(checkpoint: Checkpoint, architecture: Architecture, unties: bool) -> Surgery:
+    """Nothing done yet.
+
+    Args:
+        checkpoint: the source.
+        architecture: its parts.
+        unties: whether a tied head gets a weight of its own.
+    """
+    stored = dict(checkpoint.tensors())
+    if unties and architecture.tied:
+        embedding = stored[f"{architecture.token_embedding}.weight"]
+        stored[f"{architecture.lm_head}.weight"] = embedding
+    return Surgery(architecture, stored)
+
+
+def check_editable(checkpoint: Checkpoint) -> None:
+    """Refuse what is quantized or rotated online, or stored in a dtype not to be computed with.
+
+    Raises:
+        CtcliError: names the format, the rotations, or every such tensor.
+    """
+    specs = {name: tensor.spec for name, tensor in checkpoint.tensors()}
+    if found := quantized_format(specs.items(), checkpoint.config):
+        raise CtcliError(
+            f"{checkpoint.origin.name}: it is quantized already: {found}.",
+            "Start from the original checkpoint, and quantize last.",
+        )
+    declared = checkpoint.config.get("quantization_config") or {}
+    if transforms := (declared.get("transform_config") or {}).get("config_groups"):
+        raise CtcliError(
+            f"{checkpoint.origin.name}: it has online rotations already: {', '.join(transforms)}.",
+            "Start from the checkpoint without them, and give all rotations at once.",
+        )
+    problems = [
+        f"{name}: {spec.dtype} cannot be computed with."
+        for name, spec in specs.items()
+        if name.endswith((".weight", ".bias")) and spec.dtype not in FLOATS
+    ]
+    if problems:
+        raise CtcliError(problems, f"Store these in one of {', '.join(FLOATS)}.")
+
+
+def perform(
+    checkpoint: Checkpoint, surgery: Surgery, arithmetic: Arithmetic, dtype: str | None
+) -> Checkpoint:
+    """The checkpoint with all edits.
+
+    Args:
+        checkpoint: the source.
+        surgery: what to do.
+        arithmetic: how to compute.
+        dtype: safetensors tag that all floats get; None keeps each tensor's own.
+    """
+    operation = _Operation(surgery, arithmetic, dtype)
+    made: dict[str, LazyTensor] = {}
+    beside: dict[str, list[str]] = defaultdict(list)
+    for module in surgery.modules:
+        home = f"{module}.weight"
+        if module == surgery.architecture.lm_head and surgery.architecture.tied:
+            home = f"{surgery.architecture.token_embedding}.weight"
+        for name, tensor in operation.tensors(module).items():
+            made[name] = tensor
+            beside[home].append(name)
+    for home, tensors in surgery.added.items():
+        made |= tensors
+        beside[home] += tensors
+    present = {name for name, _ in checkpoint.tensors()}
+    shards = []
+    for shard in checkpoint.shards:
+        rewritten: dict[str, LazyTensor] = {}
+        for name, tensor in shard.tensors.items():
+            rewritten[name] = made.get(name) or operation.untouched(name, tensor)
+            rewritten |= {new: made[new] for new in beside.get(name, ()) if new not in present}
+        shards.append(replace(shard, tensors=rewritten))
+    config = _config(checkpoint.config, surgery, dtype)
+    result = replace(checkpoint, shards=tuple(shards))
+    return result if config == checkpoint.config else result.with_config(config)
+
+
+@dataclass
+class _Operation:
+    """What becomes of each tensor."""
+
+    surgery: Surgery
+    arithmetic: Arithmetic
+    dtype: str | None
+
+    def tensors(self, module: str) -> dict[str, LazyTensor]:
+        """A changed module's weight and bias, by name."""
+        weight = self.surgery.stored[f"{module}.weight"]
+        if module in self.surgery.neutral:
+            is_one = not self.surgery.architecture.gain_offset
+            made, bias = self._constant(weight.spec, is_one), self._norm_bias(module)
+        else:
+            made, bias = self._linear(module, weight), self._linear_bias(module, weight)
+        return {f"{module}.weight": made, **({f"{module}.bias": bias} if bias else {})}
+
+    def untouched(self, name: str, tensor: LazyTensor) -> LazyTensor:
+        """A tensor that no edit concerns, in the dtype asked for."""
+        if self._tag(tensor.spec) == tensor.spec.dtype:
+            return tensor
+        if isinstance(tensor, KnownTensor):
+            return widened(tensor)
+        return self._changed(name, _matrix(tensor), Edit(), tensor.spec)
+
+    def _linear(self, module: str, weight: LazyTensor) -> LazyTensor:
+        edit = self.surgery.edit(module)
+        return self._changed(f"{module}.weight", _matrix(weight), edit, weight.spec)
+
+    def _linear_bias(self, module: str, weight: LazyTensor) -> LazyTensor | None:
+        name, edit = f"{module}.bias", self.surgery.edit(module)
+        own = self.surgery.stored.get(name)
+        spec = own.spec if own else TensorSpec(weight.spec.dtype, weight.spec.shape[:1])
+        added = matrix_of(own) if own else None  # an earlier step's is zero, and stays it
+        if edit.gain and edit.gain.bias:
+            bias = bias_of(_matrix(weight), edit.gain.bias, added, self.arithmetic.of(spec))
+        elif own and added:
+            bias = column_of(own)
+        else:
+            return self._constant(spec) if own or module in self.surgery.switched else None
+        return self._changed(name, bias, Edit(rows=edit.rows), spec)
+
+    def _norm_bias(self, module: str) -> LazyTensor | None:
+        name = f"{module}.bias"
+        bias = self.surgery.stored.get(name)
+        if bias is None:
+            return None
+        norms = self.surgery.architecture.norms
+        if not any(norm.module == module and norm.bias == "norm" for norm in norms):
+            return self._constant(bias.spec)
+        return self._changed(name, _matrix(bias), self.surgery.edit(name), bias.spec)
+
+    def _changed(self, name: str, matrix: Matrix, edit: Edit, spec: TensorSpec) -> LazyTensor:
+        module, _, output = name.rpartition(".")
+        own, arithmetic = TensorSpec(self._tag(spec), spec.shape), self.arithmetic.of(spec)
+        derivation = rounded(module, output, edited(matrix, edit, arithmetic), own)
+        shortcut = direct(matrix, edit, arithmetic, own.dtype, output)
+        return DerivedTensor(replace(derivation, direct=shortcut), output)
+
+    def _constant(self, spec: TensorSpec, is_one: bool = False) -> LazyTensor:
+        """Ones or zeros; as their bytes are known, a further step sees that nothing is to do."""
+        own = TensorSpec(self._tag(spec), spec.shape)
+        one = bytes.fromhex(_ONE[own.dtype])
+        return KnownTensor(own, one * math.prod(spec.shape) if is_one else bytes(own.nbytes))
+
+    def _tag(self, spec: TensorSpec) -> str:
+        return self.dtype if self.dtype and spec.dtype in FLOATS else spec.dtype
+
+
+def _matrix(tensor: LazyTensor) -> Matrix:
+    found = matrix_of(tensor)
+    assert found, "what is quantized was refused"
+    return found
+
+
+def _config(config: Mapping[str, Any], surgery: Surgery, dtype: str | None) -> dict[str, Any]:
+    """config.json as it has to be now; what stands in nested parts changes there, too."""
+    architecture = surgery.architecture
+    new: dict[str, Any] = {}
+    # Where config.json does not say it, the default of some classes is to tie.
+    changes = architecture.lm_head in surgery.modules
+    ties = architecture.tied or config.get("tie_word_embeddings", changes)
+    if ties and f"{architecture.lm_head}.weight" in surgery.stored:
+        new["tie_word_embeddings"] = False
+    if surgery.switched and architecture.bias_switch:
+        new[architecture.bias_switch.key] = True
+    if dtype:
+        new |= dict.fromkeys(("dtype", "torch_dtype"), TORCH_NAMES[dtype])
+    parts = {
+        key: {**part, **{k: v for k, v in new.items() if k in part}}
+        for key, part in config.items()
+        if isinstance(part, Mapping) and key.endswith("_config")
+    }
+    own = {k: v for k, v in new.items() if k in config or k == "tie_word_embeddings"}
+    return {**config, **parts, **own}

@@ -1,0 +1,365 @@
+"""`ctcli verify` as a command: exit status, table, JSON, page, hashes; and what loaders demand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from ctcli.checkpoint.value import RECIPE_NAME
+from ctcli.cli import app
+from ctcli.errors import CtcliError
+from ctcli.schemes.parsing import Overrides
+from ctcli.storage.opening import open_checkpoint
+from ctcli.verifying.page import page
+from tests.conftest import ROOT, Ctcli
+from tests.helpers.checkpoints import file_hashes
+from tests.helpers.operating import run_rotate
+from tests.helpers.quantizing import run_quantize, tensors_of
+from tests.helpers.tiny_models import Models, make
+from tests.helpers.verifying import (
+    both,
+    drop,
+    edit,
+    flip,
+    lines,
+    run_verify,
+    shard_of,
+)
+
+GOLDEN = ROOT / "fixtures" / "golden" / "input"
+Q, K = (f"model.layers.1.self_attn.{role}_proj" for role in "qk")
+NORM = "model.norm.weight"
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """The golden checkpoint in W4A16."""
+    run_quantize(GOLDEN, tmp_path / "made", "W4A16")
+    return tmp_path / "made"
+
+
+def test_a_sound_checkpoint_exits_with_zero(made: Path, ctcli: Ctcli) -> None:
+    before = file_hashes(made)
+    done = ctcli("verify", made, "--against", GOLDEN, "--target", "vllm", "--tp", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "differences    none" in done.stdout
+    assert "7 tensors are equal byte for byte, 14 have errors" in done.stdout
+    assert file_hashes(made) == before
+
+
+def test_differences_are_all_listed_and_exit_with_three(made: Path, ctcli: Ctcli) -> None:
+    names = tensors_of(made)
+    norms = [name for name in names if "layernorm" in name]
+    scales = [name for name in names if name.endswith("weight_scale")]
+    both(*map(drop, norms), *(edit(name, torch.Tensor.neg_) for name in scales))(made)
+    done = ctcli("verify", made)
+    assert done.returncode == 3
+    listed = done.stdout.partition("\ndifferences\n")[2].splitlines()
+    assert len(listed) == len(norms) + len(scales) == 18
+    line = f"{Q}.weight_scale: 512 of its values are zero or negative, as no scale is."
+    assert f"  value  {line}" in listed
+
+    as_json = ctcli("verify", made, "--json")
+    assert (as_json.returncode, as_json.stderr) == (3, "")
+    data = json.loads(as_json.stdout)
+    assert len(data["differences"]) == 18
+    assert {d["kind"] for d in data["differences"]} == {"value", "shape"}
+    quiet = ctcli("verify", made, "--quiet")
+    assert (quiet.returncode, quiet.stdout) == (3, "")
+
+
+def test_json_has_the_errors_of_every_module(made: Path, ctcli: Ctcli) -> None:
+    data = json.loads(ctcli("verify", made, "--against", GOLDEN, "--json").stdout)
+    assert data["differences"] == []
+    assert (data["unchanged"], len(data["errors"])) == (7, 14)
+    assert data["errors"][Q].keys() == {
+        *("rms", "relative", "sqnr", "largest", "excess", "row", "column")
+    }
+    assert data["quantized"] == {"INT4 in groups of 128": 14}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["nowhere"], 1, "nowhere: no such directory"),
+        (["org/name"], 1, "org/name: no such directory"),
+        ([".", "--max-error", "0.1"], 2, "--max-error is for --against"),
+        ([".", "--revision", "main"], 2, "--revision is for --against"),
+        ([".", "--tp", "2"], 2, "--tp is for --target vllm"),
+        ([".", "--target", "sglang"], 2, "sglang"),
+        ([".", "--against", "nowhere"], 1, "nowhere: no such directory"),
+    ],
+)
+def test_wrong_usage(ctcli: Ctcli, arguments: list[str], status: int, message: str) -> None:
+    done = ctcli("verify", *arguments)
+    assert done.returncode == status
+    assert message in done.stderr
+
+
+def test_a_folder_without_a_checkpoint_is_one_big_difference(ctcli: Ctcli, tmp_path: Path) -> None:
+    done = ctcli("verify", tmp_path)
+    assert done.returncode == 3
+    assert "*.safetensors: there are no weights files." in done.stdout
+
+
+def test_hashes_are_written_once_and_compared_from_then_on(made: Path, tmp_path: Path) -> None:
+    sums = tmp_path / "sums"
+    found = run_verify(made, manifest=sums)
+    assert lines(found) == []
+    assert ("hashes", f"written to {sums}") in found.rows()
+    listed = [line.split("  ", 1) for line in sums.read_text().splitlines() if line[0] != "#"]
+    assert {name: digest for digest, name in listed} == file_hashes(made)
+    subprocess.run(["sha256sum", "--check", "--quiet", sums], cwd=made, check=True)
+    norm = tensors_of(made)[NORM].view(torch.uint8).numpy().tobytes()
+    line = f"# {hashlib.sha256(norm).hexdigest()}  BF16 [256]  {NORM}\n"
+    assert line in sums.read_text()
+    before = sums.read_bytes()
+    assert ("hashes", f"compared with {sums}") in run_verify(made, manifest=sums).rows()
+    assert lines(run_verify(made, manifest=sums)) == []
+
+    # The lowest bit of a scale, which nothing else could tell from a sound one.
+    flip(f"{Q}.weight_scale", 0, 0)(made)
+    (made / "generation_config.json").write_text("{}")
+    (made / RECIPE_NAME).unlink()
+    shard = shard_of(made, f"{Q}.weight_scale")
+    assert lines(run_verify(made, manifest=sums)) == [
+        f"hash {RECIPE_NAME}: the file is in the manifest, and not there.",
+        "hash generation_config.json: the file is not in the manifest.",
+        f"hash {shard}: the file is not the one of the manifest.",
+        f"hash {Q}.weight_scale: the tensor is not the one of the manifest.",
+    ]
+    assert sums.read_bytes() == before
+
+
+def test_hashes_of_what_is_not_sound_are_not_written(made: Path, tmp_path: Path) -> None:
+    flip(f"{Q}.weight_scale", 0, 15)(made)
+    found = run_verify(made, manifest=tmp_path / "sums")
+    assert len(found.findings) == 1
+    assert found.notes == (f"hashes: {tmp_path / 'sums'} is not written, as there are differences",)
+    assert not (tmp_path / "sums").exists()
+
+
+def test_hashes_may_lie_in_the_checkpoint_and_no_other_file_passes_for_them(made: Path) -> None:
+    for _ in range(2):
+        assert lines(run_verify(made, manifest=made / "SHA256SUMS")) == []
+    with pytest.raises(CtcliError, match=r"config\.json: line 1 has no hash"):
+        run_verify(made, manifest=made / "config.json")
+
+
+class Reader(HTMLParser):
+    """The elements of a page, its text, and what is open at its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_page_replaces_nothing_but_a_page(made: Path, ctcli: Ctcli, tmp_path: Path) -> None:
+    before = file_hashes(made)
+    for file in (made / "config.json", tmp_path, tmp_path / "nowhere" / "page.html"):
+        done = ctcli("verify", made, "--html", file)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"error: {file}: ")
+    assert file_hashes(made) == before
+    for _ in range(2):
+        assert ctcli("verify", made, "--html", tmp_path / "page.html").returncode == 0
+    assert ctcli("verify", made, "--quiet", "--html", "/dev/stdout").stdout.endswith("</html>\n")
+
+
+def test_the_page_stands_alone_and_shows_every_error(
+    made: Path, ctcli: Ctcli, tmp_path: Path
+) -> None:
+    named = made.with_name("a <b> & c")
+    made.rename(named)
+    flip(f"{Q}.weight_scale", 0, 8)(named)
+    done = ctcli("verify", named, "--against", GOLDEN, "--html", tmp_path / "page.html")
+    assert done.returncode == 3
+    reader = Reader()
+    content = (tmp_path / "page.html").read_text()
+    reader.feed(content)
+    assert reader.open == []
+    tags = [tag for tag, _ in reader.found]
+    assert not {"script", "link", "img", "iframe"} & {*tags}
+    assert not re.search(r"https?:|url\(|@import", content)
+    assert "prefers-color-scheme: dark" in content
+    assert "a <b> & c" in reader.text
+    assert "1 difference" in reader.text
+    circles = [attributes for tag, attributes in reader.found if tag == "circle"]
+    heights = [float(str(circle["cy"])) for circle in circles if circle["r"] == "4"]
+    assert len(heights) == 14
+    assert min(heights) >= 0
+    assert max(heights) <= 320
+    assert tags.count("caption") == 2
+    assert sum(attributes.get("scope") == "row" for _, attributes in reader.found) == 15
+    assert f"{Q}: 0." in reader.text
+
+
+def test_the_page_of_a_sound_checkpoint_without_a_source(made: Path) -> None:
+    content = page("made", run_verify(made))
+    assert ">sound</p>" in content
+    assert "<svg" not in content
+
+
+def demands(folder: Path, **options: Any) -> list[str]:
+    """What a loader is said to demand."""
+    return [f"{f.where}: {f.message}" for f in run_verify(folder, **options).findings]
+
+
+def test_vllm_merges_blocks_and_has_no_kernel_for_some_formats(tmp_path: Path) -> None:
+    source = make(
+        "llama", tmp_path / "source", hidden=256, num_key_value_heads=1, dtype=torch.bfloat16
+    )
+    run_quantize(source, tmp_path / "out", "FP8_BLOCK")
+    assert demands(tmp_path / "out") == demands(tmp_path / "out", target="transformers") == []
+    found = demands(tmp_path / "out", target="vllm")
+    assert len(found) == 4  # k of two layers, and gate
+    k = "model.layers.0.self_attn.k_proj"
+    assert found[0].startswith(f"{k}: its 64 rows are no multiple of 128")
+    overrides = Overrides(format="int-quantized")
+    run_quantize(GOLDEN, tmp_path / "w4a4", "W4A4", overrides=overrides)
+    (line,) = demands(tmp_path / "w4a4", target="vllm")
+    assert line.startswith("W4A4: vLLM has no kernel for INT4 in groups of 128 with inputs INT4")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "machines", "expected"),
+    [
+        ("W4A16", 2, []),
+        (
+            "W4A16",
+            4,
+            [f"model.layers.{n}.self_attn.o_proj: a machine's 64 columns are no multiple of 128, "
+             "the group size." for n in (0, 1)],
+        ),
+        (
+            "W4A16",
+            3,
+            [rf"model.layers.{n}.{linear}: its {size} {what} do not divide into 3 parts."
+             for n in (0, 1)
+             for linear, size, what in (
+                 ("mlp.down_proj", 512, "columns"),
+                 ("mlp.gate_proj", 512, "rows"),
+                 ("mlp.up_proj", 512, "rows"),
+                 ("self_attn.o_proj", 256, "columns"),
+                 ("self_attn.q_proj", 256, "rows"),
+             )],
+        ),
+        (
+            "FP8_BLOCK",
+            2,
+            [f"model.layers.{n}.self_attn.{kind}_proj: a machine's 64 rows are no multiple of 128, "
+             "the block's rows." for n in (0, 1) for kind in "kv"],
+        ),
+        ("FP8_DYNAMIC", 4, []),
+    ],
+)  # fmt: skip
+def test_no_group_and_no_block_lies_on_two_machines(
+    scheme: str, machines: int, expected: list[str], tmp_path: Path
+) -> None:
+    run_quantize(GOLDEN, tmp_path / "out", scheme)
+    found = demands(tmp_path / "out", target="vllm", tensor_parallel=machines)
+    assert sorted(found) == sorted(expected)
+
+
+def test_rotations_at_run_time_need_one_machine(tiny: Models, tmp_path: Path) -> None:
+    model = tiny("llama", hidden=128)
+    run_rotate(model.folder, tmp_path / "rotated", rotations=("R2", "R4"), block_size=32)
+    run_quantize(tmp_path / "rotated", tmp_path / "out", "FP8_DYNAMIC")
+    found = demands(tmp_path / "out", target="vllm", tensor_parallel=2)
+    assert "R4: it is applied at run time, for which vLLM needs one machine." in found
+    (line,) = demands(tmp_path / "out", target="transformers")
+    assert line.startswith("R4: this rotation is not applied at run time")
+
+
+def test_unequal_scales_of_experts_are_found_as_another_tool_writes_them(tmp_path: Path) -> None:
+    source = make(
+        "qwen3_moe", tmp_path / "source", hidden=128, moe_intermediate_size=64, head_dim=32,
+        intermediate_size=128, dtype=torch.bfloat16,
+    )  # fmt: skip
+    run_quantize(source, tmp_path / "out", "NVFP4A16")
+    assert demands(tmp_path / "out") == []
+    expert = "model.layers.1.mlp.experts.2"
+    edit(f"{expert}.up_proj.weight_global_scale", lambda scale: scale * 4)(tmp_path / "out")
+    (line,) = demands(tmp_path / "out")
+    start = f"{expert}.{{gate_proj,up_proj}}: its members have different weight_global_scale: gate"
+    assert line.startswith(start)
+
+
+def ragged(folder: Path) -> Path:
+    """A linear of 5 rows and 20 columns in four bits, asymmetric, by channel."""
+    tensors = {"layers.0.mlp.down_proj.weight": torch.randn(5, 20)}
+    (folder / "source").mkdir()
+    save_file(tensors, folder / "source" / "model.safetensors", metadata={"format": "pt"})
+    (folder / "source" / "config.json").write_text('{"model_type": "novel"}')
+    overrides = Overrides(num_bits=4, strategy="channel", symmetric=False)
+    run_quantize(folder / "source", folder / "out", overrides=overrides)
+    return folder / "out"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "index", "bit"),
+    [("weight_packed", (4, 2), 16), ("weight_zero_point", (0, 0), 20)],
+)
+def test_set_padding_bits_are_found(
+    suffix: str, index: tuple[int, int], bit: int, tmp_path: Path
+) -> None:
+    made = ragged(tmp_path)
+    found = run_verify(made, source=open_checkpoint(str(tmp_path / "source")))
+    assert lines(found) == []
+    path, name = made / "model.safetensors", f"layers.0.mlp.down_proj.{suffix}"
+    for place, expected in ((bit - 1, []), (bit, [f"value {name}: 1 of its words have padding"])):
+        tensors = tensors_of(made)
+        tensors[name][index] ^= 1 << place
+        save_file(tensors, path, metadata={"format": "pt"})
+        assert [line[: len(expected[0])] for line in lines(run_verify(made))] == expected
+
+
+def test_a_packed_word_does_not_lie_on_two_machines(tmp_path: Path) -> None:
+    found = demands(ragged(tmp_path), target="vllm", tensor_parallel=2)
+    assert found == [
+        "layers.0.mlp.down_proj: a machine's 10 columns are no multiple of 8, the elements of a "
+        "packed word."
+    ]
+
+
+EXAMPLES = [
+    line.strip().partition("#")[0].split()
+    for line in (ROOT / "README.md").read_text().splitlines()
+    if line.startswith("    ctcli verify ")
+]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=" ".join)
+def test_the_examples_of_the_readme_run(example: list[str], made: Path, tmp_path: Path) -> None:
+    places = {"DST": made, "SRC": GOLDEN}
+    places |= {name: tmp_path / name for name in ("DST.sha256", "DST.html")}
+    done = CliRunner().invoke(app, [str(places.get(word, word)) for word in example[1:]])
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert all(path.exists() for name, path in places.items() if name in example)
