@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ctcli.lazy.dtypes import CODES
 from ctcli.lazy.tensors import TensorSpec
 
 # Last component of a tensor's name -> who writes it.
@@ -18,7 +19,6 @@ _MARKS = {
     "absmax": "bitsandbytes",
     "SCB": "bitsandbytes",
 }
-_QUANTIZED_DTYPES = ("F8_E4M3", "F8_E5M2", "I8", "U8", "F4")
 
 
 def quantized_format(
@@ -38,7 +38,7 @@ def quantized_format(
         leaf = name.rpartition(".")[2]
         if leaf in _MARKS:
             return f"{_MARKS[leaf]} (it has {name})"
-        if leaf == "weight" and spec.dtype in _QUANTIZED_DTYPES:
+        if leaf == "weight" and spec.dtype in CODES:
             return f"{spec.dtype} ({name})"
     return None
 

@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.formats.declared import Declaration
 from ctcli.inspecting.weights import Weight
-from ctcli.lazy.tensors import DTYPES, TensorSpec
+from ctcli.lazy.dtypes import DTYPES, FLOATS, WEIGHT_FLOATS
+from ctcli.lazy.tensors import TensorSpec
 from ctcli.models.families import is_tied, text_config
 from ctcli.models.protected import is_embedding, is_head, is_norm
-from ctcli.rewrites.surgery.surgery import FLOATS
 
-_ORDINARY = ("BF16", "F16", "F32")
 _SHOWN = 3  # names in a line
 Specs = Mapping[str, TensorSpec]
 
@@ -62,12 +61,12 @@ def _empty(specs: Specs) -> Iterator[str]:
 
 def _odd_dtypes(plain: Specs) -> Iterator[str]:
     found = _by_dtype(plain)
-    for dtype in sorted(found.keys() - {*_ORDINARY}):
+    for dtype in sorted(found.keys() - {*WEIGHT_FLOATS}):
         yield f"odd dtype {dtype}: {_tensors(found[dtype])}: {_some(found[dtype])}."
 
 
 def _mixed_dtypes(plain: Specs) -> Iterator[str]:
-    found = {dtype: names for dtype, names in _by_dtype(plain).items() if dtype in _ORDINARY}
+    found = {dtype: names for dtype, names in _by_dtype(plain).items() if dtype in WEIGHT_FLOATS}
     common = max(found, key=lambda dtype: sum(plain[n].nbytes for n in found[dtype]), default="")
     for dtype in sorted(found.keys() - {common}):
         names = found[dtype]

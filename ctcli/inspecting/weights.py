@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctcli.formats.declared import Declaration
+from ctcli.lazy.dtypes import CODES
 from ctcli.lazy.tensors import TensorSpec
 from ctcli.models.protected import protected_kind
 
@@ -18,7 +19,6 @@ _BESIDE = (
     *("weight_scale_inv", "qzeros", "scales", "g_idx", "SCB", "weight_format"),
     *("absmax", "quant_map", "nested_absmax", "nested_quant_map"),
 )
-_QUANTIZED = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F4")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def weights_of(
         elif f"{name}.absmax" in specs and spec.dtype == "U8":
             found[name] = Weight((2 * math.prod(spec.shape),), True, True)
         else:
-            found[name] = Weight(spec.shape, leaf == "weight" and spec.dtype in _QUANTIZED)
+            found[name] = Weight(spec.shape, leaf == "weight" and spec.dtype in CODES)
     return found
 
 

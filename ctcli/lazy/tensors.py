@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from ctcli.lazy.dtypes import DTYPES
 from ctcli.units import Advance
 
 if TYPE_CHECKING:
@@ -17,42 +18,8 @@ if TYPE_CHECKING:
     from ctcli.ops.bits import Bits, Floats
 
 
-class Dtype(NamedTuple):
-    """Bits of an element, and torch's name of the type where torch has it."""
-
-    bits: int
-    torch_name: str | None
-
-
 # Fewer columns at once are not worth it: each row of them is a piece of the file of its own.
 LEAST_COLUMNS = 1024
-# By safetensors tag, in the order of the format's own enumeration; a file lists its tensors by
-# falling rank in it, so that wide elements stay aligned.
-DTYPES = {
-    "BOOL": Dtype(8, "bool"),
-    "F4": Dtype(4, None),
-    "F6_E2M3": Dtype(6, None),
-    "F6_E3M2": Dtype(6, None),
-    "U8": Dtype(8, "uint8"),
-    "I8": Dtype(8, "int8"),
-    "F8_E5M2": Dtype(8, "float8_e5m2"),
-    "F8_E4M3": Dtype(8, "float8_e4m3fn"),
-    "F8_E8M0": Dtype(8, "float8_e8m0fnu"),
-    "F8_E4M3FNUZ": Dtype(8, "float8_e4m3fnuz"),
-    "F8_E5M2FNUZ": Dtype(8, "float8_e5m2fnuz"),
-    "I16": Dtype(16, "int16"),
-    "U16": Dtype(16, "uint16"),
-    "F16": Dtype(16, "float16"),
-    "BF16": Dtype(16, "bfloat16"),
-    "I32": Dtype(32, "int32"),
-    "U32": Dtype(32, "uint32"),
-    "F32": Dtype(32, "float32"),
-    "C64": Dtype(64, "complex64"),
-    "F64": Dtype(64, "float64"),
-    "I64": Dtype(64, "int64"),
-    "U64": Dtype(64, "uint64"),
-}
-DTYPE_RANK = {tag: rank for rank, tag in enumerate(DTYPES)}
 
 
 def torch_dtype(tag: str) -> torch.dtype:

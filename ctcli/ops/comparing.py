@@ -8,35 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ctcli.lazy.dtypes import facts_of
 from ctcli.ops.grouping import Grouping
 from ctcli.ops.sums import sum_of_squares
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Magnitudes from these bits on are infinite or NaN; E4M3 has no infinities.
-_NOT_FINITE = {
-    torch.bfloat16: 0x7F80,
-    torch.float16: 0x7C00,
-    torch.float32: 0x7F800000,
-    torch.float64: 0x7FF0 << 48,
-    torch.float8_e5m2: 0x7C,
-    torch.float8_e4m3fn: 0x7F,
-}
 _LEAST = 1e-30
-# Mantissa bits and the exponent of the smallest normal number.
-_FORMATS = {
-    torch.bfloat16: (7, -126),
-    torch.float16: (10, -14),
-    torch.float32: (23, -126),
-    torch.float64: (52, -1022),
-}
 
 
 def count_nonfinite(x: Tensor) -> int:
     """How many values are NaN or infinite; of any dtype, where integers are all finite."""
-    if x.dtype not in _NOT_FINITE or not x.numel():
+    first = facts_of(x.dtype).infinity
+    if not first or not x.numel():
         return 0
     # Magnitudes are ordered as their bits are; isfinite itself is forty times slower.
-    integer, first = _INTEGERS[x.element_size()], _NOT_FINITE[x.dtype]
+    integer = _INTEGERS[x.element_size()]
     bits = x.view(integer).bitwise_and(torch.iinfo(integer).max)
     return int((bits >= first).sum()) if int(bits.amax()) >= first else 0
 
@@ -72,9 +58,9 @@ def rounding_bounds(values: Tensor, dtype: torch.dtype) -> Tensor:
         values: [rows, columns] float32 or float64, each one of `dtype`.
         dtype: a float of 16 bits or more.
     """
-    mantissa, smallest = _FORMATS[dtype]
+    facts = facts_of(dtype)
     exponent = torch.frexp(values).exponent.to(torch.float64) - 1
-    half_steps = torch.exp2(exponent.clamp_(min=smallest) - mantissa - 1)
+    half_steps = torch.exp2(exponent.clamp_(min=1 - facts.bias) - facts.mantissa - 1)
     return half_steps.square_().sum(1).view(-1, 1, 1, 1)
 
 

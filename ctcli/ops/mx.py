@@ -12,16 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ctcli.lazy.dtypes import facts_of
 from ctcli.ops.ranges import Bounds
 from ctcli.ops.rounding import from_e4m3, pow2, round_through, to_e2m1, to_e4m3
 
 _EXPONENT_OF_LARGEST = {4: 2, 8: 8}
-# Mantissa bits, exponent bias, and the integer type of the same width.
-_LAYOUTS = {
-    torch.bfloat16: (7, 127, torch.int16),
-    torch.float16: (10, 15, torch.int16),
-    torch.float32: (23, 127, torch.int32),
-}
 
 
 @dataclass(frozen=True)
@@ -40,10 +35,11 @@ class Microscaling:
 
     def exponents(self, bounds: Bounds) -> Tensor:
         """Biased exponents, int32. An empty or subnormal group (in `dtype`) gets 0."""
-        mantissa, bias, integer = _LAYOUTS[self.dtype]
+        facts = facts_of(self.dtype)
+        integer = torch.int16 if facts.bits == 16 else torch.int32
         bits = bounds[1].to(self.dtype).view(integer).to(torch.int32)
-        exponent = (bits + (1 << (mantissa - 2))) >> mantissa
-        shift = 127 - bias - _EXPONENT_OF_LARGEST[self.bits]
+        exponent = (bits + (1 << (facts.mantissa - 2))) >> facts.mantissa
+        shift = 127 - facts.bias - _EXPONENT_OF_LARGEST[self.bits]
         return (exponent + shift).clamp_(0, 254).masked_fill_(exponent == 0, 0)
 
     def encode(self, view: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:

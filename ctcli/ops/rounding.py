@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ctcli.lazy.dtypes import DTYPES
 from ctcli.ops.packing import pack_bytes, unpack_bytes
 
 E2M1_MAX = 6.0
-E4M3_MAX = 448.0
+E4M3_MAX = DTYPES["F8_E4M3"].largest
 
 
 def round_through(x: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ctcli.lazy.dtypes import DTYPES
 from ctcli.ops.bits import from_floats, to_floats
 
 if TYPE_CHECKING:
@@ -21,11 +22,9 @@ if TYPE_CHECKING:
 # quotients become what the codes stand for.
 Encode = Callable[["Floats", bool], "Bits"]
 
-E4M3_MAX, _E4M3_SMALLEST_NORMAL = 448.0, 2.0**-6
-# What an empty tile's scale is: the epsilon of its dtype.
-_EPSILONS = {"BF16": 2.0**-7, "F16": 2.0**-10, "F32": 2.0**-23}
+_E4M3 = DTYPES["F8_E4M3"]
+E4M3_MAX = _E4M3.largest
 _LARGEST_BUFFER = 10_000_000
-_SMALLEST_NORMAL = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126}
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def quantize(bits: Bits, rounding: Rounding) -> QuantizedRows:
         values: Floats = weight / scale
         if rounding.rounds_quotients:
             values = to_floats(from_floats(values, tag), tag, np.float32)
-        is_coarse = bool(scales.min() < _SMALLEST_NORMAL[tag])
+        is_coarse = bool(scales.min() < DTYPES[tag].smallest_normal)
         codes = rounding.encode(values, is_coarse).reshape(padded.shape)
         values *= scale
         values -= weight
@@ -109,7 +108,7 @@ def e4m3(quotients: Floats, is_coarse: bool) -> Bits:
     bits = quotients.view(np.uint32) & 0x7F800000
     magic = bits.view(np.float32)
     # The upper bound does nothing; np.maximum takes three times as long.
-    np.clip(magic, _E4M3_SMALLEST_NORMAL, 512.0, out=magic)
+    np.clip(magic, _E4M3.smallest_normal, 512.0, out=magic)
     bits += (20 << 23) | (1 << 22)  # to the bits of 3 * 2**19 times as much
     quotients += magic
     quotients -= magic
@@ -168,5 +167,5 @@ def _buffer_of_a_row(columns: int) -> Iterator[None]:
 def _positive(scales: Floats, tag: str) -> Floats:
     """Scales rounded to a dtype, in float32, with its epsilon for zero."""
     rounded = to_floats(from_floats(scales, tag), tag, np.float32)
-    rounded[rounded == 0] = _EPSILONS[tag]
+    rounded[rounded == 0] = DTYPES[tag].epsilon
     return rounded

@@ -9,7 +9,8 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from ctcli.lazy.tensors import DTYPES, StoredTensor, TensorSpec
+from ctcli.lazy.dtypes import DTYPES
+from ctcli.lazy.tensors import StoredTensor, TensorSpec
 from ctcli.storage.transfer import write_bytes
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _fill(descriptor: int, view: memoryview, position: int) -> None:
 def _as_array(content: memoryview, spec: TensorSpec, rows: int) -> Bits:
     import numpy as np
 
-    size = DTYPES[spec.dtype].bits // 8
+    size = DTYPES[spec.dtype].nbytes
     columns = len(content) // max(1, rows) // size
     return np.ndarray((rows, columns), f"u{size}", content)
 

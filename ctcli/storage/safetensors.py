@@ -14,7 +14,8 @@ from typing import Any
 
 from ctcli.checkpoint.value import Shard
 from ctcli.errors import CtcliError
-from ctcli.lazy.tensors import DTYPE_RANK, DTYPES, LazyTensor, SourceFile, StoredTensor, TensorSpec
+from ctcli.lazy.dtypes import DTYPE_RANK, DTYPES
+from ctcli.lazy.tensors import LazyTensor, SourceFile, StoredTensor, TensorSpec
 from ctcli.storage.strict_json import parse_json
 
 LENGTH_BYTES = 8

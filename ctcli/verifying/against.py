@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ctcli.checkpoint.value import Checkpoint
+from ctcli.lazy.dtypes import WEIGHT_FLOATS
 from ctcli.lazy.tensors import (
     DerivedTensor,
     KnownTensor,
@@ -22,7 +23,7 @@ from ctcli.models.experts import layout_problem, packed_experts, split_experts
 from ctcli.models.protected import is_embedding, is_head
 from ctcli.verifying.computed import ComputedScan, Values
 from ctcli.verifying.findings import Finding
-from ctcli.verifying.linear import FLOATS, QuantizedModule
+from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.quantized import CACHE_SCALES
 from ctcli.verifying.scanning import Reader, Scan
 from ctcli.verifying.structure import Snapshot
@@ -136,7 +137,7 @@ def _pair_weight(
     module: QuantizedModule, wanted: LazyTensor | None, values: Values, pairing: Pairing
 ) -> None:
     """A quantized weight with a matrix."""
-    matrix = matrix_of(wanted) if wanted and wanted.spec.dtype in FLOATS else None
+    matrix = matrix_of(wanted) if wanted and wanted.spec.dtype in WEIGHT_FLOATS else None
     if wanted is None or matrix is None:
         pairing.scans.append(ModuleScan(module))
         message = "the source has no such weight." if wanted is None else "it is quantized twice."
@@ -148,7 +149,7 @@ def _pair_weight(
         pairing.differ(f"{module.name}.weight", message)
         return
     scale = module.outputs["weight_scale"].spec.dtype
-    if scale in FLOATS and scale != wanted.spec.dtype:
+    if scale in WEIGHT_FLOATS and scale != wanted.spec.dtype:
         message = f"it is {scale}, and the source's weight {wanted.spec.dtype}."
         pairing.differ(f"{module.name}.weight_scale", message)
     pairing.scans.append(ModuleScan(module, matrix, values.of(matrix.needs)))

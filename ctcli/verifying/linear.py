@@ -7,19 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ctcli.formats.declared import Group, words
+from ctcli.lazy.dtypes import CODES, WEIGHT_FLOATS
 from ctcli.lazy.tensors import Output, StoredTensor, TensorSpec
 from ctcli.schemes import family_of
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Numerics
 from ctcli.verifying.findings import Finding
 
-FLOATS = ("BF16", "F16", "F32")
 # Last components of the tensors that stand for a weight, or come with one.
 PARTS = (
     *("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_global_scale"),
     *("input_scale", "input_zero_point", "input_global_scale"),
 )
-_STORED_DTYPES = ("I8", "U8", "I32", "F8_E4M3", "F8_E5M2")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class LinearCheck:
         self._name, self._tensors = name, tensors
         if group is None:
             self._check_left_alone()
-        elif not (tensors.keys() & {*PARTS}) and tensors["weight"].spec.dtype in FLOATS:
+        elif not (tensors.keys() & {*PARTS}) and tensors["weight"].spec.dtype in WEIGHT_FLOATS:
             message = (
                 f"it is {tensors['weight'].spec.dtype}, but config.json quantizes its module with "
                 f"{group.name} and does not list it in ignore."
@@ -73,7 +72,7 @@ class LinearCheck:
     def _check_left_alone(self) -> None:
         weight = self._tensors.get("weight")
         marks = sorted(self._tensors.keys() & {*PARTS})
-        if marks or (weight and weight.spec.dtype in _STORED_DTYPES):
+        if marks or (weight and weight.spec.dtype in (*CODES, "I32")):
             what = f"it has {', '.join(marks)}" if marks else "its weight is"
             dtype = f" {weight.spec.dtype}" if weight and not marks else ""
             message = f"{what}{dtype}, but config.json leaves the module unquantized."
@@ -102,7 +101,7 @@ class LinearCheck:
     def _scale_dtype(self) -> str:
         """The dtype of scales that have the weight's: any float will do."""
         scale = self._tensors.get("weight_scale")
-        return scale.spec.dtype if scale and scale.spec.dtype in FLOATS else "BF16"
+        return scale.spec.dtype if scale and scale.spec.dtype in WEIGHT_FLOATS else "BF16"
 
     def _static(self, scheme: Scheme) -> dict[str, TensorSpec | None]:
         """What scales of static inputs there have to be; None: of any floating dtype."""
@@ -132,7 +131,7 @@ class LinearCheck:
                 shapes = f"{list(spec.shape)}, and {what} demands {list(expected.shape)}"
                 self._add(suffix, f"its shape is {shapes}.")
         scale = self._tensors.get("input_scale") if "input_scale" in static else None
-        if scale and scale.spec.dtype not in FLOATS:
+        if scale and scale.spec.dtype not in WEIGHT_FLOATS:
             self._add("input_scale", f"it is {scale.spec.dtype}, which is no scale.")
         known = {*demand, *static, "bias"}
         for suffix in sorted(self._tensors.keys() - known):

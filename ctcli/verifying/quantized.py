@@ -10,12 +10,13 @@ from typing import Any
 
 from ctcli.formats.declared import QUANT_METHOD, Declaration, read_declaration
 from ctcli.formats.quantized import quantized_format
+from ctcli.lazy.dtypes import FLOATS
 from ctcli.lazy.tensors import StoredTensor, TensorSpec
 from ctcli.models.fused import fused_sets
 from ctcli.models.protected import is_embedding, is_norm, protected_kind
 from ctcli.schemes import family_of
 from ctcli.verifying.findings import Finding
-from ctcli.verifying.linear import FLOATS, PARTS, LinearCheck, QuantizedModule
+from ctcli.verifying.linear import PARTS, LinearCheck, QuantizedModule
 from ctcli.verifying.structure import Snapshot
 
 _CONFIG = "config.json"
@@ -133,7 +134,7 @@ def _is_linear(module: str, weight: StoredTensor | None) -> bool:
         return False
     # An embedding of no quantized dtype is none; nor are convolutions and stored rotations.
     kind = protected_kind(module, {})
-    plain = weight.spec.dtype in (*FLOATS, "F64")
+    plain = weight.spec.dtype in FLOATS
     return not (plain and (is_embedding(module) or kind in ("online transforms", "convolutions")))
 
 

@@ -7,7 +7,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ctcli.lazy.tensors import DTYPES, Matrix, StoredTensor, TensorSpec, torch_dtype
+from ctcli.lazy.dtypes import DTYPES
+from ctcli.lazy.tensors import Matrix, StoredTensor, TensorSpec, torch_dtype
 from ctcli.models.fused import fused_sets
 from ctcli.schemes import family_of
 from ctcli.schemes.arguments import QuantizationArgs

@@ -22,7 +22,8 @@ from safetensors.numpy import save as save_numpy
 from safetensors.torch import save, save_file
 
 from ctcli.errors import CtcliError
-from ctcli.lazy.tensors import DTYPES, StoredTensor, TensorSpec
+from ctcli.lazy.dtypes import DTYPES
+from ctcli.lazy.tensors import StoredTensor, TensorSpec
 from ctcli.storage.index import find_index, parse_index
 from ctcli.storage.local import LocalFile, list_local
 from ctcli.storage.safetensors import WeightsFile, encode_header, file_order, read_weights_file

@@ -8,13 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from ctcli.checkpoint.sharding import natural_key
+from ctcli.lazy.dtypes import FLOATS
 from ctcli.models.llama import SHAPES
 from ctcli.models.llama_config import LlamaConfig
 from ctcli.rewrites.exporting.source import Llama
 from ctcli.storage.llama2c import NORM_EPS, ROPE_THETA, Header
 from ctcli.units import format_bytes
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _MAX_TABLE_BYTES = 256 * 1024 * 1024  # version 0's frequency tables are held in memory
 # Tensors without a place in the format: the reason, and the pattern of their names.
 _EXTRAS = {
@@ -78,8 +78,8 @@ def _tensor_obstacles(llama: Llama, header: Header) -> Iterator[str]:
         if spec.shape != expected:
             remark = _tensor_parallel(spec.shape, expected)
             yield f"{name}: its shape is {list(spec.shape)}, not {list(expected)}{remark}."
-        if spec.dtype not in _FLOATS:
-            yield f"{name}: its dtype is {spec.dtype}, none of {', '.join(_FLOATS)}."
+        if spec.dtype not in FLOATS:
+            yield f"{name}: its dtype is {spec.dtype}, none of {', '.join(reversed(FLOATS))}."
     extras: dict[str, list[str]] = defaultdict(list)
     for name in tensors.keys() - places.keys() - {naming.once["classifier"]}:
         if not naming.ignored.fullmatch(name):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcli.errors import CtcliError, os_errors_of
+from ctcli.lazy.dtypes import WEIGHT_FLOATS
 from ctcli.lazy.tensors import LazyTensor, StoredTensor, TensorSpec
 from ctcli.rewrites.quantizing.selection import Choice, OnIndivisible
 from ctcli.schemes.family import ComputeDtype, Execution, Observer
@@ -128,7 +129,7 @@ def _read_scales(path: Path) -> dict[str, LazyTensor]:
     scales: dict[str, LazyTensor] = {}
     problems = []
     for name, tensor in read_weights_file(file).shard.tensors.items():
-        if not isinstance(tensor, StoredTensor) or tensor.spec.dtype not in ("F32", "BF16", "F16"):
+        if not isinstance(tensor, StoredTensor) or tensor.spec.dtype not in WEIGHT_FLOATS:
             problems.append(f"{path}: {name} has dtype {tensor.spec.dtype}, not a float's.")
         elif tensor.spec.shape not in ((), (1,)):
             problems.append(f"{path}: {name} has shape {list(tensor.spec.shape)}, not one number.")

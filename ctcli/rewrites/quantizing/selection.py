@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ctcli.errors import CtcliError
+from ctcli.lazy.dtypes import WEIGHT_FLOATS
 from ctcli.lazy.tensors import TensorSpec
 from ctcli.models.fused import fused_sets
 from ctcli.models.protected import protected_kind
@@ -14,7 +15,6 @@ from ctcli.patterns import check_patterns, matches
 from ctcli.schemes.arguments import Scheme
 
 OnIndivisible = Literal["error", "skip", "smaller-group"]
-_FLOATS = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _reason_to_keep(
     kind = protected_kind(module, config)
     if kind and choice.default_ignore:
         return kind
-    return None if spec.dtype in _FLOATS else f"dtype {spec.dtype}"
+    return None if spec.dtype in WEIGHT_FLOATS else f"dtype {spec.dtype}"
 
 
 def _divide(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from ctcli.lazy.dtypes import SHORT_FLOATS
 from ctcli.lazy.tensors import (
     Derivation,
     LazyTensor,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_SHORT = ("BF16", "F16")
 HINT = "Repair the checkpoint; if a result does not fit, start with fuse-norms --dtype float32."
 
 
@@ -121,7 +121,7 @@ class Arithmetic:
         """With `auto` decided for a tensor."""
         if self.precision != "auto":
             return self
-        return replace(self, precision="float32" if tensor.dtype in _SHORT else "float64")
+        return replace(self, precision="float32" if tensor.dtype in SHORT_FLOATS else "float64")
 
     def dtype_for(self, matrix: Matrix, edit: Edit) -> torch.dtype:
         """What to compute an edit in."""
@@ -144,7 +144,9 @@ class Arithmetic:
         if gain:
             parts.append(gain.weight)
             is_plain = is_plain and not gain.offset
-        return is_plain and all(m.compute is None and m.source.spec.dtype in _SHORT for m in parts)
+        return is_plain and all(
+            m.compute is None and m.source.spec.dtype in SHORT_FLOATS for m in parts
+        )
 
 
 def edited(matrix: Matrix, edit: Edit, arithmetic: Arithmetic) -> Matrix:

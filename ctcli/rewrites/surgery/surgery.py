@@ -11,8 +11,8 @@ from typing import Any
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.formats.quantized import quantized_format
+from ctcli.lazy.dtypes import DTYPES, FLOATS
 from ctcli.lazy.tensors import (
-    DTYPES,
     DerivedTensor,
     KnownTensor,
     LazyTensor,
@@ -37,10 +37,6 @@ from ctcli.rewrites.surgery.edits import (
     rounded,
 )
 from ctcli.rewrites.surgery.gains import direct
-
-FLOATS = ("BF16", "F16", "F32", "F64")
-TORCH_NAMES = {tag: DTYPES[tag].torch_name for tag in FLOATS}
-_ONE = {"BF16": "803f", "F16": "003c", "F32": "0000803f", "F64": "000000000000f03f"}
 
 
 @dataclass
@@ -232,7 +228,7 @@ class _Operation:
     def _constant(self, spec: TensorSpec, is_one: bool = False) -> LazyTensor:
         """Ones or zeros; as their bytes are known, a further step sees that nothing is to do."""
         own = TensorSpec(self._tag(spec), spec.shape)
-        one = bytes.fromhex(_ONE[own.dtype])
+        one = DTYPES[own.dtype].one
         return KnownTensor(own, one * math.prod(spec.shape) if is_one else bytes(own.nbytes))
 
     def _tag(self, spec: TensorSpec) -> str:
@@ -257,7 +253,7 @@ def _config(config: Mapping[str, Any], surgery: Surgery, dtype: str | None) -> d
     if surgery.switched and architecture.bias_switch:
         new[architecture.bias_switch.key] = True
     if dtype:
-        new |= dict.fromkeys(("dtype", "torch_dtype"), TORCH_NAMES[dtype])
+        new |= dict.fromkeys(("dtype", "torch_dtype"), DTYPES[dtype].torch_name)
     parts = {
         key: {**part, **{k: v for k, v in new.items() if k in part}}
         for key, part in config.items()
