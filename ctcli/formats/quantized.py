@@ -7,6 +7,7 @@ from typing import Any
 
 from ctcli.lazy.dtypes import CODES
 from ctcli.lazy.tensors import TensorSpec
+from ctcli.models.config import quantizations, shown
 
 # Last component of a tensor's name -> who writes it.
 _MARKS = {
@@ -30,9 +31,10 @@ def quantized_format(
         tensors: names and specs.
         config: config.json.
     """
-    for part in (config, config.get("text_config") or {}):
-        found = part.get("quantization_config") or part.get("compression_config")
-        if found and not _only_transforms(found):
+    for found in filter(None, quantizations(config)):
+        if not isinstance(found, Mapping):
+            return f"its quantization_config is {shown(found)}, and not a table"
+        if not _only_transforms(found):
             return str(found.get("quant_method", "an unnamed format"))
     for name, spec in tensors:
         leaf = name.rpartition(".")[2]

@@ -10,7 +10,7 @@ from ctcli.formats.declared import Declaration
 from ctcli.inspecting.weights import Weight
 from ctcli.lazy.dtypes import DTYPES, FLOATS, WEIGHT_FLOATS
 from ctcli.lazy.tensors import TensorSpec
-from ctcli.models.families import is_tied, text_config
+from ctcli.models.config import classes, is_tied, text_config
 from ctcli.models.protected import is_embedding, is_head, is_norm
 
 _SHOWN = 3  # names in a line
@@ -90,11 +90,11 @@ def stored_heads(specs: Specs) -> list[str]:
 
 
 def _head(checkpoint: Checkpoint, specs: Specs) -> Iterator[str]:
-    heads, classes = stored_heads(specs), checkpoint.config.get("architectures") or []
+    heads, named = stored_heads(specs), classes(checkpoint.config)
     if is_tied(checkpoint.config) and heads:
         yield f"{heads[0]}: it is stored, and config.json ties it to the embedding."
-    generates = any("For" in str(name) and "Generat" in str(name) for name in classes)
-    generates |= any(str(name).endswith("ForCausalLM") for name in classes)
+    generates = any("For" in name and "Generat" in name for name in named)
+    generates |= any(name.endswith("ForCausalLM") for name in named)
     if is_tied(checkpoint.config) is False and not heads and generates:
         yield "lm_head: it is not stored, and config.json does not tie it to the embedding."
 

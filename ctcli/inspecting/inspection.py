@@ -15,7 +15,8 @@ from ctcli.inspecting.anomalies import anomalies, stored_heads
 from ctcli.inspecting.quantization import Quantization, quantization
 from ctcli.inspecting.weights import Weight, weights_of
 from ctcli.lazy.tensors import StoredTensor, TensorSpec
-from ctcli.models.families import is_tied, model_type
+from ctcli.models.config import is_tied
+from ctcli.models.families import model_type
 from ctcli.models.fused import FusedSet, fused_sets
 from ctcli.patterns import check_patterns, matches
 

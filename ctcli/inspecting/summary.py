@@ -10,6 +10,7 @@ from ctcli.formats.declared import words
 from ctcli.inspecting.abilities import Ability
 from ctcli.inspecting.inspection import Inspection, Listed
 from ctcli.inspecting.quantization import Quantization
+from ctcli.models.config import classes
 from ctcli.schemes.arguments import Scheme
 from ctcli.units import format_bytes
 
@@ -81,8 +82,8 @@ def listing(tensors: list[Listed]) -> Section:
 def _family(found: Inspection) -> str:
     if found.family is None:
         return "not told: config.json is missing, empty or not JSON"
-    classes = found.checkpoint.config.get("architectures") or []
-    return f"{found.family} ({', '.join(map(str, classes))})" if classes else found.family
+    named = classes(found.checkpoint.config)
+    return f"{found.family} ({', '.join(named)})" if named else found.family
 
 
 def _parameters(found: Inspection) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from ctcli.formats.declared import Declaration
 from ctcli.lazy.dtypes import CODES
 from ctcli.lazy.tensors import TensorSpec
+from ctcli.models.config import table
 from ctcli.models.protected import protected_kind
 
 # Last component of a tensor's name -> it belongs to a quantized weight, and is no parameter.
@@ -85,7 +86,7 @@ def _unpacked(
         *outer, blocks, nbytes = packed.shape
         return (*outer, 2 * blocks * nbytes)
     if leaf == "qweight":
-        bits = (config.get("quantization_config") or {}).get("bits")
+        bits = table(config.get("quantization_config")).get("bits")
         return (packed.bits // (bits if bits in (2, 3, 4, 8) else 4),)
     rows, stored = packed.shape
     group = declared.group_of(module) if declared else None

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ctcli.models.config import size_of, text_config
+
 # Kind of module -> pattern of its whole name.
 _KINDS = {
     "embeddings": r"(.*\.)?(embed_tokens|embed_in|embed_positions|wte|wpe|pos_embed|patch_embed.*"
@@ -39,9 +41,9 @@ def protected_kind(module: str, config: Mapping[str, Any]) -> str | None:
     for kind, pattern in _PATTERNS.items():
         if pattern.fullmatch(module):
             return kind
-    layers = config.get("text_config", config).get("num_hidden_layers")
+    layers = size_of(text_config(config), "num_hidden_layers")
     layer = _LAYER.fullmatch(module)
-    if layer and isinstance(layers, int) and int(layer[1]) >= layers:
+    if layer and layers and int(layer[1]) >= layers:
         return "multi-token prediction"
     return None
 

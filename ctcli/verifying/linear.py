@@ -6,7 +6,8 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ctcli.formats.declared import Group, words
+from ctcli.formats.declared import words
+from ctcli.formats.groups import Group
 from ctcli.lazy.dtypes import CODES, WEIGHT_FLOATS
 from ctcli.lazy.tensors import Output, StoredTensor, TensorSpec
 from ctcli.schemes import family_of

@@ -7,8 +7,9 @@ from typing import Any
 
 from ctcli.errors import CtcliError
 from ctcli.models.architecture import Architecture
+from ctcli.models.config import classes, is_tied, text_config
 from ctcli.models.experts import packed_experts
-from ctcli.models.families import family_of, is_tied, model_type, text_config
+from ctcli.models.families import family_of, model_type
 from ctcli.models.protected import is_embedding, is_head
 from ctcli.models.resolve import resolve
 from ctcli.verifying.findings import Finding
@@ -79,10 +80,11 @@ def tie_findings(snapshot: Snapshot) -> Iterator[Finding]:
     heads = {
         module for name in names if is_head(module := name.rpartition(".")[0]) and "weight" in name
     }
-    classes = [str(name) for name in config.get("architectures") or []]
     if not snapshot.is_complete:
         return
-    generates = any(name.endswith(("ForCausalLM", "ForConditionalGeneration")) for name in classes)
+    generates = any(
+        name.endswith(("ForCausalLM", "ForConditionalGeneration")) for name in classes(config)
+    )
     if is_tied(config) is False and generates and not heads:
         message = "tie_word_embeddings is false, and the head is not stored."
         yield Finding("config", _CONFIG, message)

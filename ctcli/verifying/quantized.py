@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from ctcli.formats.declared import QUANT_METHOD, Declaration, read_declaration
 from ctcli.formats.quantized import quantized_format
 from ctcli.lazy.dtypes import FLOATS
 from ctcli.lazy.tensors import StoredTensor, TensorSpec
+from ctcli.models.config import table
 from ctcli.models.fused import fused_sets
 from ctcli.models.protected import is_embedding, is_norm, protected_kind
 from ctcli.schemes import family_of
@@ -53,11 +53,11 @@ def quantization_of(snapshot: Snapshot) -> tuple[Quantization, list[Finding], li
             message = f"it has no quantization_config, but there are tensors of {marked}."
             findings.append(Finding("config", _CONFIG, message))
         return Quantization(None, {}, _plain_shapes(specs)), findings, []
+    findings = [*_config_findings(declared, snapshot.config)]
     if declared.method != QUANT_METHOD:
         note = f"quantization: its method is {declared.method}, not {QUANT_METHOD}"
-        return Quantization(declared, {}, None), [], [note]
-    findings = [*_config_findings(declared, snapshot.config)]
-    if any(not _is_readable(pattern) for pattern in _patterns(declared)):
+        return Quantization(declared, {}, None), findings, [note]
+    if declared.has_unreadable_patterns:
         note = "quantized tensors, since config.json has patterns that cannot be read"
         return Quantization(declared, {}, None), findings, [note]
     parts = _by_module(snapshot.tensors)
@@ -75,36 +75,17 @@ def quantization_of(snapshot: Snapshot) -> tuple[Quantization, list[Finding], li
     return Quantization(declared, modules, shapes if is_known else None), findings, []
 
 
-def _patterns(declared: Declaration) -> list[str]:
-    targets = [target for group in declared.groups for target in group.targets]
-    return [*declared.ignore, *targets]
-
-
-def _is_readable(pattern: object) -> bool:
-    """Whether a pattern is a name or an expression."""
-    if not isinstance(pattern, str):
-        return False
-    try:
-        re.compile(pattern.removeprefix("re:"))
-    except re.error:
-        return not pattern.startswith("re:")
-    return True
-
-
 def _config_findings(declared: Declaration, config: Mapping[str, Any]) -> Iterator[Finding]:
     """What is wrong with the declaration itself."""
     yield from (
         Finding("config", _CONFIG, p.removeprefix("config.json: ")) for p in declared.problems
     )
-    for pattern in _patterns(declared):
-        if not _is_readable(pattern):
-            yield Finding("config", _CONFIG, f"{pattern!r} is no name and no regular expression.")
     for group in declared.groups:
         try:
             family_of(group.scheme)
         except ValueError as error:
             yield Finding("config", _CONFIG, f"{group.name}: {error}.")
-    whole = config.get("quantization_config") or {}
+    whole = table(config.get("quantization_config"))
     formats = {group.scheme.format for group in declared.groups}
     expected = formats.pop() if len(formats) == 1 else "mixed-precision"
     if declared.groups and whole.get("format") not in (None, expected):
@@ -171,9 +152,7 @@ def _fused_findings(declared: Declaration, modules: Iterable[str]) -> Iterator[F
 
 def _cache_findings(snapshot: Snapshot) -> Iterator[Finding]:
     """Scales of a quantized key-value cache, which are there if and only if it is declared."""
-    config = snapshot.config.get("quantization_config") or {}
-    scheme = config.get("kv_cache_scheme")
-    scheme = scheme if isinstance(scheme, Mapping) else {}
+    scheme = table(table(snapshot.config.get("quantization_config")).get("kv_cache_scheme"))
     found = [name for name in snapshot.tensors if name.endswith(CACHE_SCALES)]
     if not scheme:
         message = "it is extra: config.json has no kv_cache_scheme."

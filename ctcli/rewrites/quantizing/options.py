@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ctcli.errors import CtcliError, os_errors_of
+from ctcli.formats.groups import parse_config
 from ctcli.lazy.dtypes import WEIGHT_FLOATS
 from ctcli.lazy.tensors import LazyTensor, StoredTensor, TensorSpec
 from ctcli.rewrites.quantizing.selection import Choice, OnIndivisible
 from ctcli.schemes.family import ComputeDtype, Execution, Observer
-from ctcli.schemes.parsing import Overrides, parse_config, parse_schemes
+from ctcli.schemes.parsing import Overrides, parse_schemes
 from ctcli.storage.local import local_file
 from ctcli.storage.safetensors import read_weights_file
 from ctcli.storage.strict_json import parse_json

@@ -21,6 +21,7 @@ from ctcli.lazy.tensors import (
     StoredTensor,
     matrix_of,
 )
+from ctcli.models.config import table
 from ctcli.models.experts import (
     expert_modules,
     layout_problem,
@@ -125,7 +126,7 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     unlisted = [*tied, *_packed_modules(untied, experts)]
     config = quantization_config(selection, unlisted, kv_cache)
     # What `rotate` declared for the server stays.
-    declared = untied.config.get("quantization_config") or {}
+    declared = table(untied.config.get("quantization_config"))
     config["transform_config"] = declared.get("transform_config", {})
     step = {"use": "quantize", **options.recipe}
     result = replace(untied, shards=shards, steps=(*untied.steps, step))

@@ -22,6 +22,7 @@ from ctcli.lazy.tensors import (
     widened,
 )
 from ctcli.models.architecture import Architecture
+from ctcli.models.config import table
 from ctcli.models.mapped import resolve_mapping
 from ctcli.models.mapping import ArchitectureMapping
 from ctcli.models.resolve import resolve
@@ -113,8 +114,8 @@ def check_editable(checkpoint: Checkpoint) -> None:
             f"{checkpoint.origin.name}: it is quantized already: {found}.",
             "Start from the original checkpoint, and quantize last.",
         )
-    declared = checkpoint.config.get("quantization_config") or {}
-    if transforms := (declared.get("transform_config") or {}).get("config_groups"):
+    declared = table(table(checkpoint.config.get("quantization_config")).get("transform_config"))
+    if transforms := table(declared.get("config_groups")):
         raise CtcliError(
             f"{checkpoint.origin.name}: it has online rotations already: {', '.join(transforms)}.",
             "Start from the checkpoint without them, and give all rotations at once.",
