@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from ctcli.lazy.tensors import LazyTensor, SourceFile, StoredTensor
+from ctcli.lazy.tensors import LazyTensor, SourceFile, StoredTensor, TensorSpec
+from ctcli.models.modules import Module, modules_of
 
 INDEX_SUFFIX = ".safetensors.index.json"
 CONFIG_NAME = "config.json"
@@ -15,6 +17,7 @@ RECIPE_NAME = "ctcli_recipe.toml"
 
 # One step of a recipe: `use` names the command, the other keys are its options.
 Step = Mapping[str, Any]
+Modules = Mapping[str, Module[LazyTensor]]
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Shard:
     tensors: Mapping[str, LazyTensor]
     metadata: Mapping[str, str]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of tensor data, without the header."""
         return sum(tensor.spec.nbytes for tensor in self.tensors.values())
@@ -80,6 +83,16 @@ class Checkpoint:
         """Every tensor with its name, shard by shard."""
         for shard in self.shards:
             yield from shard.tensors.items()
+
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """What every tensor looks like, by name."""
+        return {name: tensor.spec for name, tensor in self.tensors()}
+
+    @cached_property
+    def modules(self) -> Modules:
+        """Its modules by name."""
+        return modules_of(dict(self.tensors()), self.config)
 
     @property
     def nbytes(self) -> int:

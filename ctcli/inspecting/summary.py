@@ -25,7 +25,7 @@ def rows_of(found: Inspection) -> list[tuple[str, str]]:
     rows = [
         ("family", _family(found)),
         ("parameters", _parameters(found)),
-        ("tensors", f"{len(found.specs):,} in {_count(len(checkpoint.shards), 'shard')}"),
+        ("tensors", f"{len(checkpoint.specs):,} in {_count(len(checkpoint.shards), 'shard')}"),
         ("tensor bytes", f"{format_bytes(checkpoint.nbytes)}: {dtypes}"),
         ("tied", _tied(found)),
         ("fused sets", f"{len(found.fused):,}, of which {straddling or 'none'} straddle shards"),

@@ -61,10 +61,11 @@ def parse_index(name: str, content: bytes) -> Index:
         entries = list(weight_map.items())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CtcliError(f"{name}: no index with a weight_map.", _HINT) from error
+    inside = {file for file in {f for _, f in entries if isinstance(f, str)} if _is_inside(file)}
     problems = [
         f"{name}: {tensor!r} is put into {file!r}, which is no file name inside the checkpoint."
         for tensor, file in entries
-        if not _is_inside(file)
+        if not isinstance(file, str) or file not in inside
     ]
     if problems:
         raise CtcliError(problems, _HINT)
@@ -122,8 +123,8 @@ def encode_index(checkpoint: Checkpoint) -> dict[str, bytes]:
     return {checkpoint.index_name: (json.dumps(index, indent=2) + "\n").encode()}
 
 
-def _is_inside(file: Any) -> bool:
-    if not isinstance(file, str) or not file or "\\" in file or "\0" in file:
+def _is_inside(file: str) -> bool:
+    if not file or "\\" in file or "\0" in file:
         return False
     path = PurePosixPath(file)
     return not path.is_absolute() and ".." not in path.parts and str(path) == file

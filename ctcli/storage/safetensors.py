@@ -180,7 +180,7 @@ def _exceeds_any_file(shape: list[int]) -> bool:
 
 def _is_unicode(text: str) -> bool:
     """Whether JSON's escapes did not smuggle in half a character."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _gaps_and_overlaps(found: Mapping[str, tuple[TensorSpec, int]], data_bytes: int) -> list[str]:

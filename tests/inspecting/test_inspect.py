@@ -28,7 +28,8 @@ from ctcli.inspecting import abilities
 from ctcli.inspecting.inspection import data_of, inspect
 from ctcli.inspecting.summary import sections_of
 from ctcli.inspecting.weights import weights_of
-from ctcli.lazy.tensors import TensorSpec
+from ctcli.lazy.tensors import KnownTensor, LazyTensor, TensorSpec
+from ctcli.models.modules import modules_of
 from ctcli.ops.draws import Draws
 from ctcli.ops.transforms import make_rotation
 from ctcli.rewrites.exporting.export_bin import ExportOptions, export_bin
@@ -266,8 +267,11 @@ def test_rotations_at_run_time_are_told(tiny: Models, tmp_path: Path) -> None:
 def test_parameters_of_other_methods(
     specs: dict[str, tuple[Any, ...]], config: dict[str, Any], parameters: int
 ) -> None:
-    tensors = {name: TensorSpec(dtype, tuple(shape)) for name, (dtype, *shape) in specs.items()}
-    weights = weights_of(tensors, config, None).values()
+    tensors: dict[str, LazyTensor] = {
+        name: KnownTensor(TensorSpec(dtype, tuple(shape)), b"")
+        for name, (dtype, *shape) in specs.items()
+    }
+    weights = weights_of(modules_of(tensors, config), config, None).values()
     assert [(weight.parameters, weight.is_quantized) for weight in weights] == [(parameters, True)]
 
 

@@ -86,7 +86,8 @@ def _tensor_obstacles(llama: Llama, header: Header) -> Iterator[str]:
             reason = next(why for why, pattern in _EXTRAS.items() if pattern.fullmatch(name))
             extras[reason].append(name)
     for reason, names in sorted(extras.items()):
-        yield f"no place for {reason}: {_some(sorted(names, key=natural_key))}."
+        first = min(names, key=natural_key)
+        yield f"no place for {reason}: {_some([first, *names[1:]])}."
 
 
 def _shape_of(name: str, header: Header) -> tuple[int, ...]:
