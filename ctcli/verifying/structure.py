@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ctcli.checkpoint.sharding import is_numbered, natural_key
 from ctcli.checkpoint.value import CONFIG_NAME, RECIPE_NAME, Shard
 from ctcli.errors import CtcliError
 from ctcli.lazy.tensors import StoredTensor, content_of
+from ctcli.models.modules import Module, modules_of
 from ctcli.storage.destination import partial_of
 from ctcli.storage.index import Index, find_index, parse_index
 from ctcli.storage.local import LocalFile, list_local
@@ -44,6 +46,11 @@ class Snapshot:
     tensors: Mapping[str, StoredTensor]
     config: Mapping[str, Any]
     is_complete: bool
+
+    @cached_property
+    def modules(self) -> Mapping[str, Module[StoredTensor]]:
+        """The modules by name."""
+        return modules_of(self.tensors, self.config)
 
     @property
     def nbytes(self) -> int:

@@ -29,7 +29,7 @@ from ctcli.models.experts import (
     split_experts,
 )
 from ctcli.models.fused import fused_sets
-from ctcli.models.protected import TRANSPOSED_LINEARS, is_embedding, is_head
+from ctcli.models.protected import TRANSPOSED_LINEARS, is_head
 from ctcli.patterns import matches
 from ctcli.rewrites.quantizing.config import quantization_config
 from ctcli.rewrites.quantizing.options import CACHE_SCALES, QuantizeOptions
@@ -198,13 +198,13 @@ def _packed_modules(checkpoint: Checkpoint, split: Collection[str]) -> Iterator[
 def _untie(checkpoint: Checkpoint, choice: Choice) -> Checkpoint:
     """Give a tied lm_head a weight of its own if the user names it."""
     named = {pattern for pattern, _ in choice.schemes} | {*choice.targets}
-    names = dict(checkpoint.tensors())
-    embeddings = [name for name in names if is_embedding(name.removesuffix(".weight"))]
-    if "lm_head" not in named or "lm_head.weight" in names or not embeddings:
+    embeddings = [m for m in checkpoint.modules.values() if m.kind == "embedding" and m.weight]
+    if "lm_head" not in named or "lm_head.weight" in checkpoint.specs or not embeddings:
         return checkpoint
+    name = f"{embeddings[0].name}.weight"
     shards = tuple(
-        replace(shard, tensors={**shard.tensors, "lm_head.weight": names[embeddings[0]]})
-        if embeddings[0] in shard.tensors
+        replace(shard, tensors={**shard.tensors, "lm_head.weight": shard.tensors[name]})
+        if name in shard.tensors
         else shard
         for shard in checkpoint.shards
     )
@@ -217,19 +217,18 @@ def _untie(checkpoint: Checkpoint, choice: Choice) -> Checkpoint:
 def _weights(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
     """Every two-dimensional weight, by module."""
     return {
-        name.removesuffix(".weight"): tensor
-        for name, tensor in checkpoint.tensors()
-        if name.endswith(".weight") and len(tensor.spec.shape) == 2 and matrix_of(tensor)
+        name: module.weight
+        for name, module in checkpoint.modules.items()
+        if len(module.shape) == 2 and module.weight and matrix_of(module.weight)
     }
 
 
 def _online_matrices(checkpoint: Checkpoint) -> dict[str, str]:
     """The matrices that an earlier step writes for the server, with why they are left alone."""
     return {
-        module: "online transforms"
-        for name, tensor in checkpoint.tensors()
-        if (module := name.removesuffix(".weight")) != name
-        if isinstance(tensor, DerivedTensor) and not matrix_of(tensor)
+        name: "online transforms"
+        for name, module in checkpoint.modules.items()
+        if isinstance(module.weight, DerivedTensor) and not matrix_of(module.weight)
     }
 
 

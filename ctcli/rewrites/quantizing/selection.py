@@ -72,8 +72,9 @@ def select(
     check_patterns((*patterns, *choice.targets, *choice.ignore), known)
     schemes: dict[str, Scheme] = {}
     kept: dict[str, str] = {}
+    ranked = sorted(choice.schemes, key=lambda entry: _rank(entry[0]))
     for module, spec in weights.items():
-        scheme = _scheme_of(module, choice)
+        scheme = next((s for p, s in ranked if p is None or matches(p, module)), None)
         reason = _reason_to_keep(module, spec, config, choice)
         if scheme is None:
             kept[module] = reason or "no scheme for it"
@@ -88,11 +89,6 @@ def select(
             "no module is left to quantize.", "Look at --dry-run, --targets and --ignore."
         )
     return Selection(schemes, kept)
-
-
-def _scheme_of(module: str, choice: Choice) -> Scheme | None:
-    ranked = sorted(choice.schemes, key=lambda entry: _rank(entry[0]))
-    return next((s for p, s in ranked if p is None or matches(p, module)), None)
 
 
 def _rank(pattern: str | None) -> int:
