@@ -11,6 +11,7 @@ from typing import Any
 from ctcli.checkpoint.sharding import is_numbered, natural_key
 from ctcli.checkpoint.value import INDEX_SUFFIX, Checkpoint, Shard
 from ctcli.errors import CtcliError
+from ctcli.storage.problems import Problem
 from ctcli.storage.strict_json import parse_json
 
 DEFAULT_INDEX = f"model{INDEX_SUFFIX}"
@@ -73,42 +74,56 @@ def parse_index(name: str, content: bytes) -> Index:
     return Index(name, weight_map, metadata, total_size)
 
 
-def check_files_exist(index: Index, names: Iterable[str]) -> None:
-    """Refuse an index that names weights files which are not there."""
-    missing = sorted(set(index.files).difference(names))
-    if missing:
-        raise CtcliError(
-            [f"{index.name} names {file}, which is not there." for file in missing],
+def missing_files(index: Index, names: Iterable[str]) -> list[Problem]:
+    """The weights files that an index names, and that are not there."""
+    return [
+        Problem(
+            "index",
+            file,
+            "the index names it, and it is not there.",
+            f"{index.name} names {file}, which is not there.",
             "Fetch the missing files, or correct the index.",
         )
+        for file in sorted(set(index.files).difference(names))
+    ]
 
 
-def apply_index(index: Index, shards: Iterable[Shard]) -> tuple[tuple[Shard, ...], list[str]]:
+def apply_index(
+    index: Index, shards: Iterable[Shard]
+) -> tuple[tuple[Shard, ...], list[Problem], list[Problem]]:
     """Keep of each shard what the index says it holds.
 
     Returns:
-        The shards, and warnings about tensors that the index does not place where they lie.
-
-    Raises:
-        CtcliError: the index places tensors in files that do not hold them; lists them all.
+        The shards; tensors that the index places in files that do not hold them; and, as warnings,
+        those that it does not place where they lie.
     """
     by_name = {shard.name: shard for shard in shards}
-    problems = [
-        f"{index.name} puts tensor {tensor!r} into {file}, which does not hold it."
+    misplaced = [
+        Problem(
+            "index",
+            tensor,
+            f"{index.name} puts it into {file}, which does not hold it.",
+            f"{index.name} puts tensor {tensor!r} into {file}, which does not hold it.",
+            _HINT,
+        )
         for tensor, file in index.weight_map.items()
         if tensor not in by_name[file].tensors
     ]
-    if problems:
-        raise CtcliError(problems, _HINT)
-    kept, warnings = [], []
+    kept, stale = [], []
     for name, shard in by_name.items():
         placed = {t: s for t, s in shard.tensors.items() if index.weight_map.get(t) == name}
         kept.append(replace(shard, tensors=placed))
-        warnings += [
-            f"{name}: tensor {tensor!r} is left out: {index.name} does not place it there."
+        stale += [
+            Problem(
+                "index",
+                tensor,
+                f"{name} holds it, and {index.name} does not say so.",
+                f"{name}: tensor {tensor!r} is left out: {index.name} does not place it there.",
+                is_warning=True,
+            )
             for tensor in sorted(shard.tensors.keys() - placed.keys())
         ]
-    return tuple(kept), warnings
+    return tuple(kept), misplaced, stale
 
 
 def encode_index(checkpoint: Checkpoint) -> dict[str, bytes]:
