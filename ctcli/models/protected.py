@@ -13,22 +13,13 @@ from typing import Any, Literal
 
 from ctcli.models.config import size_of, text_config
 
-Kind = Literal[
-    "embedding",
-    "head",
-    "router",
-    "norm",
-    "convolution",
-    "tower",
-    "rotation",
-    "draft",
-    "experts",
-    "linear",
-    "other",
+_Protected = Literal[
+    "embedding", "head", "router", "norm", "convolution", "tower", "rotation", "draft"
 ]
+Kind = Literal[_Protected, "experts", "linear", "other"]
 # Kind of module -> pattern of its whole name; the first that matches counts. None tells digits
 # apart.
-_KINDS: Mapping[Kind, str] = {
+_KINDS: Mapping[_Protected, str] = {
     "embedding": r"(.*\.)?(embed_tokens|embed_in|embed_positions|wte|wpe|pos_embed|patch_embed.*"
     r"|((word|tok|position|token_type)_)?embeddings?)",
     "head": r"(.*\.)?(lm_head|embed_out)|output",
@@ -41,7 +32,7 @@ _KINDS: Mapping[Kind, str] = {
     "draft": r"(.*\.)?(mtp|nextn)[a-z_0-9]*(\..*)?",
 }
 _PATTERNS = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
-_REASONS: Mapping[Kind, str] = {
+_REASONS: Mapping[_Protected, str] = {
     "embedding": "embeddings",
     "head": "lm_head",
     "router": "routers and gates",
@@ -57,7 +48,7 @@ TRANSPOSED_LINEARS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _LAYER = re.compile(r"(?:.*\.)?layers\.([0-9]+)\..*")
 
 
-def kind_of(module: str, layers: int | None = None) -> Kind | None:
+def kind_of(module: str, layers: int | None = None) -> _Protected | None:
     """What a module's name says that it is; None: nothing, so that it may be a linear.
 
     Args:
@@ -71,7 +62,7 @@ def kind_of(module: str, layers: int | None = None) -> Kind | None:
 
 
 @lru_cache(maxsize=10_000)
-def _kind_of(module: str) -> Kind | None:
+def _kind_of(module: str) -> _Protected | None:
     return next((kind for kind, pattern in _PATTERNS.items() if pattern.fullmatch(module)), None)
 
 
