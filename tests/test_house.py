@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = (
-    ("ctcli.errors", "ctcli.ops", "ctcli.redaction", "ctcli.units"),
+    ("ctcli.errors", "ctcli.ops", "ctcli.options", "ctcli.redaction", "ctcli.units"),
     ("ctcli.console", "ctcli.events", "ctcli.lazy", "ctcli.models", "ctcli.patterns"),
     ("ctcli.checkpoint", "ctcli.schemes"),
     ("ctcli.formats", "ctcli.storage"),

@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from ctcli.checkpoint.value import Checkpoint
+from ctcli.cli.commands import Step
 from ctcli.cli.recipes import make_steps
-from ctcli.cli.running import Step
 from ctcli.console import Report
 from ctcli.errors import problems_of
+from ctcli.options import argument
 from ctcli.storage.recipe import read_recipe
 
-RecipeFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RECIPE.toml",
-        help="TOML with a list of steps: `use` names a command, and the other keys are its "
-        "options, with underscores.",
-    ),
-]
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Perform several rewrites in one read and one write, without rounding between them.
+
+    A checkpoint's own ctcli_recipe.toml is such a recipe, and makes the same checkpoint again.
+    """
+
+    recipe: Path = argument(
+        "RECIPE.toml",
+        "TOML with a list of steps: `use` names a command, and the other keys are its options, "
+        "with underscores.",
+    )
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,13 @@ class RunReport:
         return {"steps": [{"use": use, **report.data()} for use, report in self.steps]}
 
 
-def run(recipe: RecipeFile) -> Step:
-    """Perform several rewrites in one read and one write, without rounding between them.
+def run(options: RunOptions) -> Step:
+    """The steps of a recipe as one.
 
-    A checkpoint's own ctcli_recipe.toml is such a recipe, and makes the same checkpoint again.
+    Raises:
+        CtcliError: what is wrong with the recipe, or with any of its steps.
     """
+    recipe = options.recipe
     read = read_recipe(recipe)
     steps = make_steps(read.steps)
 

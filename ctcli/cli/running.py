@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import typer
-
 from ctcli.checkpoint.value import Checkpoint
+from ctcli.cli.commands import Step
 from ctcli.cli.options import Shared, Target, source_directory
 from ctcli.cli.pushing import begin_push, check_push, repository, with_push
 from ctcli.console import Report, Result, Terminal
 from ctcli.engine.plan import Plan, check_resources, make_plan
 from ctcli.engine.run import execute
 from ctcli.events import Event
+from ctcli.options import OptionError
 from ctcli.storage.destination import check_destination, stream_folder_of
 from ctcli.storage.journal import Errors
 from ctcli.storage.layout import lay_out
@@ -25,21 +23,6 @@ from ctcli.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from ctcli.storage.hub.publication import Publication
-
-
-@dataclass(frozen=True)
-class Step:
-    """A rewrite with its options.
-
-    Attributes:
-        rewrite: what it does.
-        is_file: whether it makes a .bin file, after which there is no checkpoint to go on with.
-        link: whether shards that do not change become links.
-    """
-
-    rewrite: Callable[[Checkpoint], tuple[Checkpoint, Report]]
-    is_file: bool = False
-    link: bool = False
 
 
 def run_step(command: str, step: Step, source: str, target: Target, shared: Shared) -> None:
@@ -76,9 +59,9 @@ def _check_options(source: str, target: Target, shared: Shared, is_file: bool) -
     """Refuse what does not go together; returns the repository to publish on, if there is one."""
     directory = source_directory(source, shared.revision)
     if directory and shared.stream:
-        raise typer.BadParameter("--stream is for hub ids, and SRC is a directory.")
+        raise OptionError("--stream is for hub ids, and SRC is a directory.")
     if shared.max_disk and not (shared.stream or target.repo):
-        raise typer.BadParameter("--max-disk goes with --stream, or with a DST hf://ORG/NAME.")
+        raise OptionError("--max-disk goes with --stream, or with a DST hf://ORG/NAME.")
     check_destination(target.path, directory, shared.overwrite, is_file)
     return repository(target, shared, is_file)
 

@@ -9,7 +9,8 @@ from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.models.architecture import Architecture
 from ctcli.models.llama import naming_of
-from ctcli.rewrites.exporting.export_bin import ExportOptions, export_bin
+from ctcli.rewrites.exporting.export_bin import export_bin
+from ctcli.rewrites.exporting.options import ExportOptions
 from ctcli.rewrites.surgery.matrices import Matrices
 from ctcli.rewrites.surgery.surgery import architecture_of, check_editable
 
@@ -89,8 +90,7 @@ def _check_inner(checkpoint: Checkpoint, architecture: Architecture) -> None:
 
 
 def _check_export(checkpoint: Checkpoint) -> None:
-    options = ExportOptions(2, None, None, tokenizer=False, allow_nonstandard=False)
-    export_bin(_without_equal_head(checkpoint), options)
+    export_bin(_without_equal_head(checkpoint), ExportOptions())
 
 
 def _without_equal_head(checkpoint: Checkpoint) -> Checkpoint:

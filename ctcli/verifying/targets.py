@@ -45,9 +45,9 @@ def loader_findings(
     for problem in problems(loader, contents):
         where, _, message = problem.partition(": ")
         findings.append(Finding("loader", where, message))
-    if options.tensor_parallel == 1:
+    if options.tp == 1:
         return findings, []
-    spread, unknown = _tensor_parallel(snapshot, quantization, options.tensor_parallel)
+    spread, unknown = _tensor_parallel(snapshot, quantization, options.tp)
     return findings + spread, unknown
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.formats.declared import words
+from ctcli.options import cores
 from ctcli.units import Advance
 from ctcli.verifying.against import Pairing, error_findings, pair
 from ctcli.verifying.errors import layer_error
@@ -27,18 +28,30 @@ Progress = Callable[[str, int], AbstractContextManager[Advance]]
 Seen = Sequence[tuple[Scan, Sight]]
 
 
-def verify(directory: Path, options: VerifyOptions, progress: Progress) -> Verification:
+def verify(
+    directory: Path,
+    options: VerifyOptions,
+    progress: Progress,
+    source: Checkpoint | None = None,
+) -> Verification:
     """Check the checkpoint in a directory.
+
+    Args:
+        directory: where it lies.
+        options: what to check.
+        progress: is told of bytes that were read.
+        source: what it should be, but for quantization; None: there is none to compare with.
 
     Raises:
         CtcliError: it cannot be read at all.
     """
+    workers, manifest = options.num_workers or cores(), options.sha256
     snapshot, findings = look_at(directory)
     quantization, found, notes = quantization_of(snapshot)
     shapes, unchecked = shape_findings(snapshot, quantization)
-    pairing = _paired(snapshot, quantization, options.source)
+    pairing = _paired(snapshot, quantization, source)
     with progress("verify", sum(scan.nbytes for scan in pairing.scans)) as advance:
-        seen = scan_all(pairing.scans, options.workers, advance)
+        seen = scan_all(pairing.scans, workers, advance)
     errors = {scan.name: layer_error(sight.errors) for scan, sight in seen if sight.errors}
     demands, unknown = loader_findings(snapshot, quantization, options)
     findings += [
@@ -53,25 +66,25 @@ def verify(directory: Path, options: VerifyOptions, progress: Progress) -> Verif
     ]
     notes += [*unchecked, *pairing.notes, *unknown]
     hashes_are = None
-    if options.manifest:
+    if manifest:
         with progress("sha256", sum(file.size for file in snapshot.files.values())) as advance:
-            hashes = hash_all(snapshot, options.manifest, options.workers, advance)
-        if options.manifest.exists():
-            findings += compare(read_manifest(options.manifest), hashes)
-            hashes_are = f"compared with {options.manifest}"
+            hashes = hash_all(snapshot, manifest, workers, advance)
+        if manifest.exists():
+            findings += compare(read_manifest(manifest), hashes)
+            hashes_are = f"compared with {manifest}"
         elif findings:
-            notes.append(f"hashes: {options.manifest} is not written, as there are differences")
+            notes.append(f"hashes: {manifest} is not written, as there are differences")
         else:
-            write_manifest(options.manifest, hashes)
-            hashes_are = f"written to {options.manifest}"
+            write_manifest(manifest, hashes)
+            hashes_are = f"written to {manifest}"
     return Verification(
         findings=tuple(findings),
         notes=tuple(notes),
         tensors=len(snapshot.tensors),
         quantized=Counter(words(m.scheme.weights) for m in quantization.modules.values()),
         nbytes=snapshot.nbytes,
-        against=options.source.origin.name if options.source else None,
-        unchanged=_unchanged(seen) if options.source else 0,
+        against=source.origin.name if source else None,
+        unchanged=_unchanged(seen) if source else 0,
         errors=errors,
         hashes=hashes_are,
     )

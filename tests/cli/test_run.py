@@ -216,6 +216,7 @@ def test_a_rotated_and_quantized_model_answers_like_the_chain_of_commands(
 RECIPES: Mapping[str, tuple[dict[str, Any], ...]] = {
     "reindex": ({"use": "reindex", "max_shard_size": "1MB"},),
     "fuse-norms": ({**FUSE, "mapping": "mapping.toml"},),
+    "device": ({**FUSE, "device": "cpu:0"},),
     "rotate": ({**ROTATE, "seed": 7, "randomize": True},),
     "transform-config": ({"use": "rotate", "transform_config": "transform.json"},),
     "rotation-file": ({"use": "rotate", "rotation_file": "learned.safetensors"},),

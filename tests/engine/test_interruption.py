@@ -21,7 +21,7 @@ import pytest
 from ctcli.engine.plan import Settings, make_plan
 from ctcli.engine.run import execute
 from ctcli.errors import CtcliError
-from ctcli.rewrites.reindex import reindex
+from ctcli.rewrites.reindex import ReindexOptions, reindex
 from ctcli.storage.layout import lay_out
 from ctcli.storage.opening import open_checkpoint
 from tests.conftest import Ctcli
@@ -399,7 +399,7 @@ def test_two_runs_cannot_write_the_same_dst(
 
 def test_a_plan_that_another_run_has_overtaken_is_refused(source: Path, place: Path) -> None:
     interrupt_late(source, place / "out")
-    checkpoint, _ = reindex(open_checkpoint(str(source)))
+    checkpoint, _ = reindex(open_checkpoint(str(source)), ReindexOptions())
     settings = Settings(2, 10**9, overwrite=True)
     overtaken = make_plan(lay_out(checkpoint), place / "out", settings)
     assert overtaken.leftover.journal.complete

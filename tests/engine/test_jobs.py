@@ -11,8 +11,9 @@ import pytest
 
 from ctcli.engine.jobs import ComputeJob, CopyJob, Job, ReduceJob, make_jobs, spread
 from ctcli.lazy.tensors import Matrix, StoredTensor, TensorSpec
-from ctcli.rewrites.exporting.export_bin import ExportOptions, export_bin
-from ctcli.rewrites.quantizing.options import quantize_options
+from ctcli.rewrites.exporting.export_bin import export_bin
+from ctcli.rewrites.exporting.options import ExportOptions
+from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.quantize import quantize
 from ctcli.schemes.family import Execution
 from ctcli.schemes.weights import largest_magnitude
@@ -21,7 +22,6 @@ from ctcli.storage.llama2c import lay_out_bin
 from ctcli.storage.opening import open_checkpoint
 from ctcli.units import parse_bytes
 from tests.helpers.llamas import SMALL, make_model, save_hf
-from tests.helpers.quantizing import DEFAULTS
 
 Places = list[tuple[str, tuple[int, int]]]
 
@@ -35,10 +35,10 @@ def files(
     source = save_hf(tmp_path_factory.mktemp("jobs") / "source", make_model(sizes))
     checkpoint = open_checkpoint(str(source))
     if request.param in ("v0", "v2"):
-        chosen = ExportOptions(0 if request.param == "v0" else 2, None, None, False, False)
+        chosen = ExportOptions(0 if request.param == "v0" else 2)
         exported, _ = export_bin(checkpoint, chosen)
         return list(lay_out_bin(exported, "a.bin").files)
-    options = quantize_options(schemes=(request.param,), **DEFAULTS)
+    options = QuantizeOptions(scheme=(request.param,))
     return list(lay_out(quantize(checkpoint, options)[0]).files)
 
 
@@ -72,9 +72,7 @@ def test_what_needs_no_reduction_any_more_does_not_reduce(files: list[OutputFile
 
 
 def jobs_of(folder: Path, scheme: str) -> list[Job]:
-    checkpoint, _ = quantize(
-        open_checkpoint(str(folder)), quantize_options(schemes=(scheme,), **DEFAULTS)
-    )
+    checkpoint, _ = quantize(open_checkpoint(str(folder)), QuantizeOptions(scheme=(scheme,)))
     return make_jobs(lay_out(checkpoint).files, link=False)
 
 

@@ -15,7 +15,7 @@ from ctcli.checkpoint.sharding import natural_key
 from ctcli.checkpoint.value import Checkpoint, Origin, Shard
 from ctcli.lazy.tensors import StoredTensor, TensorSpec
 from ctcli.models.fused import FUSED_ROLES, fused_sets
-from ctcli.rewrites.reindex import reindex
+from ctcli.rewrites.reindex import ReindexOptions, reindex
 from ctcli.storage.local import LocalFile
 from tests.conftest import Ctcli
 from tests.helpers.checkpoints import (
@@ -69,7 +69,7 @@ def checkpoints(draw: st.DrawFn) -> Checkpoint:
 
 @given(checkpoints())
 def test_every_set_ends_in_one_shard_and_no_tensor_is_lost_or_doubled(source: Checkpoint) -> None:
-    result, _ = reindex(source)
+    result, _ = reindex(source, ReindexOptions())
     assert sorted(result.tensors(), key=str) == sorted(source.tensors(), key=str)
     home = result.home()
     for fused in fused_sets(home):
@@ -80,7 +80,7 @@ def test_every_set_ends_in_one_shard_and_no_tensor_is_lost_or_doubled(source: Ch
 
 @given(checkpoints())
 def test_a_set_goes_where_most_of_its_bytes_are_and_nothing_else_moves(source: Checkpoint) -> None:
-    result, report = reindex(source)
+    result, report = reindex(source, ReindexOptions())
     fused_names = {name for fused in fused_sets(source.home()) for name in fused.tensors}
     stayed = {s.name: s.tensors.keys() - fused_names for s in source.shards}
     left = [s.tensors.keys() - fused_names for s in result.shards]
@@ -96,8 +96,8 @@ def test_a_set_goes_where_most_of_its_bytes_are_and_nothing_else_moves(source: C
 
 @given(checkpoints())
 def test_reindexing_twice_changes_nothing_more(source: Checkpoint) -> None:
-    once, _ = reindex(source)
-    twice, report = reindex(once)
+    once, _ = reindex(source, ReindexOptions())
+    twice, report = reindex(once, ReindexOptions())
     assert (twice.shards, report.moves) == (once.shards, ())
 
 
@@ -105,7 +105,7 @@ def test_reindexing_twice_changes_nothing_more(source: Checkpoint) -> None:
 def test_cut_to_size_keeps_natural_order_and_never_splits_a_set(
     source: Checkpoint, limit: int
 ) -> None:
-    result, _ = reindex(source, limit)
+    result, _ = reindex(source, ReindexOptions(max_shard_size=limit))
     assert sorted(result.tensors(), key=str) == sorted(source.tensors(), key=str)
     home = result.home()
     units = [set(fused.tensors) for fused in fused_sets(home)]

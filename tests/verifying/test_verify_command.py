@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 from ctcli.checkpoint.value import RECIPE_NAME
 from ctcli.cli import app
 from ctcli.errors import CtcliError
-from ctcli.schemes.parsing import Overrides
 from ctcli.storage.opening import open_checkpoint
 from ctcli.verifying.page import page
 from tests.conftest import ROOT, Ctcli
@@ -115,7 +114,7 @@ def test_a_folder_without_a_checkpoint_is_one_big_difference(ctcli: Ctcli, tmp_p
 
 def test_hashes_are_written_once_and_compared_from_then_on(made: Path, tmp_path: Path) -> None:
     sums = tmp_path / "sums"
-    found = run_verify(made, manifest=sums)
+    found = run_verify(made, sha256=sums)
     assert lines(found) == []
     assert ("hashes", f"written to {sums}") in found.rows()
     listed = [line.split("  ", 1) for line in sums.read_text().splitlines() if line[0] != "#"]
@@ -125,15 +124,15 @@ def test_hashes_are_written_once_and_compared_from_then_on(made: Path, tmp_path:
     line = f"# {hashlib.sha256(norm).hexdigest()}  BF16 [256]  {NORM}\n"
     assert line in sums.read_text()
     before = sums.read_bytes()
-    assert ("hashes", f"compared with {sums}") in run_verify(made, manifest=sums).rows()
-    assert lines(run_verify(made, manifest=sums)) == []
+    assert ("hashes", f"compared with {sums}") in run_verify(made, sha256=sums).rows()
+    assert lines(run_verify(made, sha256=sums)) == []
 
     # The lowest bit of a scale, which nothing else could tell from a sound one.
     flip(f"{Q}.weight_scale", 0, 0)(made)
     (made / "generation_config.json").write_text("{}")
     (made / RECIPE_NAME).unlink()
     shard = shard_of(made, f"{Q}.weight_scale")
-    assert lines(run_verify(made, manifest=sums)) == [
+    assert lines(run_verify(made, sha256=sums)) == [
         f"hash {RECIPE_NAME}: the file is in the manifest, and not there.",
         "hash generation_config.json: the file is not in the manifest.",
         f"hash {shard}: the file is not the one of the manifest.",
@@ -144,7 +143,7 @@ def test_hashes_are_written_once_and_compared_from_then_on(made: Path, tmp_path:
 
 def test_hashes_of_what_is_not_sound_are_not_written(made: Path, tmp_path: Path) -> None:
     flip(f"{Q}.weight_scale", 0, 15)(made)
-    found = run_verify(made, manifest=tmp_path / "sums")
+    found = run_verify(made, sha256=tmp_path / "sums")
     assert len(found.findings) == 1
     assert found.notes == (f"hashes: {tmp_path / 'sums'} is not written, as there are differences",)
     assert not (tmp_path / "sums").exists()
@@ -152,9 +151,9 @@ def test_hashes_of_what_is_not_sound_are_not_written(made: Path, tmp_path: Path)
 
 def test_hashes_may_lie_in_the_checkpoint_and_no_other_file_passes_for_them(made: Path) -> None:
     for _ in range(2):
-        assert lines(run_verify(made, manifest=made / "SHA256SUMS")) == []
+        assert lines(run_verify(made, sha256=made / "SHA256SUMS")) == []
     with pytest.raises(CtcliError, match=r"config\.json: line 1 has no hash"):
-        run_verify(made, manifest=made / "config.json")
+        run_verify(made, sha256=made / "config.json")
 
 
 class Reader(HTMLParser):
@@ -242,8 +241,7 @@ def test_vllm_merges_blocks_and_has_no_kernel_for_some_formats(tmp_path: Path) -
     assert len(found) == 4  # k of two layers, and gate
     k = "model.layers.0.self_attn.k_proj"
     assert found[0].startswith(f"{k}: its 64 rows are no multiple of 128")
-    overrides = Overrides(format="int-quantized")
-    run_quantize(GOLDEN, tmp_path / "w4a4", "W4A4", overrides=overrides)
+    run_quantize(GOLDEN, tmp_path / "w4a4", "W4A4", format="int-quantized")
     (line,) = demands(tmp_path / "w4a4", target="vllm")
     assert line.startswith("W4A4: vLLM has no kernel for INT4 in groups of 128 with inputs INT4")
 
@@ -284,7 +282,7 @@ def test_no_group_and_no_block_lies_on_two_machines(
     scheme: str, machines: int, expected: list[str], tmp_path: Path
 ) -> None:
     run_quantize(GOLDEN, tmp_path / "out", scheme)
-    found = demands(tmp_path / "out", target="vllm", tensor_parallel=machines)
+    found = demands(tmp_path / "out", target="vllm", tp=machines)
     assert sorted(found) == sorted(expected)
 
 
@@ -292,7 +290,7 @@ def test_rotations_at_run_time_need_one_machine(tiny: Models, tmp_path: Path) ->
     model = tiny("llama", hidden=128)
     run_rotate(model.folder, tmp_path / "rotated", rotations=("R2", "R4"), block_size=32)
     run_quantize(tmp_path / "rotated", tmp_path / "out", "FP8_DYNAMIC")
-    found = demands(tmp_path / "out", target="vllm", tensor_parallel=2)
+    found = demands(tmp_path / "out", target="vllm", tp=2)
     assert "R4: it is applied at run time, for which vLLM needs one machine." in found
     (line,) = demands(tmp_path / "out", target="transformers")
     assert line.startswith("R4: this rotation is not applied at run time")
@@ -318,9 +316,9 @@ def ragged(folder: Path) -> Path:
     (folder / "source").mkdir()
     save_file(tensors, folder / "source" / "model.safetensors", metadata={"format": "pt"})
     (folder / "source" / "config.json").write_text('{"model_type": "novel"}')
-    overrides = Overrides(num_bits=4, strategy="channel", symmetric=False)
-    run_quantize(folder / "source", folder / "out", overrides=overrides)
-    return folder / "out"
+    out = folder / "out"
+    run_quantize(folder / "source", out, bits=4, strategy="channel", symmetric=False)
+    return out
 
 
 @pytest.mark.parametrize(
@@ -342,7 +340,7 @@ def test_set_padding_bits_are_found(
 
 
 def test_a_packed_word_does_not_lie_on_two_machines(tmp_path: Path) -> None:
-    found = demands(ragged(tmp_path), target="vllm", tensor_parallel=2)
+    found = demands(ragged(tmp_path), target="vllm", tp=2)
     assert found == [
         "layers.0.mlp.down_proj: a machine's 10 columns are no multiple of 8, the elements of a "
         "packed word."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,34 +22,16 @@ from ctcli.lazy.tensors import (
     widened,
 )
 from ctcli.rewrites.exporting.checks import obstacles, unread_constants
+from ctcli.rewrites.exporting.options import ExportOptions
 from ctcli.rewrites.exporting.report import ExportReport, Place
 from ctcli.rewrites.exporting.source import Llama, read_llama
 from ctcli.rewrites.exporting.tokenizer import TOKENIZER_NAME, Tokenizer, read_tokenizer
-from ctcli.storage.llama2c import ROPE_THETA, TABLES, Header, Version
+from ctcli.storage.llama2c import ROPE_THETA, TABLES, Header
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _GROUP_SIZE = 64
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What a user can choose.
-
-    Attributes:
-        version: of the file's format.
-        group_size: elements under one scale in version 2; None: 64, halved until it fits.
-        max_seq_len: positions that readers make room for; None: as many as the model has.
-        tokenizer: whether to write tokenizer.bin beside it.
-        allow_nonstandard: let a RoPE base and a norm's epsilon through that readers do not use.
-    """
-
-    version: Version
-    group_size: int | None
-    max_seq_len: int | None
-    tokenizer: bool
-    allow_nonstandard: bool
 
 
 def export_bin(checkpoint: Checkpoint, options: ExportOptions) -> tuple[Checkpoint, ExportReport]:
@@ -78,7 +60,7 @@ def export_bin(checkpoint: Checkpoint, options: ExportOptions) -> tuple[Checkpoi
         shards=(Shard("model.bin", tensors, {}),),
         files={TOKENIZER_NAME: tokenizer.content} if options.tokenizer else {},
         config=asdict(header),
-        steps=(*checkpoint.steps, {"use": "export-bin", **asdict(options)}),
+        steps=(*checkpoint.steps, {"use": "export-bin", **options.recipe}),
         warnings=(
             *checkpoint.warnings,
             *unread,

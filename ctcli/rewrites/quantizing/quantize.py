@@ -31,7 +31,8 @@ from ctcli.models.fused import fused_sets
 from ctcli.models.protected import TRANSPOSED_LINEARS, is_embedding, is_head
 from ctcli.patterns import matches
 from ctcli.rewrites.quantizing.config import quantization_config
-from ctcli.rewrites.quantizing.options import CACHE_SCALES, QuantizeOptions
+from ctcli.rewrites.quantizing.input_scales import CACHE_SCALES
+from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.selection import Choice, Selection, select
 from ctcli.schemes.family import Execution, Numerics
 from ctcli.schemes.weights import derive, largest_magnitude
@@ -119,9 +120,9 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     selection = select(specs, untied.config, choice, known=(*specs, *packed, *tied, *online))
     selection = replace(selection, kept={**selection.kept, **online})
     derivations = _derivations(weights, selection, options)
-    added = _placed_scales(untied, selection, options.input_scales)
+    added = _placed_scales(untied, selection, options.scales)
     shards = tuple(_quantized(shard, experts, derivations, added) for shard in untied.shards)
-    kv_cache = any(name.endswith(CACHE_SCALES) for name in options.input_scales)
+    kv_cache = any(name.endswith(CACHE_SCALES) for name in options.scales)
     unlisted = [*tied, *_packed_modules(untied, experts)]
     config = quantization_config(selection, unlisted, kv_cache)
     # What `rotate` declared for the server stays.

@@ -9,31 +9,10 @@ from typing import Any
 from ctcli.checkpoint.sharding import cut_to_size
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.lazy.tensors import matrix_of
-from ctcli.models.mapping import ArchitectureMapping
 from ctcli.rewrites.surgery.edits import Arithmetic, Gain, Map, RowMap
+from ctcli.rewrites.surgery.options import FuseOptions
 from ctcli.rewrites.surgery.surgery import Surgery, architecture_of, begin, check_editable, perform
 from ctcli.units import format_bytes
-
-
-@dataclass(frozen=True)
-class FuseOptions:
-    """All that decides the output of fuse-norms.
-
-    Attributes:
-        mapping: the checkpoint's parts, where its family is not known.
-        center: take the mean out of what is written into the residual stream.
-        dtype: safetensors tag that all floats get; None keeps each tensor's own.
-        device: torch's name of the device to compute on.
-        max_shard_size: bytes of tensor data that a shard may hold; None leaves the shards.
-        recipe: the options as a user gave them.
-    """
-
-    mapping: ArchitectureMapping | None
-    center: bool
-    dtype: str | None
-    device: str
-    max_shard_size: int | None
-    recipe: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,7 +72,7 @@ def fuse_norms(checkpoint: Checkpoint, options: FuseOptions) -> tuple[Checkpoint
         CtcliError: the checkpoint is quantized, or the operation is not exact for its family.
     """
     check_editable(checkpoint)
-    architecture = architecture_of(checkpoint, options.mapping)
+    architecture = architecture_of(checkpoint, options.parts)
     architecture.require("fuse-norms", *(("center",) if options.center else ()))
     reads_norm = any(architecture.lm_head in norm.linears for norm in architecture.norms)
     unties = reads_norm or (options.center and architecture.unties_for_stream)
@@ -109,7 +88,7 @@ def fuse_norms(checkpoint: Checkpoint, options: FuseOptions) -> tuple[Checkpoint
         checkpoint,
         surgery,
         arithmetic,
-        options.dtype,
+        options.tag,
         options.max_shard_size,
         {"use": "fuse-norms", **options.recipe},
         changes,

@@ -9,26 +9,22 @@ activations while it runs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.models.architecture import Architecture
-from ctcli.models.mapping import ArchitectureMapping
 from ctcli.rewrites.surgery.edits import Arithmetic, RowMap
 from ctcli.rewrites.surgery.fuse_norms import SurgeryReport, finish, fuse, write_stream
-from ctcli.rewrites.surgery.matrices import Matrices, TransformType
+from ctcli.rewrites.surgery.matrices import Matrices
 from ctcli.rewrites.surgery.online import apply, matrix, scheme, transforming
+from ctcli.rewrites.surgery.options import RotateOptions
 from ctcli.rewrites.surgery.surgery import Surgery, architecture_of, begin, check_editable
-from ctcli.rewrites.surgery.transform_config import TransformScheme, transform
+from ctcli.rewrites.surgery.transform_config import transform
 
 if TYPE_CHECKING:
-    import torch
-
     from ctcli.ops.rotation import Rotation
 
-Precision = Literal["auto", "float32", "float64"]
-RotationName = Literal["R1", "R2", "R3", "R4"]
 # The type of matrices that readers take from the checkpoint.
 _SAVED = "random-hadamard"
 _READERS = {
@@ -40,46 +36,6 @@ _READERS = {
 }
 
 
-@dataclass(frozen=True)
-class RotateOptions:
-    """All that decides the output of rotate.
-
-    Attributes:
-        mapping: the checkpoint's parts, where its family is not known.
-        rotations: which of R1 to R4.
-        transform_type: where the matrices come from.
-        seed: of the random ones; None: compressed-tensors' own constant.
-        randomize: R2 has a matrix of its own in each layer.
-        block_size: R1 and R4 rotate blocks of so many coordinates; None: all together.
-        precision: what to compute in; auto is float32 for 16-bit tensors, else float64.
-        save_online_weights: write R3's matrix, which vLLM cannot load.
-        transforms: schemes of a TransformConfig, in place of `rotations`.
-        learned: matrices by name, `R1` and `<attention>.R2`, in place of made ones.
-        device: torch's name of the device to compute on.
-        max_shard_size: bytes of tensor data that a shard may hold; None leaves the shards.
-        recipe: the options as a user gave them.
-    """
-
-    mapping: ArchitectureMapping | None
-    rotations: tuple[RotationName, ...]
-    transform_type: TransformType
-    seed: int | None
-    randomize: bool
-    block_size: int | None
-    precision: Precision
-    save_online_weights: bool
-    transforms: tuple[TransformScheme, ...]
-    learned: Mapping[str, torch.Tensor] | None
-    device: str
-    max_shard_size: int | None
-    recipe: Mapping[str, Any]
-
-    @property
-    def step(self) -> dict[str, Any]:
-        """The step of the recipe."""
-        return {"use": "rotate", **self.recipe}
-
-
 def rotate(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint, SurgeryReport]:
     """Fuse the norms, then rotate: readers become W Q, writers Q^T W.
 
@@ -88,7 +44,7 @@ def rotate(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint, 
             there is no such matrix.
     """
     check_editable(checkpoint)
-    architecture, chosen = architecture_of(checkpoint, options.mapping), options.rotations
+    architecture, chosen = architecture_of(checkpoint, options.parts), options.chosen
     if options.transforms:
         return _transformed(checkpoint, architecture, options)
     architecture.require(*(("fuse-norms",) if "R1" in chosen else ()), *chosen)
@@ -96,7 +52,7 @@ def rotate(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint, 
     surgery = begin(checkpoint, architecture, unties)
     matrices = Matrices(
         architecture,
-        options.transform_type,
+        options.made_as,
         options.seed,
         options.randomize,
         options.block_size,
@@ -168,7 +124,7 @@ def _rotate_inner(
     surgery: Surgery, matrices: Matrices, options: RotateOptions
 ) -> list[tuple[str, str, dict[str, Any]]]:
     """R4: the columns of every MLP's output linear, whose input the server rotates."""
-    if "R4" not in options.rotations:
+    if "R4" not in options.chosen:
         return []
     outputs = [mlp.output for mlp in surgery.architecture.mlps]
     used: dict[int, Rotation] = {}
@@ -197,7 +153,7 @@ def _rotate_keys(
     surgery: Surgery, matrices: Matrices, options: RotateOptions
 ) -> list[tuple[str, str, dict[str, Any]]]:
     """R3: queries and keys, which the server rotates both; weights stay."""
-    if "R3" not in options.rotations:
+    if "R3" not in options.chosen:
         return []
     attentions = surgery.architecture.attentions
     used: dict[int, Rotation] = {}
@@ -218,23 +174,23 @@ def _rotate_keys(
 def _declared_type(options: RotateOptions, sizes: Iterable[int]) -> str:
     """Readers make the matrix of type hadamard themselves, and can for powers of two alone."""
     made_by_reader = all(size & (size - 1) == 0 for size in sizes)
-    return "hadamard" if options.transform_type == "hadamard" and made_by_reader else _SAVED
+    return "hadamard" if options.made_as == "hadamard" and made_by_reader else _SAVED
 
 
 def _offline_schemes(architecture: Architecture, options: RotateOptions) -> dict[str, Any]:
     """R1 and R2 as they are declared beside online ones; readers do not apply them again."""
     schemes = {}
-    if "R1" in options.rotations:
+    if "R1" in options.chosen:
         written = [*architecture.embeddings, *architecture.writers]
         places = [apply(written, "weight_output")]
         places.append(apply(architecture.readers, "weight_input", inverse=True))
-        schemes["R1"] = scheme(options.transform_type, options.block_size, places)
-    if "R2" in options.rotations:
+        schemes["R1"] = scheme(options.made_as, options.block_size, places)
+    if "R2" in options.chosen:
         values = [attention.v.module for attention in architecture.attentions]
         outputs = [attention.o for attention in architecture.attentions]
         places = [apply(values, "weight_output"), apply(outputs, "weight_input", inverse=True)]
         size = architecture.attentions[0].v.size
-        schemes["R2"] = scheme(options.transform_type, size, places)
+        schemes["R2"] = scheme(options.made_as, size, places)
     return schemes
 
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ctcli.errors import CtcliError
-from ctcli.rewrites.surgery.options import rotate_options
+from ctcli.rewrites.surgery.options import RotateOptions
 from ctcli.rewrites.surgery.rotate import rotate
 from ctcli.storage.layout import lay_out
 from ctcli.storage.opening import open_checkpoint
 from tests.conftest import Ctcli
-from tests.helpers.operating import ROTATE, run_fuse_norms, run_rotate
+from tests.helpers.operating import run_fuse_norms, run_rotate
 from tests.helpers.quantizing import run_quantize
 from tests.helpers.surgery import orthogonal
 from tests.helpers.tiny_models import (
@@ -182,7 +182,7 @@ def test_another_rotation_file_does_not_continue_a_run(tmp_path: Path) -> None:
     keys = []
     for seed in (1, 2):
         save_file({"R1": orthogonal(64, seed).contiguous()}, path)
-        chosen = rotate_options(**{**ROTATE, "rotations": ("R1",), "rotation_file": path})
+        chosen = RotateOptions(rotations=("R1",), rotation_file=path)
         keys.append(lay_out(rotate(open_checkpoint(str(source)), chosen)[0]).key)
     assert keys[0] != keys[1]
 
