@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,6 @@ def read_rotations(path: Path) -> Mapping[str, torch.Tensor]:
         CtcliError: the file cannot be read, or holds something else.
     """
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     with os_errors_of(str(path), "reading"):
@@ -29,7 +27,9 @@ def read_rotations(path: Path) -> Mapping[str, torch.Tensor]:
                 found = load_file(path)
             else:
                 found = torch.load(path, map_location="cpu", weights_only=True)
-        except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # torch's unpickler does what the first bytes tell it
             reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
             raise CtcliError(
                 f"{path}: no file of tensors: {reason}", "Give safetensors, or torch's own format."

@@ -205,6 +205,13 @@ def test_a_bias_that_is_not_finite_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"steps = [", b"a = 1\n", b"PK\x03\x04"])
+def test_rotation_files_that_hold_no_tensors(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "R.bin").write_bytes(content)
+    with pytest.raises(CtcliError, match=r"R.bin: no file of tensors: \w"):
+        RotateOptions(rotation_file=tmp_path / "R.bin")
+
+
 @pytest.mark.parametrize("matrix", [torch.eye(64).to_sparse(), torch.eye(64) * (1 + 0j)])
 def test_rotation_files_of_other_than_dense_real_matrices(matrix: Tensor, tmp_path: Path) -> None:
     source = make("llama", tmp_path / "source")
