@@ -14,7 +14,7 @@ from ctcli.units import Advance
 from ctcli.verifying.against import Pairing, error_findings, pair
 from ctcli.verifying.errors import layer_error
 from ctcli.verifying.findings import Finding, Verification
-from ctcli.verifying.manifest import compare, hash_all, read_manifest, write_manifest
+from ctcli.verifying.manifest import Manifest, compare, hash_all, read_manifest, write_manifest
 from ctcli.verifying.model import shape_findings, tie_findings, tied_pair
 from ctcli.verifying.options import VerifyOptions
 from ctcli.verifying.quantized import Quantization, quantization_of
@@ -45,7 +45,7 @@ def verify(
     Raises:
         CtcliError: it cannot be read at all.
     """
-    workers, manifest = options.num_workers or cores(), options.sha256
+    workers = options.num_workers or cores()
     snapshot, findings = look_at(directory)
     quantization, found, notes = quantization_of(snapshot)
     shapes, unchecked = shape_findings(snapshot, quantization)
@@ -66,17 +66,13 @@ def verify(
     ]
     notes += [*unchecked, *pairing.notes, *unknown]
     hashes_are = None
-    if manifest:
+    if options.sha256:
         with progress("sha256", sum(file.size for file in snapshot.files.values())) as advance:
-            hashes = hash_all(snapshot, manifest, workers, advance)
-        if manifest.exists():
-            findings += compare(read_manifest(manifest), hashes)
-            hashes_are = f"compared with {manifest}"
-        elif findings:
-            notes.append(f"hashes: {manifest} is not written, as there are differences")
-        else:
-            write_manifest(manifest, hashes)
-            hashes_are = f"written to {manifest}"
+            hashes = hash_all(snapshot, options.sha256, workers, advance)
+        hashes_are, different = _check_hashes(options.sha256, hashes, is_sound=not findings)
+        findings += different
+        if not hashes_are:
+            notes.append(f"hashes: {options.sha256} is not written, as there are differences")
     return Verification(
         findings=tuple(findings),
         notes=tuple(notes),
@@ -88,6 +84,16 @@ def verify(
         errors=errors,
         hashes=hashes_are,
     )
+
+
+def _check_hashes(path: Path, hashes: Manifest, is_sound: bool) -> tuple[str | None, list[Finding]]:
+    """Compare hashes with a file, or write it for a sound checkpoint; says which."""
+    if path.exists():
+        return f"compared with {path}", [*compare(read_manifest(path), hashes)]
+    if not is_sound:
+        return None, []
+    write_manifest(path, hashes)
+    return f"written to {path}", []
 
 
 def _paired(snapshot: Snapshot, quantization: Quantization, source: Checkpoint | None) -> Pairing:
