@@ -209,7 +209,10 @@ def test_powers_of_two_are_the_matrices_of_compressed_tensors(size: int) -> None
 def test_other_sizes_are_the_random_hadamard_of_compressed_tensors(
     size: int, seed: int | None
 ) -> None:
-    theirs = random_hadamard_matrix(size, torch.float64, gen=Draws(seed).generator)
+    generator = torch.Generator()
+    if seed is not None:
+        generator.manual_seed(seed)
+    theirs = random_hadamard_matrix(size, torch.float64, gen=generator)
     ours = make_rotation("random-hadamard", size, Draws(seed))
     assert torch.equal(unnormalised(ours), theirs)
 
@@ -268,7 +271,6 @@ def test_each_name_has_a_seed_of_its_own() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     # A change would give other checkpoints than the same command did before.
     assert seed_for(0, "R1") == 8937069643833118313
-    assert Draws(None).generator.initial_seed() == 67280421310721
 
 
 def test_a_given_matrix_is_applied_as_it_is() -> None:
