@@ -19,6 +19,8 @@ from ctcli.lazy.tensors import (
     Output,
     TensorSpec,
     matrix_of,
+    to_bits,
+    torch_dtype,
     widened,
 )
 from ctcli.rewrites.exporting.checks import obstacles, unread_constants
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _GROUP_SIZE = 64
+_FLOATS = ("BF16", "F16", "F32", "F64")
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ def _tables(header: Header) -> Iterator[tuple[str, KnownTensor]]:
     spec = TensorSpec("F32", (header.max_seq_len, half))
     tables = angle_tables(header.max_seq_len, 2 * half, ROPE_THETA)
     for name, table in zip(TABLES, tables, strict=True):
-        yield name, KnownTensor(spec, table.numpy().astype("<f4").tobytes())
+        yield name, KnownTensor(spec, table.astype("<f4").tobytes())
 
 
 def _parts(
@@ -204,16 +207,20 @@ def _quantize(
     group_size: int, granule: int, block: Tensor, _start: int, _values: tuple[Tensor, ...]
 ) -> tuple[Mapping[str, Tensor], Sequence[float]]:
     """Codes and scales of some rows, and the largest absolute error."""
+    import numpy as np
+    import torch
+
     from ctcli.ops.q80 import quantize_q80
     from ctcli.ops.rope import interleave_halves
 
-    codes, scales, error = quantize_q80(block, group_size)
-    if not scales.isfinite().all():
+    tag = next(tag for tag in _FLOATS if torch_dtype(tag) == block.dtype)
+    codes, scales, error = quantize_q80(to_bits(block), tag, group_size)
+    if not np.isfinite(scales).all():
         raise NonFiniteError("Repair the checkpoint.")
     if granule > 1:
         # Groups lie inside rows, so that the order of the rows can wait for the smaller codes.
         codes, scales = interleave_halves(codes, granule), interleave_halves(scales, granule)
-    return {"codes": codes, "scales": scales}, (error,)
+    return {"codes": torch.from_numpy(codes), "scales": torch.from_numpy(scales)}, (error,)
 
 
 def _widen(
@@ -226,5 +233,5 @@ def _widen(
 
     values = block.to(torch.float32)
     if granule > 1:
-        values = interleave_halves(values, granule)
+        values = torch.from_numpy(interleave_halves(values.numpy(), granule))
     return {"values": values}, ()
