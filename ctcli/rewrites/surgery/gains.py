@@ -79,14 +79,10 @@ def _scale(
     Raises:
         NonFiniteError: what was read is not finite, or the result is too large for the dtype.
     """
-    import numpy as np
+    from ctcli.ops.edits import edited
 
-    from ctcli.ops.bits import fits, from_floats, to_floats
-
-    x = to_floats(stored, source, np.float32 if is_exact_in_float32 else np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for gain in values:
-            x *= (gain + offset).astype(x.dtype)
-    if not fits(x, target):
+    gain = values[0] + offset if values else None
+    bits, is_finite = edited(stored, source, target, gain=gain, in_float32=is_exact_in_float32)
+    if not is_finite:
         raise NonFiniteError(HINT)
-    return {output: from_floats(x, target)}, ()
+    return {output: bits}, ()
