@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ctcli.engine.reductions import combine
-from ctcli.lazy.tensors import DerivedTensor, Matrix, Reduction, StoredTensor, torch_dtype
+from ctcli.lazy.tensors import DerivedTensor, Matrix, Reduction, StoredTensor, to_bits
 from ctcli.verifying.scanning import Extent, Reader, Sight
 from ctcli.verifying.values import NOT_FINITE
 
@@ -93,8 +93,7 @@ class ComputedScan:
 
     def look(self, reader: Reader, start: int, stop: int, sight: Sight) -> None:
         """Look at rows (columns) from `start` to `stop`."""
-        from ctcli.ops.comparing import count_different, count_nonfinite, errors_of, rounding_bounds
-        from ctcli.ops.grouping import Grouping
+        from ctcli.ops.comparing import count_different, rounding_errors
 
         derivation, columnwise = self.expected.derivation, self.extent.columnwise
         matrix = derivation.matrix
@@ -106,15 +105,15 @@ class ComputedScan:
             expected = computed[self.expected.output]
             first = derivation.place(derivation.outputs[self.expected.output], start)
             found = reader.read(self.tensor, first, first + len(expected), columnwise)
-            differing = count_different(found, expected.view(found.shape))
+            differing = count_different(to_bits(found), to_bits(expected.view(found.shape)))
             sight.fault(self.name, "values differ from what the recipe computes", differing)
             return
         whole = StoredTensor(
             replace(self.tensor.spec, shape=matrix.shape), self.tensor.file, self.tensor.start
         )
         found = reader.read(whole, start, stop, columnwise)
-        sight.fault(self.name, NOT_FINITE, count_nonfinite(found))
-        exact = block.double()
-        bounds = rounding_bounds(found.double(), torch_dtype(self.tensor.spec.dtype))
-        errors = errors_of(found.double(), exact, Grouping(1, None), bounds)
+        errors, nonfinite = rounding_errors(
+            to_bits(found), self.tensor.spec.dtype, block.double().numpy()
+        )
+        sight.fault(self.name, NOT_FINITE, nonfinite)
         sight.errors.append((0, start, errors) if columnwise else (start, 0, errors))

@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ctcli.lazy.tensors import DTYPES, Matrix, StoredTensor, TensorSpec, torch_dtype
+from ctcli.lazy.tensors import DTYPES, Matrix, StoredTensor, TensorSpec, to_bits
 from ctcli.models.fused import fused_sets
 from ctcli.schemes import family_of
 from ctcli.schemes.arguments import QuantizationArgs
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import Tensor
+
+    from ctcli.ops.bits import Bits
 
 NOT_FINITE = "values are NaN or infinite"
 _NOT_POSITIVE = "values are zero or negative, as no scale is"
@@ -56,23 +58,21 @@ class PlainScan:
 
     def look(self, reader: Reader, start: int, stop: int, sight: Sight) -> None:
         """Look at bytes from `start` to `stop`."""
-        import torch
+        import numpy as np
 
         from ctcli.ops.comparing import count_different, count_nonfinite
 
-        found = reader.read(_as_bytes(self.tensor), start, stop).view(-1)
-        named = DTYPES[self.tensor.spec.dtype].torch_name
-        typed = found.view(torch_dtype(self.tensor.spec.dtype)) if named else found
-        if typed.is_floating_point() and typed.dtype != torch.float8_e8m0fnu:
-            sight.fault(self.name, NOT_FINITE, count_nonfinite(typed))
+        tag = self.tensor.spec.dtype
+        stored = f"u{max(8, DTYPES[tag].bits) // 8}"
+        found = reader.read(_as_bytes(self.tensor), start, stop).view(-1).numpy().view(stored)
+        sight.fault(self.name, NOT_FINITE, count_nonfinite(found, tag))
         if self.expected is None:
             return
         if isinstance(self.expected, bytes):
-            content = bytearray(self.expected[start:stop])
-            expected = torch.frombuffer(content, dtype=torch.uint8)
+            expected = np.frombuffer(self.expected[start:stop], stored)
         else:
-            expected = reader.read(_as_bytes(self.expected), start, stop).view(-1)
-        differing = count_different(typed, expected.view(typed.dtype))
+            expected = reader.read(_as_bytes(self.expected), start, stop).view(-1).numpy()
+        differing = count_different(found, expected.view(stored))
         sight.fault(self.name, f"values differ from {self.owner}", differing)
 
 
@@ -154,7 +154,9 @@ class ModuleScan:
         stored = reader.read(matrix.source, start, stop, columnwise)
         expected = matrix.block(stored, start, self.values).to(torch.float32)
         grouping = grouping_of(self.module.scheme.weights)
-        errors = errors_of(restored.values, expected, grouping, restored.bounds)
+        tile = (grouping.rows, grouping.columns)
+        bounds = restored.bounds.numpy()
+        errors = errors_of(restored.values.numpy(), expected.numpy(), tile, bounds)
         sight.errors.append((0, start, errors) if columnwise else (start, 0, errors))
 
     def _is_whole(self, suffix: str) -> bool:
@@ -195,22 +197,23 @@ def _faults(
     arguments = module.scheme.weights
     rows, columns = module.shape
     bits = arguments.num_bits
+    stored, tag = to_bits(block), module.tensors[suffix].spec.dtype
     if suffix.endswith("_scale"):
-        yield from _scale_faults(block)
+        yield from _scale_faults(stored, tag)
     elif suffix == "input_zero_point":
         inputs = module.scheme.input_activations
         assert inputs is not None
         yield from _range_faults(block, inputs)
     elif suffix == "weight_packed" and block.dtype == torch.int32 and (ends or not columnwise):
         used = columns * bits - 32 * (module.tensors[suffix].spec.shape[1] - 1)
-        yield "words have padding bits set", count_padded(block[:, -1], used)
+        yield "words have padding bits set", count_padded(stored[:, -1], used)
     elif suffix == "weight_zero_point" and block.dtype == torch.int32 and (ends or columnwise):
         used = rows * bits - 32 * (module.tensors[suffix].spec.shape[0] - 1)
-        yield "words have padding bits set", count_padded(block[-1], used)
+        yield "words have padding bits set", count_padded(stored[-1], used)
     elif block.dtype == torch.int8 and suffix in ("weight", "weight_zero_point"):
         yield from _range_faults(block, arguments)
     elif suffix == "weight":
-        yield "codes are NaN", count_nonfinite(block)
+        yield "codes are NaN", count_nonfinite(stored, tag)
 
 
 def _range_faults(block: Tensor, arguments: QuantizationArgs) -> Iterator[tuple[str, int]]:
@@ -218,19 +221,17 @@ def _range_faults(block: Tensor, arguments: QuantizationArgs) -> Iterator[tuple[
 
     lowest = -(1 << (arguments.num_bits - 1))
     what = f"values are outside {lowest}..{-lowest - 1}"
-    yield what, count_outside(block, lowest, -lowest - 1)
+    yield what, count_outside(block.numpy(), lowest, -lowest - 1)
 
 
-def _scale_faults(scale: Tensor) -> Iterator[tuple[str, int]]:
-    import torch
-
+def _scale_faults(scale: Bits, tag: str) -> Iterator[tuple[str, int]]:
     from ctcli.ops.comparing import count_nonfinite, count_nonpositive
 
-    if scale.dtype == torch.uint8:
+    if tag == "U8":
         yield "exponents are 255, which stands for NaN", int((scale == 255).sum())
         return
-    yield NOT_FINITE, count_nonfinite(scale)
-    yield _NOT_POSITIVE, count_nonpositive(scale)
+    yield NOT_FINITE, count_nonfinite(scale, tag)
+    yield _NOT_POSITIVE, count_nonpositive(scale, tag)
 
 
 def shared_findings(modules: Mapping[str, QuantizedModule]) -> Iterator[Finding]:
