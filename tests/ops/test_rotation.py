@@ -167,6 +167,18 @@ def test_what_becomes_of_a_row_or_column_does_not_depend_on_the_others(
             assert np.concatenate(turned, axis=1).tobytes() == columns.tobytes()
 
 
+def test_a_large_matrix_turns_rows_and_columns_one_by_one_too() -> None:
+    """BLAS multiplies by it in float64, and the result is rounded."""
+    rotation = from_matrix(torch.linalg.qr(normal(300, 300)).Q)
+    x = normal(530, 300).numpy().astype(np.float32)
+    rows, columns = rotation.apply(x), rotation.apply_left(np.ascontiguousarray(x.T))
+    for cuts in ([1], [3, 260], [64, 256, 529]):
+        pieces = np.split(x, cuts)
+        assert np.concatenate([rotation.apply(p) for p in pieces]).tobytes() == rows.tobytes()
+        turned = [rotation.apply_left(p.T) for p in pieces]
+        assert np.concatenate(turned, axis=1).tobytes() == columns.tobytes()
+
+
 @pytest.mark.parametrize(("transform_type", "size", "block_size"), CUT)
 def test_a_block_may_be_replaced_by_its_result(
     transform_type: str, size: int, block_size: int | None
