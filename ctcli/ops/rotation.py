@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ctcli.ops.kronecker import Array, merged, order, transposed_times
-from ctcli.ops.stages import Stages, stages_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ctcli.ops.bits import Floats
+    from ctcli.ops.stages import Stages
 
     Signs = Floats
     Factors = tuple[Floats, ...]
@@ -129,6 +129,8 @@ class Rotation:
 
     def _in_stages(self, name: str, x: Floats, out: Floats | None) -> Floats:
         """A method of `Stages`, on x or a C-contiguous copy of it."""
+        from ctcli.ops.stages import stages_of  # loads numba, which plans do without
+
         if x.dtype not in self._stages:
             self._stages[x.dtype] = stages_of(self.steps, self.block_size, x.dtype)
         source = np.ascontiguousarray(x)
