@@ -23,6 +23,7 @@ FLOORS = (
 )
 # Imported by one room only, or not at all: oracles of the tests, and click, which is Typer's.
 OWNERS = {
+    "numba": "ctcli.ops",
     "rich": "ctcli.console",
     "typer": "ctcli.cli",
     "huggingface_hub": "ctcli.storage.hub",
@@ -79,7 +80,7 @@ def test_a_package_has_one_owner(package: str) -> None:
     assert bool(users) == (owner is not None)
 
 
-HEAVY = ("torch", "numpy", "transformers", "huggingface_hub", "safetensors")
+HEAVY = ("torch", "numba", "numpy", "transformers", "huggingface_hub", "safetensors")
 
 
 @pytest.mark.parametrize(
