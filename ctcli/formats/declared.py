@@ -13,18 +13,12 @@ from typing import Any
 
 from ctcli.models.protected import is_embedding
 from ctcli.patterns import matches
-from ctcli.schemes.arguments import QuantizationArgs, Scheme, default_format
+from ctcli.schemes import default_format
+from ctcli.schemes.arguments import QuantizationArgs, Scheme
 
 QUANT_METHOD = "compressed-tensors"
 _LINEAR = "Linear"
 _ONLINE = ("input", "output", "q_attn", "k_cache")
-_UNITS = {
-    "tensor": "by tensor",
-    "channel": "by channel",
-    "token": "by token",
-    "tensor_group": "in groups of {group_size} under a global scale",
-    "group": "in groups of {group_size}",
-}
 
 
 @dataclass(frozen=True)
@@ -109,18 +103,6 @@ def read_declaration(config: Mapping[str, Any]) -> Declaration | None:
         return None
     method = str(found[0].get("quant_method", "unnamed"))
     return _read(found[0]) if method == QUANT_METHOD else Declaration(method)
-
-
-def words(arguments: QuantizationArgs) -> str:
-    """Arguments for people: `INT4 in groups of 128, asymmetric`."""
-    unit = _UNITS.get(arguments.strategy, "").format(group_size=arguments.group_size)
-    if arguments.block_structure:
-        rows, columns = arguments.block_structure
-        unit = f"in {rows}x{columns} blocks"
-    kind = "FP" if arguments.type == "float" else "INT"
-    if arguments.scale_dtype == "torch.uint8":
-        kind = "MXFP"
-    return f"{kind}{arguments.num_bits} {unit}{'' if arguments.symmetric else ', asymmetric'}"
 
 
 def _read(config: Mapping[str, Any]) -> Declaration:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from itertools import zip_longest
 
 from ctcli.console import Section
-from ctcli.formats.declared import words
 from ctcli.inspecting.abilities import Ability
 from ctcli.inspecting.inspection import Inspection, Listed
 from ctcli.inspecting.quantization import Quantization
+from ctcli.schemes import words
 from ctcli.schemes.arguments import Scheme
 from ctcli.units import format_bytes
 

@@ -13,8 +13,6 @@ from ctcli.ops.jit import inlined
 # Dtypes as kernels know them, by safetensors tag.
 BF16, F16, F32, F64 = 0, 1, 2, 3
 KINDS = {"BF16": BF16, "F16": F16, "F32": F32, "F64": F64}
-# By kind: what stands for the scale of a group that has none.
-EPSILONS = {BF16: 2.0**-7, F16: 2.0**-10, F32: 2.0**-23, F64: 2.0**-52}
 
 E4M3_MAX, E2M1_MAX = float32(448), float32(6)
 E4M3_NAN, E2M1_NAN = uint8(0x7F), uint8(0xF)  # E2M1 has none: it becomes -6
@@ -113,6 +111,19 @@ def round_to(x: float32, kind: int) -> float32:
     if kind == F16:
         return from_f16(to_f16(x))
     return x
+
+
+@inlined
+def round_scale(x: float32, kind: int) -> float32:
+    """A scale rounded to a dtype of `KINDS`; zero, of an empty group, becomes its epsilon."""
+    rounded = round_to(x, kind)
+    if rounded != _ZERO:
+        return rounded
+    if kind == BF16:
+        return float32(2.0**-7)
+    if kind == F16:
+        return float32(2.0**-10)
+    return float32(2.0**-23) if kind == F32 else float32(2.0**-52)
 
 
 @inlined

@@ -74,6 +74,11 @@ def inlined(function: _Function) -> _Function:
     return cast(_Function, numba.njit(**_OPTIONS)(function))
 
 
+def merged(function: _Function) -> _Function:
+    """The same without a compilation of its own: for what is called once in a kernel."""
+    return cast(_Function, numba.njit(inline="always", **_OPTIONS)(function))
+
+
 def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
     before = config.CACHE_DIR
     try:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ctcli.errors import CtcliError
-from ctcli.schemes import family_of
-from ctcli.schemes.arguments import QuantizationArgs, Scheme, Strategy, default_format
+from ctcli.schemes import default_format, format_of
+from ctcli.schemes.arguments import QuantizationArgs, Scheme, Strategy
 from ctcli.schemes.presets import PRESETS, preset
 
 # A scheme and the modules it is for: a pattern, or None for all linears that nothing else matches.
@@ -149,5 +149,5 @@ def _pattern(target: str) -> str | None:
 
 def _checked(scheme: Scheme) -> Scheme:
     scheme.weights.check()
-    family_of(scheme)
+    format_of(scheme)
     return scheme

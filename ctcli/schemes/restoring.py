@@ -1,8 +1,4 @@
-"""From quantized tensors back to weights, as readers compute them, in float32.
-
-compressed-tensors multiplies likewise, and rounds the product to the dtype of the scales or to
-bfloat16.
-"""
+"""From quantized tensors of torch back to weights, as readers compute them, in float32."""
 
 from __future__ import annotations
 
@@ -10,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ctcli.schemes import family_of
+from ctcli.lazy.tensors import to_bits
+from ctcli.schemes import format_of
 from ctcli.schemes.arguments import Scheme
-from ctcli.schemes.ranges import grouping_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,16 +36,12 @@ def restore(scheme: Scheme, tensors: Mapping[str, Tensor], shape: tuple[int, int
         tensors: by suffix: those rows (or columns) that belong to the weights.
         shape: of the weights, [rows, columns].
     """
-    decoded = family_of(scheme).decode(tensors, shape, scheme)
-    grouping = grouping_of(scheme.weights)
-    view = grouping.view(decoded.codes)
-    down, _, across, _ = view.shape
-    scale = decoded.scale.view(-1, 1, decoded.scale.shape[-1], 1)
-    bounds = scale.square().expand(down, 1, across, 1)
-    if decoded.half_steps is None:
-        bounds = bounds * (view.shape[1] * view.shape[3] / 4)
-    else:
-        bounds = bounds * grouping.sum(grouping.view(decoded.half_steps).square_())
-    if decoded.zero is not None:
-        view = view - decoded.zero.view(scale.shape)
-    return Restored(grouping.flatten(view * scale, *shape), bounds)
+    import torch
+
+    tags = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+    bits = {suffix: to_bits(tensor) for suffix, tensor in tensors.items()}
+    dtype = tags.get(tensors["weight_scale"].dtype, "BF16")
+    found = format_of(scheme).decode(bits, shape, scheme, dtype)
+    down, across = found.bounds.shape
+    bounds = torch.from_numpy(found.bounds).view(down, 1, across, 1)
+    return Restored(torch.from_numpy(found.values), bounds)

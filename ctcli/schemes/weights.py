@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ctcli.lazy.tensors import (
     Derivation,
     Direct,
     Matrix,
-    NonFiniteError,
     Output,
     Reduction,
     TensorSpec,
+    from_bits,
+    to_bits,
 )
-from ctcli.schemes import family_of
-from ctcli.schemes.family import Execution, Numerics, PlainFamily
-from ctcli.schemes.ranges import grouping_of
+from ctcli.schemes import format_of
+from ctcli.schemes.family import Execution, Numerics
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ctcli.ops.bits import Bits, Floats
-
-_HINT = "Repair the checkpoint, leave the module out with --ignore, or give --allow-nonfinite."
 
 
 def derive(
@@ -45,22 +42,24 @@ def derive(
         execution: how to compute.
         shared: the largest magnitude of its fused set, for strategy tensor_group.
     """
-    family, strategy = family_of(numerics.scheme), numerics.scheme.weights.strategy
-    by_columns = matrix.is_columnwise
-    outputs = family.outputs(numerics, TensorSpec(numerics.dtype, matrix.shape))
+    scheme, by_columns = numerics.scheme, matrix.is_columnwise
+    form = format_of(scheme)
+    outputs = form.outputs(numerics, TensorSpec(numerics.dtype, matrix.shape))
     needs = (shared,) if shared else ()
-    if strategy == "tensor" or (strategy == "channel" and by_columns):
+    if form.whole(scheme, by_columns) == "range":
         needs = (_range_of(matrix, numerics, execution),)
-    if strategy == "channel" and by_columns:
+    if scheme.weights.strategy == "channel" and by_columns:
         outputs = {name: _whole_for_rows(output) for name, output in outputs.items()}
+    encode = Encode(matrix.shape, numerics, execution)
+    is_direct = not (matrix.compute or needs) and execution.device == "cpu"
     return Derivation(
         name,
         matrix,
-        math.lcm(matrix.granule[by_columns], family.granule(numerics.scheme)[by_columns]),
+        math.lcm(matrix.granule[by_columns], form.granule(scheme)[by_columns]),
         outputs,
-        partial(quantize_block, matrix.shape, numerics, execution),
+        encode,
         needs,
-        direct=_direct(matrix, numerics, execution),
+        direct=Direct(encode.direct(matrix.source.spec.dtype)) if is_direct else None,
     )
 
 
@@ -69,91 +68,123 @@ def _whole_for_rows(output: Output) -> Output:
     return replace(output, is_whole=output.is_whole or output.spec.shape[1] == 1)
 
 
-def _direct(matrix: Matrix, numerics: Numerics, execution: Execution) -> Direct | None:
-    """How to quantize a weight without torch: finite, as stored, symmetrically, by tiles' ranges.
+@dataclass(frozen=True)
+class Encode:
+    """Quantizes rows (columns) of a weight, given what is known of the whole.
 
-    That arithmetic takes no longer in numpy, so that the time to load torch is saved.
+    Attributes:
+        shape: of the weight.
+        numerics: how.
+        execution: where.
     """
-    weights = numerics.scheme.weights
-    if matrix.compute or matrix.source.spec.dtype != numerics.dtype or numerics.dtype == "F64":
-        return None
-    if numerics.observer != "minmax" or execution != Execution("cpu", allow_nonfinite=False):
-        return None
-    if weights.scale_dtype or weights.strategy == "tensor" or not weights.symmetric:
-        return None
-    return Direct(partial(_quantize_bits, matrix.shape, numerics))
+
+    shape: tuple[int, ...]
+    numerics: Numerics
+    execution: Execution
+
+    def __call__(
+        self, block: Tensor, _start: int, values: tuple[Tensor, ...]
+    ) -> tuple[Mapping[str, Tensor], Sequence[float]]:
+        """Those of each output, and the sums of squares of the error and of the weight.
+
+        Raises:
+            NonFiniteError: they hold NaN or infinities, and that is not allowed.
+        """
+        numerics = self.numerics
+        spec = TensorSpec(numerics.dtype, self.shape)
+        outputs = format_of(numerics.scheme).outputs(numerics, spec)
+        found, sums = self._bits(*_stored(block), values[0].numpy() if values else None)
+        tensors = {name: from_bits(bits, outputs[name].spec.dtype) for name, bits in found.items()}
+        return tensors, sums
+
+    def direct(self, dtype: str) -> Rows:
+        """The same for rows as stored in a dtype."""
+        return Rows(self, dtype)
+
+    def _bits(
+        self, block: Bits, dtype: str, whole: Floats | None
+    ) -> tuple[Mapping[str, Bits], Sequence[float]]:
+        return format_of(self.numerics.scheme).encode(
+            block,
+            dtype,
+            shape=self.shape,
+            numerics=self.numerics,
+            execution=self.execution,
+            whole=whole,
+        )
 
 
-def _quantize_bits(
-    shape: tuple[int, ...], numerics: Numerics, stored: Bits, _: tuple[Floats, ...]
-) -> tuple[Mapping[str, Bits], Sequence[float]]:
-    """See `quantize_block`."""
-    family = cast(PlainFamily, family_of(numerics.scheme))
-    outputs, (error, energy) = family.quantize_bits(stored, shape, numerics)
-    if not math.isfinite(energy):
-        raise NonFiniteError(_HINT)
-    return outputs, (error, energy)
+@dataclass(frozen=True)
+class Rows:
+    """Quantizes rows as they are stored.
 
-
-def quantize_block(
-    shape: tuple[int, ...],
-    numerics: Numerics,
-    execution: Execution,
-    block: Tensor,
-    _start: int,
-    values: tuple[Tensor, ...],
-) -> tuple[Mapping[str, Tensor], Sequence[float]]:
-    """Quantize rows (columns) of a weight of that shape, given what is known of the whole.
-
-    Returns:
-        Those of each output; and the sums of squares of the error (of what a reader computes,
-        in float32) and of the weight.
-
-    Raises:
-        NonFiniteError: they hold NaN or infinities, and that is not allowed.
+    Attributes:
+        encode: how.
+        dtype: theirs.
     """
+
+    encode: Encode
+    dtype: str
+
+    def __call__(
+        self, stored: Bits, values: tuple[Floats, ...]
+    ) -> tuple[Mapping[str, Bits], Sequence[float]]:
+        """See `Encode`."""
+        return self.encode._bits(stored, self.dtype, values[0] if values else None)
+
+
+def _stored(block: Tensor) -> tuple[Bits, str]:
+    """A block as an array, and its dtype."""
     import torch
 
-    from ctcli.ops.sums import sum_of_squares
-
-    weight = block.to(execution.device).to(torch.float32)
-    whole = values[0].to(execution.device) if values else None
-    energy = sum_of_squares(weight)
-    if not math.isfinite(energy) and not execution.allow_nonfinite:
-        raise NonFiniteError(_HINT)
-    outputs, restored = family_of(numerics.scheme).quantize(weight, shape, numerics, whole)
-    error = sum_of_squares(restored.sub_(weight))
-    return {name: tensor.cpu() for name, tensor in outputs.items()}, (error, energy)
+    tags = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+    return to_bits(block), tags.get(block.dtype, "F64")
 
 
 def largest_magnitude(matrices: Sequence[Matrix], execution: Execution) -> Reduction:
     """max|w| over all `matrices`: [1] float32."""
-    return Reduction(tuple(matrices), partial(_amax, execution), "max", _as_is)
+    return Reduction(tuple(matrices), Largest(execution), "max", _as_is)
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest magnitude of a block: [1] float32."""
+
+    execution: Execution
+
+    def __call__(self, block: Tensor, _: Tensor | None) -> Tensor:
+        """See the class."""
+        import torch
+
+        from ctcli.ops.backend import body
+
+        return torch.from_numpy(body(self.execution.device).largest(*_stored(block)))
 
 
 def _range_of(matrix: Matrix, numerics: Numerics, execution: Execution) -> Reduction:
     """[low, high] of the whole weight, or of each of its rows, as the observer has it."""
-    widest = Reduction((matrix,), partial(_widest, numerics, execution), "max", _low_and_high)
+    widest = Reduction((matrix,), Widest(numerics, execution), "max", _low_and_high)
     if numerics.observer == "minmax":
         return widest
-    return Reduction((matrix,), partial(_errors, numerics, execution), "sum", _shrink, widest)
+    return Reduction((matrix,), ShrunkErrors(numerics, execution), "sum", _shrink, widest)
 
 
-def _amax(execution: Execution, block: Tensor, _: Tensor | None) -> Tensor:
-    from ctcli.ops.sums import largest_magnitude as largest
+@dataclass(frozen=True)
+class Widest:
+    """[-low, high] of a block, or of each row in it."""
 
-    return largest(block.to(execution.device)).cpu()
+    numerics: Numerics
+    execution: Execution
 
+    def __call__(self, block: Tensor, _: Tensor | None) -> Tensor:
+        """See the class."""
+        import torch
 
-def _widest(numerics: Numerics, execution: Execution, block: Tensor, _: Tensor | None) -> Tensor:
-    import torch
-
-    from ctcli.ops.ranges import widest_bounds
-
-    weight = block.to(execution.device).to(torch.float32)
-    view = grouping_of(numerics.scheme.weights).view(weight)
-    low, high = widest_bounds(view, numerics.scheme.weights.symmetric)
-    return torch.stack((-low.view(-1), high.view(-1))).cpu()
+        numerics = self.numerics
+        found = format_of(numerics.scheme).widest(
+            *_stored(block), numerics=numerics, execution=self.execution
+        )
+        return torch.from_numpy(found)
 
 
 def _low_and_high(widest: Tensor, _: Tensor | None) -> Tensor:
@@ -162,27 +193,29 @@ def _low_and_high(widest: Tensor, _: Tensor | None) -> Tensor:
     return torch.stack((-widest[0], widest[1]))
 
 
-def _errors(
-    numerics: Numerics, execution: Execution, block: Tensor, bounds: Tensor | None
-) -> Tensor:
-    """Squared error of the block, or of each row in it, for each range that mse tries."""
-    import torch
+@dataclass(frozen=True)
+class ShrunkErrors:
+    """Squared error of a block, or of each row in it, for each range that mse tries."""
 
-    from ctcli.ops.ranges import shrunk_errors
+    numerics: Numerics
+    execution: Execution
 
-    assert bounds is not None, "the widest range comes first"
-    weight = block.to(execution.device).to(torch.float32)
-    view = grouping_of(numerics.scheme.weights).view(weight)
-    low, high = bounds.to(execution.device).view(2, -1, 1, 1, 1)
-    roundtrip = cast(PlainFamily, family_of(numerics.scheme)).roundtrip(numerics)
-    errors = shrunk_errors(view, (low, high), roundtrip)
-    return torch.stack([error.to(torch.float64).view(-1) for _, error in errors]).cpu()
+    def __call__(self, block: Tensor, bounds: Tensor | None) -> Tensor:
+        """See the class."""
+        import torch
+
+        assert bounds is not None, "the widest range comes first"
+        numerics = self.numerics
+        found = format_of(numerics.scheme).shrunk_errors(
+            *_stored(block), numerics=numerics, execution=self.execution, whole=bounds.numpy()
+        )
+        return torch.from_numpy(found)
 
 
 def _shrink(errors: Tensor, bounds: Tensor | None) -> Tensor:
     import torch
 
-    from ctcli.ops.ranges import SHRINKS
+    from ctcli.ops.quantized import SHRINKS
 
     assert bounds is not None, "the widest range comes first"
     return bounds * torch.tensor(SHRINKS, dtype=torch.float32)[errors.argmin(0)]

@@ -13,7 +13,7 @@ from ctcli.formats.quantized import quantized_format
 from ctcli.lazy.tensors import StoredTensor, TensorSpec
 from ctcli.models.fused import fused_sets
 from ctcli.models.protected import is_embedding, is_norm, protected_kind
-from ctcli.schemes import family_of
+from ctcli.schemes import format_of
 from ctcli.verifying.findings import Finding
 from ctcli.verifying.linear import FLOATS, PARTS, LinearCheck, QuantizedModule
 from ctcli.verifying.structure import Snapshot
@@ -100,7 +100,7 @@ def _config_findings(declared: Declaration, config: Mapping[str, Any]) -> Iterat
             yield Finding("config", _CONFIG, f"{pattern!r} is no name and no regular expression.")
     for group in declared.groups:
         try:
-            family_of(group.scheme)
+            format_of(group.scheme)
         except ValueError as error:
             yield Finding("config", _CONFIG, f"{group.name}: {error}.")
     whole = config.get("quantization_config") or {}

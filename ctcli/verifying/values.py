@@ -7,10 +7,10 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ctcli.lazy.tensors import DTYPES, Matrix, StoredTensor, TensorSpec, torch_dtype
+from ctcli.lazy.tensors import DTYPES, Matrix, StoredTensor, TensorSpec, to_bits, torch_dtype
 from ctcli.models.fused import fused_sets
-from ctcli.schemes import family_of
-from ctcli.schemes.arguments import QuantizationArgs
+from ctcli.schemes import format_of
+from ctcli.schemes.format import Stored
 from ctcli.verifying.findings import Finding
 from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.scanning import Extent, Reader, Sight
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NOT_FINITE = "values are NaN or infinite"
-_NOT_POSITIVE = "values are zero or negative, as no scale is"
 _BYTES = 1 << 20  # of a block of a tensor that is looked at as it stands
 # Scales that the linears of a fused set share in a server.
 _SHARED = ("weight_global_scale", "input_global_scale")
@@ -115,7 +114,7 @@ class ModuleScan:
         """In rows, or in columns if the source is only known by columns."""
         columnwise = self.matrix is not None and self.matrix.is_columnwise
         axis = int(columnwise)
-        granule = family_of(self.module.scheme).granule(self.module.scheme)[axis]
+        granule = format_of(self.module.scheme).granule(self.module.scheme)[axis]
         if self.matrix:
             granule = math.lcm(granule, self.matrix.granule[axis])
         shape = self.module.shape
@@ -143,8 +142,9 @@ class ModuleScan:
         import torch
 
         from ctcli.ops.comparing import errors_of
-        from ctcli.schemes.ranges import grouping_of
+        from ctcli.ops.grouping import Grouping
         from ctcli.schemes.restoring import restore
+        from ctcli.schemes.tiles import tile_of
 
         matrix, columnwise = self.matrix, self.extent.columnwise
         assert matrix is not None
@@ -153,7 +153,7 @@ class ModuleScan:
         restored = restore(self.module.scheme, tensors, shape)
         stored = reader.read(matrix.source, start, stop, columnwise)
         expected = matrix.block(stored, start, self.values).to(torch.float32)
-        grouping = grouping_of(self.module.scheme.weights)
+        grouping = Grouping(*tile_of(self.module.scheme.weights))
         errors = errors_of(restored.values, expected, grouping, restored.bounds)
         sight.errors.append((0, start, errors) if columnwise else (start, 0, errors))
 
@@ -188,49 +188,8 @@ def _faults(
         ends: whether the block has the last of them.
         columnwise: whether it has columns.
     """
-    import torch
-
-    from ctcli.ops.comparing import count_nonfinite, count_padded
-
-    arguments = module.scheme.weights
-    rows, columns = module.shape
-    bits = arguments.num_bits
-    if suffix.endswith("_scale"):
-        yield from _scale_faults(block)
-    elif suffix == "input_zero_point":
-        inputs = module.scheme.input_activations
-        assert inputs is not None
-        yield from _range_faults(block, inputs)
-    elif suffix == "weight_packed" and block.dtype == torch.int32 and (ends or not columnwise):
-        used = columns * bits - 32 * (module.tensors[suffix].spec.shape[1] - 1)
-        yield "words have padding bits set", count_padded(block[:, -1], used)
-    elif suffix == "weight_zero_point" and block.dtype == torch.int32 and (ends or columnwise):
-        used = rows * bits - 32 * (module.tensors[suffix].spec.shape[0] - 1)
-        yield "words have padding bits set", count_padded(block[-1], used)
-    elif block.dtype == torch.int8 and suffix in ("weight", "weight_zero_point"):
-        yield from _range_faults(block, arguments)
-    elif suffix == "weight":
-        yield "codes are NaN", count_nonfinite(block)
-
-
-def _range_faults(block: Tensor, arguments: QuantizationArgs) -> Iterator[tuple[str, int]]:
-    from ctcli.ops.comparing import count_outside
-
-    lowest = -(1 << (arguments.num_bits - 1))
-    what = f"values are outside {lowest}..{-lowest - 1}"
-    yield what, count_outside(block, lowest, -lowest - 1)
-
-
-def _scale_faults(scale: Tensor) -> Iterator[tuple[str, int]]:
-    import torch
-
-    from ctcli.ops.comparing import count_nonfinite, count_nonpositive
-
-    if scale.dtype == torch.uint8:
-        yield "exponents are 255, which stands for NaN", int((scale == 255).sum())
-        return
-    yield NOT_FINITE, count_nonfinite(scale)
-    yield _NOT_POSITIVE, count_nonpositive(scale)
+    stored = Stored(suffix, module.tensors[suffix].spec, to_bits(block), ends, columnwise)
+    return format_of(module.scheme).faults(stored, module.shape, module.scheme)
 
 
 def shared_findings(modules: Mapping[str, QuantizedModule]) -> Iterator[Finding]:

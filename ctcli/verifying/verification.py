@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ctcli.checkpoint.value import Checkpoint
-from ctcli.formats.declared import words
+from ctcli.schemes import words
 from ctcli.units import Advance
 from ctcli.verifying.against import Pairing, error_findings, pair
 from ctcli.verifying.errors import layer_error

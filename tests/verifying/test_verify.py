@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from ctcli.schemes.presets import PRESETS, preset
-from ctcli.schemes.ranges import tile_of
+from ctcli.schemes.tiles import tile_of
 from ctcli.storage.opening import open_checkpoint
 from tests.conftest import ROOT
 from tests.helpers.operating import run_steps

@@ -8,14 +8,12 @@ import torch
 from torch import Tensor
 
 from ctcli.ops.grouping import Grouping
+from ctcli.ops.quantized import SHRINKS
 
 # Lower and upper end of each group's range, zero included; symmetric ranges are [-amax, amax].
 Bounds = tuple[Tensor, Tensor]
 # (grouped view, bounds) -> the values that a reader gets back.
 Roundtrip = Callable[[Tensor, Bounds], Tensor]
-
-# What the search for the least squared error tries: the whole range first, so that it wins ties.
-SHRINKS = tuple(1 - step / 50 for step in range(31))
 
 
 def widest_bounds(view: Tensor, symmetric: bool) -> Bounds:

@@ -1,0 +1,1 @@
+"""The arithmetic of quantizing in torch, for devices other than the CPU."""
