@@ -75,7 +75,7 @@ def inlined(function: _Function) -> _Function:
 
 
 def merged(function: _Function) -> _Function:
-    """The same without a compilation of its own: for what is called once in a kernel."""
+    """The same without a compilation, and a name, of its own: for long loops, and closures."""
     return cast(_Function, numba.njit(inline="always", **_OPTIONS)(function))
 
 

@@ -1,4 +1,9 @@
-"""Quantizing and reading back a block tile by tile: the loops that all numeric formats share."""
+"""Quantizing and reading back a block tile by tile: the loops that all numeric formats share.
+
+What is defined within a function here is `merged` into the kernels: numba tells functions that it
+compiles by their names, which would be the same for all formats, and takes one for another when it
+loads kernels that different processes have compiled.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +145,7 @@ def searcher(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callab
 
 
 def _scaler(scale_of: Callable[..., Any]) -> Callable[..., Any]:
-    @inlined
+    @merged
     def scale_all(
         settings: Settings, tiles: Tiles, down: int, across: int, stop: int, shrink: float32
     ) -> bool:
