@@ -64,7 +64,7 @@ class Report(Protocol):
     """What a rewrite says of itself."""
 
     def with_errors(self, measured: Mapping[str, Sequence[float]]) -> Report:
-        """The same with what its derivations measured, by module."""
+        """The same with what its nodes measured, by module."""
 
     def rows(self) -> list[tuple[str, str]]:
         """Labels and values, for people."""
@@ -87,9 +87,11 @@ class Terminal:
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def notify(self, event: Event) -> None:
-        """Log an event, if events are logged; from any thread."""
+        """Log an event, if events are logged; from any thread. People are told what takes long."""
         if self._log:
             self._log(event)
+        elif event.kind == "compiling" and not self._quiet:
+            self._err.print(event.message, markup=False)
 
     @contextmanager
     def logging_errors(self) -> Iterator[None]:

@@ -12,7 +12,14 @@ from typing import IO, Literal
 from ctcli.redaction import redact
 
 Kind = Literal[
-    "started", "shard_fetched", "shard_written", "shard_pushed", "warning", "failed", "done"
+    "started",
+    "compiling",
+    "shard_fetched",
+    "shard_written",
+    "shard_pushed",
+    "warning",
+    "failed",
+    "done",
 ]
 
 

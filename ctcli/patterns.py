@@ -28,9 +28,11 @@ def check_patterns(patterns: Iterable[str], modules: Collection[str], kind: str 
         CtcliError: lists them all.
     """
     problems = []
+    names = frozenset(modules)
     for pattern in patterns:
         try:
-            if any(matches(pattern, module) for module in modules):
+            is_name = not pattern.startswith("re:")
+            if pattern in names if is_name else any(matches(pattern, name) for name in modules):
                 continue
         except re.error as error:
             problems.append(f"pattern {pattern!r} is no regular expression: {error}.")

@@ -40,9 +40,9 @@ def run_in_terminal(columns: int, *arguments: str | Path, status: int = 0) -> st
 
 
 def test_people_get_lines_on_stdout_and_nothing_on_stderr(
-    ctcli: Ctcli, pylm: Path, tmp_path: Path
+    cli: Ctcli, pylm: Path, tmp_path: Path
 ) -> None:
-    done = ctcli("reindex", pylm, tmp_path / "out")
+    done = cli("reindex", pylm, tmp_path / "out")
     assert done.stderr == ""
     lines = done.stdout.splitlines()
     assert lines[0] == f"reindex: {pylm} -> {tmp_path / 'out'}"
@@ -50,12 +50,12 @@ def test_people_get_lines_on_stdout_and_nothing_on_stderr(
     assert "\x1b" not in done.stdout
 
 
-def test_json_is_one_object_on_stdout(ctcli: Ctcli, pylm: Path, tmp_path: Path) -> None:
+def test_json_is_one_object_on_stdout(cli: Ctcli, pylm: Path, tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     for path in pylm.iterdir():
         (tmp_path / "source" / path.name).symlink_to(path)
     (tmp_path / "source" / "old.bin").write_text("")
-    done = ctcli("reindex", tmp_path / "source", tmp_path / "out", "--json")
+    done = cli("reindex", tmp_path / "source", tmp_path / "out", "--json")
     assert json.loads(done.stdout)["warnings"] == [
         "left out, since they are weights of other formats: old.bin."
     ]

@@ -30,6 +30,7 @@ from ctcli.events import Kind
 from tests.conftest import ROOT, Ctcli
 from tests.helpers.checkpoints import file_hashes, tensor_hashes, write_checkpoint
 from tests.helpers.hub import Hub
+from tests.helpers.processes import HANG_SECONDS
 from tests.helpers.surgery import orthogonal
 from tests.test_docs import README, readme_table
 
@@ -168,7 +169,13 @@ def shell(hub: Hub, tmp_path: Path) -> Shell:
         }
         del environment["HF_HUB_CACHE"]  # it is below HF_HOME, which an example may choose
         return subprocess.run(
-            words, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=60
+            words,
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=HANG_SECONDS,
         )
 
     return run

@@ -6,19 +6,21 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ctcli.checkpoint.value import INDEX_SUFFIX, Checkpoint, Shard
 from ctcli.models.fused import fused_sets
 
+_NUMBERS = re.compile("([0-9]+)")
 _NUMBERED = re.compile(r"(?P<stem>.*)-(?P<number>[0-9]+)-of-(?P<total>[0-9]+)\.safetensors")
 
 
-def natural_key(name: str) -> tuple[tuple[int, str], ...]:
+def natural_key(name: str) -> list[Any]:
     """Sort key that puts layer 2 before layer 10."""
-    parts = re.split("([0-9]+)", name)
+    parts: list[Any] = _NUMBERS.split(name)
     # Without leading zeros, a number with fewer digits is less.
-    digits = (part.lstrip("0") if i % 2 else part for i, part in enumerate(parts))
-    return tuple((len(part) if i % 2 else 0, part) for i, part in enumerate(digits))
+    parts[1::2] = [(len(digits), digits) for part in parts[1::2] for digits in [part.lstrip("0")]]
+    return parts
 
 
 def is_numbered(name: str) -> bool:

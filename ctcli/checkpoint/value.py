@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from ctcli.lazy.tensors import LazyTensor, SourceFile, StoredTensor
+from ctcli.lazy.nodes import LazyTensor
+from ctcli.lazy.tensors import SourceFile, Stored, TensorSpec
+from ctcli.models.modules import Module, modules_of
 
 INDEX_SUFFIX = ".safetensors.index.json"
 CONFIG_NAME = "config.json"
@@ -15,6 +18,7 @@ RECIPE_NAME = "ctcli_recipe.toml"
 
 # One step of a recipe: `use` names the command, the other keys are its options.
 Step = Mapping[str, Any]
+Modules = Mapping[str, Module[LazyTensor]]
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Shard:
     tensors: Mapping[str, LazyTensor]
     metadata: Mapping[str, str]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of tensor data, without the header."""
         return sum(tensor.spec.nbytes for tensor in self.tensors.values())
@@ -81,6 +85,16 @@ class Checkpoint:
         for shard in self.shards:
             yield from shard.tensors.items()
 
+    @cached_property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """What every tensor looks like, by name."""
+        return {name: tensor.spec for name, tensor in self.tensors()}
+
+    @cached_property
+    def modules(self) -> Modules:
+        """Its modules by name."""
+        return modules_of(dict(self.tensors()), self.config)
+
     @property
     def nbytes(self) -> int:
         """Bytes of tensor data in all shards."""
@@ -97,7 +111,7 @@ class Checkpoint:
 
     def source_of(self, shard: Shard) -> SourceFile | None:
         """The source file that holds exactly `shard`, if one does: its bytes can be taken over."""
-        stored = [t for t in shard.tensors.values() if isinstance(t, StoredTensor)]
+        stored = [t for t in shard.tensors.values() if isinstance(t, Stored)]
         for file in {tensor.file.name: tensor.file for tensor in stored}.values():
             source = self.source_shards.get(file.name)
             if source is None:

@@ -1,20 +1,67 @@
-"""The rewrites: functions from a command's options to a step, by the command's name."""
+"""The rewrites: by the command's name, its options and the function that takes them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Generic, TypeVar
 
-from ctcli.cli.export_bin import export_bin
-from ctcli.cli.quantize import quantize
-from ctcli.cli.reindex import reindex
-from ctcli.cli.running import Step
-from ctcli.cli.surgery import fuse_norms, rotate
+from ctcli.checkpoint.value import Checkpoint
+from ctcli.console import Report
+from ctcli.rewrites.exporting.options import ExportOptions
+from ctcli.rewrites.options import RewriteOptions
+from ctcli.rewrites.quantizing.options import QuantizeOptions
+from ctcli.rewrites.reindex import ReindexOptions
+from ctcli.rewrites.surgery.options import FuseOptions, RotateOptions
+from ctcli.storage.destination import DIRECTORY, Form
+from ctcli.storage.layout import OneFileOutput
+
+Options = TypeVar("Options", bound=RewriteOptions)
+Made = Checkpoint | OneFileOutput
+Work = Callable[[Checkpoint], tuple[Made, Report]]
+
+
+@dataclass(frozen=True)
+class Rewrite(Generic[Options]):
+    """A command that makes a checkpoint of another.
+
+    Attributes:
+        options: its options.
+        function: takes a checkpoint and the options; its module, beside theirs, and its name. Help
+            does not import it.
+    """
+
+    options: type[Options]
+    function: str
+
+    def step(self, options: Options) -> Step:
+        """The rewrite with these options."""
+        module, _, name = self.function.partition(":")
+        function = getattr(import_module(f"ctcli.rewrites.{module}"), name)
+        return Step(lambda each: function(each, options), options.form, options.links)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A rewrite with its options.
+
+    Attributes:
+        rewrite: what it does.
+        form: of what it makes.
+        link: whether shards that do not change become links.
+    """
+
+    rewrite: Work
+    form: Form = DIRECTORY
+    link: bool = False
+
 
 # In the order of the help.
-REWRITES: Mapping[str, Callable[..., Step]] = {
-    "reindex": reindex,
-    "fuse-norms": fuse_norms,
-    "rotate": rotate,
-    "quantize": quantize,
-    "export-bin": export_bin,
+REWRITES: Mapping[str, Rewrite[Any]] = {
+    "reindex": Rewrite(ReindexOptions, "reindex:reindex"),
+    "fuse-norms": Rewrite(FuseOptions, "surgery.fuse_norms:fuse_norms"),
+    "rotate": Rewrite(RotateOptions, "surgery.rotate:rotate"),
+    "quantize": Rewrite(QuantizeOptions, "quantizing.quantize:quantize"),
+    "export-bin": Rewrite(ExportOptions, "exporting.export_bin:export_bin"),
 }

@@ -2,51 +2,53 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
 
-import typer
-
-from ctcli.cli.options import OFF, AsJson, Revision, Source, source_directory
+from ctcli.cli.options import as_json, source, source_directory
 from ctcli.console import Result, Terminal
 from ctcli.inspecting.inspection import data_of, list_tensors, listed_data
 from ctcli.inspecting.inspection import inspect as inspect_checkpoint
 from ctcli.inspecting.summary import listing, rows_of, sections_of
+from ctcli.options import OptionError, option, revision
 from ctcli.storage.opening import open_checkpoint
 
 
-def inspect(
-    source: Source,
-    pattern: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="PATTERN",
-            show_default="all tensors",
-            help="With --tensors: a tensor's name, or re: and an expression.",
-        ),
-    ] = None,
-    tensors: Annotated[
-        bool,
-        typer.Option(
-            "--tensors",
-            show_default=OFF,
-            help="List tensors instead (with --json: as well): all, or those that PATTERN matches.",
-        ),
-    ] = False,
-    revision: Revision = None,
-    json: AsJson = False,
-) -> None:
+@dataclass(frozen=True)
+class InspectOptions:
     """Show what a checkpoint holds, and what can be done with it, without reading weights.
 
     From headers and configs alone, of a hub id, too: family, parameters, dtypes, shards, fused
     sets, quantization and who loads it, which commands can run, and whatever is out of order.
     """
-    if pattern is not None and not tensors:
-        raise typer.BadParameter("PATTERN is for --tensors.")
-    source_directory(source, revision)
-    checkpoint = open_checkpoint(source, revision)
-    listed = list_tensors(checkpoint, pattern) if tensors else []
-    terminal, title = Terminal(as_json=json), f"inspect: {source}"
-    if tensors and not json:
+
+    source: str = source()
+    pattern: str | None = option(
+        None,
+        "With --tensors: a tensor's name, or re: and an expression.",
+        "all tensors",
+        metavar="PATTERN",
+        is_argument=True,
+    )
+    tensors: bool = option(
+        False, "List tensors instead (with --json: as well): all, or those that PATTERN matches."
+    )
+    revision: str | None = revision()
+    json: bool = as_json()
+
+    def __post_init__(self) -> None:
+        """Refuse a pattern that would have no effect."""
+        if self.pattern is not None and not self.tensors:
+            raise OptionError("PATTERN is for --tensors.")
+
+
+def inspect(options: InspectOptions) -> None:
+    """Show what the options ask for."""
+    source = options.source
+    source_directory(source, options.revision)
+    checkpoint = open_checkpoint(source, options.revision)
+    listed = list_tensors(checkpoint, options.pattern) if options.tensors else []
+    terminal, title = Terminal(as_json=options.json), f"inspect: {source}"
+    if options.tensors and not options.json:
         terminal.show(Result(title, [], [], {}, [listing(listed)]))
         return
     found = inspect_checkpoint(checkpoint)
@@ -57,6 +59,6 @@ def inspect(
         "commit": origin.commit,
         "headers_sha256": origin.headers_sha256,
         **data_of(found),
-        **({"listed": listed_data(listed)} if tensors else {}),
+        **({"listed": listed_data(listed)} if options.tensors else {}),
     }
     terminal.show(Result(title, rows_of(found), [], data, sections_of(found)))

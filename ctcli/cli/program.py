@@ -1,22 +1,24 @@
-"""The Typer app, and how commands are registered."""
+"""The Typer app, and its commands."""
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated
 
 import typer
 
 from ctcli import __version__
-from ctcli.cli.commands import REWRITES
-from ctcli.cli.export_bin import export_bin
+from ctcli.cli.commands import REWRITES, Step
+from ctcli.cli.inspect import InspectOptions
 from ctcli.cli.inspect import inspect as inspect_source
-from ctcli.cli.options import BinFile, Destination, Shared, Source, Target
-from ctcli.cli.run import run
-from ctcli.cli.running import Step, run_step
-from ctcli.cli.verify import verify
+from ctcli.cli.options import FilePlaces, Places, Shared
+from ctcli.cli.run import RunOptions, run
+from ctcli.cli.running import run_step
+from ctcli.cli.signatures import help_of, make_command
+from ctcli.cli.verify import Reading, verify
+from ctcli.rewrites.options import RewriteOptions
+from ctcli.verifying.options import VerifyOptions
 
 app = typer.Typer(
     name="ctcli",
@@ -27,47 +29,25 @@ app = typer.Typer(
 )
 
 
-def _register(name: str, function: Callable[..., Step]) -> None:
-    """Make a command of a function from options to a step: SRC, DST and `Shared` are added."""
-    shared = inspect.signature(Shared).parameters
-    own = inspect.signature(function).parameters
-
-    def command(source: str, destination: Target, **options: Any) -> None:
-        step = function(**{name: options[name] for name in own})
-        common = Shared(**{name: options[name] for name in shared})
-        run_step(name, step, source, destination, common)
-
-    hints = {
-        **{name: hint for name, hint in _hints(function).items() if name == "recipe"},
-        "source": Source,
-        "destination": BinFile if function is export_bin else Destination,
-        **_hints(function),
-        **_hints(Shared),
-    }
-    parameters = inspect.signature(command).parameters | own | shared
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # read by inspect
-        [parameters[name].replace(kind=keyword, annotation=hint) for name, hint in hints.items()]
-    )
-    command.__annotations__ = hints
-    app.command(name=name, help=_help(function))(command)
+def _register(name: str, options: type, perform: Callable[..., None], *classes: type) -> None:
+    app.command(name=name, help=help_of(options))(make_command(perform, *classes))
 
 
-def _help(function: Callable[..., Any]) -> str:
-    """The docstring's paragraphs, which the terminal breaks into lines."""
-    paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+def _register_step(name: str, options: type, step: Callable[..., Step], places: type) -> None:
+    """A command that writes what a step makes."""
+
+    def perform(options: RewriteOptions | RunOptions, where: Places, shared: Shared) -> None:
+        run_step(name, step(options), where.source, where.destination, shared)
+
+    _register(name, options, perform, options, places, Shared)
 
 
-def _hints(of: Callable[..., Any]) -> dict[str, Any]:
-    hints = get_type_hints(of, include_extras=True)
-    return {name: hint for name, hint in hints.items() if name != "return"}
-
-
-for _command, _function in {**REWRITES, "run": run}.items():
-    _register(_command, _function)
-app.command(name="inspect", help=_help(inspect_source))(inspect_source)
-app.command(name="verify", help=_help(verify))(verify)
+for _name, _rewrite in REWRITES.items():
+    _places = Places if _rewrite.options.form.is_checkpoint else FilePlaces
+    _register_step(_name, _rewrite.options, _rewrite.step, _places)
+_register_step("run", RunOptions, run, Places)
+_register("inspect", InspectOptions, inspect_source, InspectOptions)
+_register("verify", VerifyOptions, verify, VerifyOptions, Reading)
 
 
 def _print_version(value: bool) -> None:

@@ -7,14 +7,13 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import typer
-
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.cli.options import Shared, Target
 from ctcli.console import Result
 from ctcli.engine.plan import Plan, check_resources, make_plan
 from ctcli.errors import CtcliError
-from ctcli.storage.destination import partial_of
+from ctcli.options import OptionError
+from ctcli.storage.destination import Form, partial_of
 from ctcli.storage.journal import read_journal
 
 if TYPE_CHECKING:
@@ -22,17 +21,17 @@ if TYPE_CHECKING:
     from ctcli.storage.hub.target import PushTarget
 
 
-def repository(target: Target, shared: Shared, is_file: bool) -> str | None:
+def repository(target: Target, shared: Shared, form: Form) -> str | None:
     """The repository to publish on, if there is one.
 
     Raises:
-        BadParameter: options that do not go together.
+        OptionError: options that do not go together.
     """
     repo = target.repo or shared.push
     if target.repo and shared.push:
-        raise typer.BadParameter("--push is for a DST on this disk, and DST is a repository.")
-    if repo and is_file:
-        raise typer.BadParameter("--push is for checkpoints, and this makes one file.")
+        raise OptionError("--push is for a DST on this disk, and DST is a repository.")
+    if repo and not form.is_checkpoint:
+        raise OptionError("--push is for checkpoints, and this makes one file.")
     idle = {
         "--private": shared.private,
         "--branch": shared.branch != "main",
@@ -40,7 +39,7 @@ def repository(target: Target, shared: Shared, is_file: bool) -> str | None:
         "--resume-from-hub": shared.resume_from_hub,
     }
     if given := [name for name, is_given in idle.items() if is_given and not repo]:
-        raise typer.BadParameter(f"{', '.join(given)} goes with --push or a DST hf://ORG/NAME.")
+        raise OptionError(f"{', '.join(given)} goes with --push or a DST hf://ORG/NAME.")
     return repo
 
 

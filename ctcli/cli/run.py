@@ -5,25 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from ctcli.checkpoint.value import Checkpoint
+from ctcli.cli.commands import Made, Step
 from ctcli.cli.recipes import make_steps
-from ctcli.cli.running import Step
 from ctcli.console import Report
 from ctcli.errors import problems_of
+from ctcli.options import argument
 from ctcli.storage.recipe import read_recipe
 
-RecipeFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="RECIPE.toml",
-        help="TOML with a list of steps: `use` names a command, and the other keys are its "
-        "options, with underscores.",
-    ),
-]
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Perform several rewrites in one read and one write, without rounding between them.
+
+    A checkpoint's own ctcli_recipe.toml is such a recipe, and makes the same checkpoint again.
+    """
+
+    recipe: Path = argument(
+        "RECIPE.toml",
+        "TOML with a list of steps: `use` names a command, and the other keys are its options, "
+        "with underscores.",
+    )
 
 
 @dataclass(frozen=True)
@@ -52,24 +56,28 @@ class RunReport:
         return {"steps": [{"use": use, **report.data()} for use, report in self.steps]}
 
 
-def run(recipe: RecipeFile) -> Step:
-    """Perform several rewrites in one read and one write, without rounding between them.
+def run(options: RunOptions) -> Step:
+    """The steps of a recipe as one.
 
-    A checkpoint's own ctcli_recipe.toml is such a recipe, and makes the same checkpoint again.
+    Raises:
+        CtcliError: what is wrong with the recipe, or with any of its steps.
     """
+    recipe = options.recipe
     read = read_recipe(recipe)
     steps = make_steps(read.steps)
 
-    def rewrite(checkpoint: Checkpoint) -> tuple[Checkpoint, Report]:
+    def rewrite(checkpoint: Checkpoint) -> tuple[Made, Report]:
         if read.headers_sha256 not in (None, checkpoint.origin.headers_sha256):
             warning = f"{recipe}: it is from another checkpoint than {checkpoint.origin.name}."
             checkpoint = replace(checkpoint, warnings=(*checkpoint.warnings, warning))
+        made: Made = checkpoint
         reports = []
         for number, (use, step) in enumerate(steps, 1):
+            assert isinstance(made, Checkpoint), "what makes a file comes last"
             with problems_of(f"step {number} ({use})"):
-                checkpoint, report = step.rewrite(checkpoint)
+                made, report = step.rewrite(made)
             reports.append((use, report))
-        return checkpoint, RunReport(reports)
+        return made, RunReport(reports)
 
     last = steps[-1][1]
-    return Step(rewrite, is_file=last.is_file, link=any(step.link for _, step in steps))
+    return Step(rewrite, last.form, link=any(step.link for _, step in steps))

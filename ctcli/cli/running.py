@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import typer
-
 from ctcli.checkpoint.value import Checkpoint
+from ctcli.cli.commands import Made, Step
 from ctcli.cli.options import Shared, Target, source_directory
 from ctcli.cli.pushing import begin_push, check_push, repository, with_push
 from ctcli.console import Report, Result, Terminal
 from ctcli.engine.plan import Plan, check_resources, make_plan
 from ctcli.engine.run import execute
+from ctcli.errors import CtcliError
 from ctcli.events import Event
-from ctcli.storage.destination import check_destination, stream_folder_of
+from ctcli.options import OptionError
+from ctcli.storage.destination import (
+    Form,
+    check_destination,
+    partial_of,
+    stream_folder_of,
+)
 from ctcli.storage.journal import Errors
 from ctcli.storage.layout import lay_out
-from ctcli.storage.llama2c import lay_out_bin
 from ctcli.storage.opening import open_checkpoint
 from ctcli.units import format_bytes, format_seconds
 
@@ -27,60 +30,62 @@ if TYPE_CHECKING:
     from ctcli.storage.hub.publication import Publication
 
 
-@dataclass(frozen=True)
-class Step:
-    """A rewrite with its options.
-
-    Attributes:
-        rewrite: what it does.
-        is_file: whether it makes a .bin file, after which there is no checkpoint to go on with.
-        link: whether shards that do not change become links.
-    """
-
-    rewrite: Callable[[Checkpoint], tuple[Checkpoint, Report]]
-    is_file: bool = False
-    link: bool = False
-
-
 def run_step(command: str, step: Step, source: str, target: Target, shared: Shared) -> None:
     """Open, rewrite, plan, check; then, unless it is a dry run, write and publish."""
     terminal = Terminal(shared.quiet, shared.json, shared.log_format == "json")
     with terminal.logging_errors():
-        repo = _check_options(source, target, shared, step.is_file)
+        repo = _check_options(source, target, shared, step.form)
         folder = stream_folder_of(target.path) if shared.stream else None
-        checkpoint, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
-        for warning in checkpoint.warnings:
+        made, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
+        for warning in made.warnings:
             terminal.warn(warning)
-        name = target.path.resolve().name
-        layout = lay_out_bin(checkpoint, name) if step.is_file else lay_out(checkpoint)
+        layout = lay_out(made, target.path.resolve().name)
         plan = make_plan(layout, target.path, shared.settings(step.link, target.repo is None))
-        check_resources(plan)
+        if nbytes := plan.leftover.foreign:
+            name = partial_of(target.path).name
+            what = f"{format_bytes(nbytes)} that a run with another plan left for this DST"
+            terminal.warn(f"{name}: {what} cannot be continued, and will be deleted.")
+        lacking = _lacking(plan, shared.dry_run)
         start, publication = time.monotonic(), None
         if shared.dry_run:
             if repo:
                 check_push(repo, plan, shared)
         else:
             if repo:
-                publication, plan = begin_push(repo, checkpoint, plan, shared)
+                assert isinstance(made, Checkpoint), "what a hub does not take was refused"
+                publication, plan = begin_push(repo, made, plan, shared)
             report = report.with_errors(_execute(terminal, command, plan, publication))
         seconds = time.monotonic() - start
         place = f"hf://{target.repo}" if target.repo else str(target.path)
-        result = _result(command, source, place, checkpoint, report, plan, shared, seconds)
+        result = _result(command, source, place, made, report, plan, shared, seconds)
         if repo:
             commit = publication.commit if publication else None
             result = with_push(result, repo, shared.branch, commit)
         terminal.show(result)
+        if lacking:
+            raise lacking
 
 
-def _check_options(source: str, target: Target, shared: Shared, is_file: bool) -> str | None:
+def _lacking(plan: Plan, dry_run: bool) -> CtcliError | None:
+    """Refuse a plan that does not fit here; of a dry run, once the plan has been shown."""
+    try:
+        check_resources(plan)
+    except CtcliError as error:
+        if not dry_run:
+            raise
+        return error
+    return None
+
+
+def _check_options(source: str, target: Target, shared: Shared, form: Form) -> str | None:
     """Refuse what does not go together; returns the repository to publish on, if there is one."""
     directory = source_directory(source, shared.revision)
     if directory and shared.stream:
-        raise typer.BadParameter("--stream is for hub ids, and SRC is a directory.")
+        raise OptionError("--stream is for hub ids, and SRC is a directory.")
     if shared.max_disk and not (shared.stream or target.repo):
-        raise typer.BadParameter("--max-disk goes with --stream, or with a DST hf://ORG/NAME.")
-    check_destination(target.path, directory, shared.overwrite, is_file)
-    return repository(target, shared, is_file)
+        raise OptionError("--max-disk goes with --stream, or with a DST hf://ORG/NAME.")
+    check_destination(target.path, directory, shared.overwrite, form)
+    return repository(target, shared, form)
 
 
 def _execute(
@@ -101,7 +106,7 @@ def _result(
     command: str,
     source: str,
     place: str,
-    checkpoint: Checkpoint,
+    made: Made,
     report: Report,
     plan: Plan,
     shared: Shared,
@@ -126,7 +131,7 @@ def _result(
     data = {
         "command": command,
         "source": source,
-        "commit": checkpoint.origin.commit,
+        "commit": made.origin.commit,
         "destination": place,
         "dry_run": shared.dry_run,
         **report.data(),
@@ -137,6 +142,6 @@ def _result(
         "bytes_to_write": written,
         "working_memory_bytes": plan.peak_memory,
         "seconds": round(seconds, 3),
-        "warnings": list(checkpoint.warnings),
+        "warnings": list(made.warnings),
     }
     return Result(f"{command}: {source} -> {place}{dry}", rows, report.items(), data)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from ctcli.checkpoint.value import RECIPE_NAME, Checkpoint
-from ctcli.cli.options import AsJson, Quiet, Revision, Workers, cores, source_directory
+from ctcli.cli.options import as_json, quiet, source_directory
 from ctcli.cli.recipes import make_steps
 from ctcli.console import Result, Section, Terminal
 from ctcli.errors import CtcliError, os_errors_of
-from ctcli.formats.loaders import Loader
+from ctcli.options import argument
 from ctcli.storage.opening import local_directory, open_checkpoint
 from ctcli.storage.recipe import read_recipe
 from ctcli.units import format_seconds
@@ -24,83 +24,34 @@ from ctcli.verifying.page import PAGE_START, page
 
 _DIFFERENT = 3
 # These steps change no value, or are what the comparison is about.
-_NOT_REPLAYED = ("reindex", "quantize")
+_NOT_REPLAYED = ("reindex", "quantize", "export-bin")
 
 
-def verify(
-    destination: Annotated[
-        Path, typer.Argument(metavar="DST", help="Checkpoint: a local directory.")
-    ],
-    against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SRC",
-            show_default="none",
-            help="What DST was made from: a local directory or a hub id.",
-        ),
-    ] = None,
-    revision: Revision = None,
-    max_error: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            metavar="X",
-            show_default="any",
-            help="Largest relative error (rms of the error over rms of the weight) of a module.",
-        ),
-    ] = None,
-    target: Annotated[
-        Loader | None, typer.Option(show_default="none", help="Check what this loader demands.")
-    ] = None,
-    tp: Annotated[
-        int,
-        typer.Option(
-            "--tp", min=1, metavar="N", show_default="1", help="Tensor-parallel size, for vllm."
-        ),
-    ] = 1,
-    sha256: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            show_default="none",
-            help="Hashes of all files and tensors: compared with FILE if it exists, else written.",
-        ),
-    ] = None,
-    html: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            show_default="none",
-            help="Write the result as a page, with a chart of the errors.",
-        ),
-    ] = None,
-    num_workers: Workers = None,
-    json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Check that a checkpoint is what it says, and, with --against, what it was made from.
+@dataclass(frozen=True)
+class Reading:
+    """What is checked, and how the result is told."""
 
-    Exits with 3 if there is any difference, and lists them all.
-    """
+    destination: Path = argument("DST", "Checkpoint: a local directory.")
+    json: bool = as_json()
+    quiet: bool = quiet()
+
+
+def verify(options: VerifyOptions, reading: Reading) -> None:
+    """Check, show what is different, and end with `_DIFFERENT` if anything is."""
     from ctcli.verifying.verification import verify as verify_checkpoint
 
-    if revision and not against:
-        raise typer.BadParameter("--revision is for --against.")
-    if max_error is not None and not against:
-        raise typer.BadParameter("--max-error is for --against.")
-    if tp > 1 and target != "vllm":
-        raise typer.BadParameter("--tp is for --target vllm.")
+    destination, against, html = reading.destination, options.against, options.html
     if local_directory(str(destination)) is None:
         raise CtcliError(f"{destination}: no such directory.", "Name the checkpoint's directory.")
     if html:
         _check_page(html)
     source = None
     if against:
-        source_directory(against, revision)
-        source = expected_checkpoint(open_checkpoint(against, revision), destination / RECIPE_NAME)
-    terminal, start = Terminal(quiet, json), time.monotonic()
-    options = VerifyOptions(source, max_error, target, tp, num_workers or cores(), sha256)
-    found = verify_checkpoint(destination, options, terminal.progress)
+        source_directory(against, options.revision)
+        opened = open_checkpoint(against, options.revision)
+        source = expected_checkpoint(opened, destination / RECIPE_NAME)
+    terminal, start = Terminal(reading.quiet, reading.json), time.monotonic()
+    found = verify_checkpoint(destination, options, terminal.progress, source)
     if html:
         with os_errors_of(str(html), "writing"):
             html.write_text(page(str(destination), found), encoding="utf-8")
@@ -148,7 +99,9 @@ def expected_checkpoint(source: Checkpoint, recipe: Path) -> Checkpoint:
         if step.get("use") not in _NOT_REPLAYED
     ]
     for _, step in make_steps(todo):
-        source, _ = step.rewrite(source)
+        made, _ = step.rewrite(source)
+        assert isinstance(made, Checkpoint), "what makes a file has no recipe"
+        source = made
     return source
 
 

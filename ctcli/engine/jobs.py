@@ -1,244 +1,218 @@
-"""The jobs of a run: plain data that says what to read, what to do with it, where to write.
+"""The jobs of a run: plain data that any process with the same plan can do.
 
-How a run is cut into jobs depends on the layout alone, never on the number of workers.
+How a run is cut into jobs depends on the layout alone, never on the number of workers. Jobs are
+made as they are needed: what is kept is a task for each node and each run of bytes.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from ctcli.lazy.tensors import Derivation, Matrix, Reduction
+from ctcli.engine.graph import Graph
+from ctcli.lazy.cut import Cut, cut
+from ctcli.lazy.nodes import Node, all_nodes
+from ctcli.lazy.tensors import SourceFile
 from ctcli.storage.journal import Place
-from ctcli.storage.layout import Copy, OutputFile
+from ctcli.storage.layout import Copy
 from ctcli.storage.transfer import BUFFER_BYTES
 
 # A file is copied by several threads at once, in pieces of at most this many bytes.
 _COPY_BYTES = 256 * 1024 * 1024
-# Arithmetic goes over blocks of so many elements: small enough for their temporaries to stay in
-# cache, large enough for the hundred calls on each block not to matter.
-BLOCK_ELEMENTS = 512 * 1024
-# A file is read and written by columns in runs of so many: a row of them, which costs two system
-# calls, is several pages long.
-_COLUMNS_AT_ONCE = 4096
-# A job computes several blocks: few enough for a signal to be answered at once.
-_JOB_ELEMENTS = 8 * BLOCK_ELEMENTS
-# What a block needs while it is computed, beside its own bytes: float32 temporaries.
-_BYTES_PER_ELEMENT = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CopyJob:
-    """Take over some bytes of a source file; without `copy`, a file whose bytes are known."""
+    """Take over bytes of a source file.
 
-    file: OutputFile
-    copy: Copy | None
-    memory: int = BUFFER_BYTES
-    needs: tuple[Reduction, ...] = ()
-    uses_torch: bool = False
+    Attributes:
+        file: the output file.
+        offset: where they go; the layout says where they come from.
+        nbytes: how many; 0 for a file whose bytes are known.
+    """
 
-    @property
-    def files(self) -> frozenset[str]:
-        """The output files that the job writes to."""
-        return frozenset({self.file.name})
+    file: str
+    offset: int
+    nbytes: int
 
     @property
     def place(self) -> Place:
         """Tells it from the file's other jobs."""
-        return self.copy.offset if self.copy else 0, 0
+        return "", self.offset
 
 
-@dataclass(frozen=True)
-class ReduceJob:
-    """Reduce some rows or columns of a matrix."""
-
-    reduction: Reduction
-    matrix: Matrix
-    span: range
-    files: frozenset[str] = frozenset()
-
-    @property
-    def memory(self) -> int:
-        """Bytes it holds while it runs."""
-        return _memory(self.matrix, self.matrix.granule[self.matrix.is_columnwise], self.span)
-
-    @property
-    def needs(self) -> tuple[Reduction, ...]:
-        """What must be known before."""
-        after = (self.reduction.after,) if self.reduction.after else ()
-        return (*after, *self.matrix.needs)
-
-    @property
-    def uses_torch(self) -> bool:
-        """Whether torch has to be loaded."""
-        return not self.reduction.takes_bits
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where an output of a derivation goes."""
-
-    file: str
-    output: str
-    offset: int
-
-
-@dataclass(frozen=True)
-class ComputeJob:
-    """Compute the outputs of a derivation for some of its matrix's rows or columns, in blocks.
+@dataclass(frozen=True, slots=True)
+class NodeJob:
+    """Compute some rows (columns) of a node: of its outputs, or of its value.
 
     Attributes:
-        derivation: what to compute.
-        span: rows or columns: from, to (exclusive) and how many in a block.
-        targets: where the outputs go; those of complete files are left out.
+        key: the node's.
+        start: the first.
+        stop: the one behind the last.
     """
 
-    derivation: Derivation
-    span: range
-    targets: tuple[Target, ...]
-
-    @property
-    def files(self) -> frozenset[str]:
-        """The output files that the job writes to."""
-        return frozenset(target.file for target in self.targets)
+    key: str
+    start: int
+    stop: int
 
     @property
     def place(self) -> Place:
-        """Tells it from other jobs of its first target's file."""
-        return self.targets[0].offset, self.span.start
+        """Tells it from other jobs of its file."""
+        return self.key, self.start
+
+
+Job = CopyJob | NodeJob
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Task:
+    """Jobs that read the same tensors and write the same files.
+
+    Attributes:
+        files: names of the output files, the first of which keeps the journal of it.
+        node: what is computed; None: bytes are taken over.
+        copy: what is taken over; None: nothing, as the file's bytes are known.
+        whole: whether it is taken over in one piece.
+        done: places of jobs that need not be done again.
+        cut: how the node is cut.
+    """
+
+    files: tuple[str, ...]
+    node: Node | None = None
+    copy: Copy | None = None
+    whole: bool = False
+    done: frozenset[Place] = frozenset()
+    cut: Cut | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cut", cut(self.node) if self.node else None)
+
+    def jobs(self) -> Iterator[Job]:
+        """The jobs that are to be done, in order."""
+        return (job for job in self._every() if job.place not in self.done)
+
+    def _every(self) -> Iterator[Job]:
+        if self.node and self.cut:
+            for start, stop in self.cut.spans():
+                yield NodeJob(self.node.key, start, stop)
+        elif self.copy is None:
+            yield CopyJob(self.files[0], 0, 0)
+        else:
+            for piece in self.copy.split(self.copy.nbytes or 1 if self.whole else _COPY_BYTES):
+                yield CopyJob(self.files[0], piece.offset, piece.nbytes)
+
+    @property
+    def count(self) -> int:
+        """How many jobs are to be done."""
+        return sum(1 for _ in self.jobs()) if self.done or not self.cut else self.cut.jobs
 
     @property
     def memory(self) -> int:
-        """Bytes it holds while it runs."""
-        return _memory(self.derivation.matrix, self.derivation.granule, self.span)
+        """Bytes that each of its jobs holds while it runs."""
+        return self.cut.memory if self.cut else BUFFER_BYTES
 
     @property
-    def needs(self) -> tuple[Reduction, ...]:
-        """What must be known before."""
-        if self.derivation.direct:
-            return self.derivation.direct.needs
-        return (*self.derivation.needs, *self.derivation.matrix.needs)
+    def needs(self) -> tuple[Node, ...]:
+        """The values that must be known before."""
+        return self.node.values if self.node else ()
 
     @property
-    def uses_torch(self) -> bool:
-        """Whether torch has to be loaded."""
-        return self.derivation.direct is None
+    def sources(self) -> tuple[SourceFile, ...]:
+        """The files that it reads."""
+        if self.node:
+            return tuple(dict.fromkeys(tensor.file for tensor in self.node.reads))
+        return (self.copy.source,) if self.copy else ()
+
+    def reads(self) -> Iterator[tuple[SourceFile, range]]:
+        """The bytes that its jobs read, and perhaps some between them."""
+        if self.copy:
+            for job in self.jobs():
+                assert isinstance(job, CopyJob)
+                start = self.copy.start + job.offset - self.copy.offset
+                yield self.copy.source, range(start, start + job.nbytes)
+        for tensor in self.node.reads if self.node else ():
+            yield tensor.file, range(tensor.start, tensor.start + tensor.spec.nbytes)
 
 
-Job = CopyJob | ReduceJob | ComputeJob
-
-
-def make_jobs(
-    files: Iterable[OutputFile], link: bool, done: Collection[tuple[str, Place]] = ()
-) -> list[Job]:
-    """Cut the writing of `files` into jobs; what a job needs stands before it.
+def make_tasks(graph: Graph, done: Collection[tuple[str, Place]] = ()) -> list[Task]:
+    """What is to be done for the files of a graph, file by file; values before what needs them.
 
     Args:
-        files: what to write.
-        link: files that are taken over whole stay whole, to be linked.
+        graph: the files and nodes.
         done: file and place of jobs that need not be done again.
     """
-    files = list(files)
-    targets: dict[Derivation, list[Target]] = defaultdict(list)
-    for file in files:
-        for part in file.computed:
-            target = Target(file.name, part.tensor.output, part.offset)
-            targets[part.tensor.derivation].append(target)
-    copies = (job for file in files for job in _copies(file, link))
-    jobs: list[Job] = [job for job in copies if (job.file.name, job.place) not in done]
-    known: set[Reduction] = set()
-    for file in files:
-        for derivation in dict.fromkeys(part.tensor.derivation for part in file.computed):
-            every = _computations(derivation, tuple(targets.pop(derivation, ())))
-            if todo := [job for job in every if (job.targets[0].file, job.place) not in done]:
-                for reduction in todo[0].needs:
-                    jobs += _reductions(reduction, known)
-                jobs += todo
-    return jobs
+    places: dict[str, set[Place]] = {}
+    for written, place in done:
+        places.setdefault(written, set()).add(place)
+    tasks: list[Task] = []
+    made: set[Node] = set()
+    for name, file in graph.files.items():
+        kept = frozenset(places.get(name, ()))
+        whole = graph.links(file)
+        copies = [Task((name,), copy=copy, whole=whole, done=kept) for copy in file.copies]
+        if not copies and not file.computed:
+            copies = [Task((name,))]
+        tasks += [task for task in copies if not kept or task.count]
+        for node in dict.fromkeys(part.tensor.node for part in file.computed):
+            files = tuple(dict.fromkeys(target.file for target in graph.targets[node.key]))
+            task = Task(files, node, done=kept)
+            if files[0] != name or (kept and not task.count):
+                continue
+            tasks += [*(Task((), value) for value in _values_of(node, made)), task]
+    return tasks
 
 
-def spread(jobs: Iterable[Job], width: int) -> list[Job]:
+def node_tasks(nodes: Iterable[Node]) -> list[Task]:
+    """Nodes that write nothing, each behind the values that it needs."""
+    return [Task((), node) for node in all_nodes(nodes)]
+
+
+def _values_of(node: Node, made: set[Node]) -> Iterator[Node]:
+    """The values that a node needs and that were not made yet, those before that they need."""
+    for value in node.values:
+        if value not in made:
+            made.add(value)
+            yield from _values_of(value, made)
+            yield value
+
+
+def in_turn(tasks: Iterable[Task], width: int) -> Iterator[tuple[Task, Job]]:
     """Jobs on `width` files in turn, until these are done: threads that write one file queue up.
 
-    What needs no torch, which takes a second to load, comes first. What a job needs may now come
-    a little behind it.
+    Values come right before what needs them.
     """
-    every = list(jobs)
-    light = [job for job in every if not job.uses_torch]
-    heavy = [job for job in every if job.uses_torch]
-    return [*_in_turn(light, width), *_in_turn(heavy, width)]
-
-
-def _in_turn(jobs: Iterable[Job], width: int) -> Iterator[Job]:
-    queues: dict[str, deque[Job]] = defaultdict(deque)
-    reductions: list[Job] = []
-    for job in jobs:
-        if job.files:
-            queues[min(job.files)].extend([*reductions, job])
-            reductions = []
-        else:
-            reductions.append(job)
-    waiting, current = deque(queues.values()), deque[deque[Job]]()
+    waiting = deque(_by_file(tasks))
+    current: deque[Iterator[list[tuple[Task, Job]]]] = deque()
     while current or waiting:
         while waiting and len(current) < width:
-            current.append(waiting.popleft())
+            current.append(_together(waiting.popleft()))
         queue = current.popleft()
-        yield queue.popleft()
-        if queue:
+        found = next(queue, None)
+        if found is not None:
+            yield from found
             current.append(queue)
 
 
-def _runs(matrix: Matrix, granule: int) -> Iterator[range]:
-    """The rows of a matrix, or its columns, in the runs of a job each; a step is a block."""
-    length, across = matrix.source.spec.shape
-    if matrix.is_columnwise:
-        length, across = across, length
-    least = _COLUMNS_AT_ONCE if matrix.is_columnwise else 1
-    height = max(least, BLOCK_ELEMENTS // max(1, across))
-    height = max(1, height // granule) * granule
-    together = max(1, _JOB_ELEMENTS // max(1, across * height)) * height
-    for start in range(0, length, together):
-        yield range(start, min(start + together, length), height)
+def _by_file(tasks: Iterable[Task]) -> list[list[Task]]:
+    """Tasks by the first file that they write, each behind the values before it."""
+    queues: dict[str, list[Task]] = {}
+    values: list[Task] = []
+    for task in tasks:
+        values.append(task)
+        if task.files:
+            queues.setdefault(min(task.files), []).extend(values)
+            values = []
+    return [*queues.values(), values]
 
 
-def _copies(file: OutputFile, link: bool) -> list[CopyJob]:
-    if link and file.verbatim:
-        return [CopyJob(file, file.copies[0])]
-    pieces = [piece for copy in file.copies for piece in copy.split(_COPY_BYTES)]
-    if not pieces and not file.computed:
-        return [CopyJob(file, None)]
-    return [CopyJob(file, piece) for piece in pieces]
-
-
-def _reductions(reduction: Reduction, known: set[Reduction]) -> Iterator[Job]:
-    if reduction in known:
-        return
-    known.add(reduction)
-    before = [need for matrix in reduction.inputs for need in matrix.needs]
-    for each in (*([reduction.after] if reduction.after else []), *before):
-        yield from _reductions(each, known)
-    for matrix in reduction.inputs:
-        for span in _runs(matrix, matrix.granule[matrix.is_columnwise]):
-            yield ReduceJob(reduction, matrix, span)
-
-
-def _computations(derivation: Derivation, targets: tuple[Target, ...]) -> Iterator[ComputeJob]:
-    if targets:
-        for span in _runs(derivation.matrix, derivation.granule):
-            yield ComputeJob(derivation, span, targets)
-
-
-def _memory(matrix: Matrix, granule: int, span: range) -> int:
-    """Bytes of what is read at once, with what is computed from it.
-
-    Columns are computed in bands, whose results are then joined.
-    """
-    spec = matrix.source.spec
-    length, across = spec.shape[::-1] if matrix.is_columnwise else spec.shape
-    elements, stored = min(span.step, length) * across, min(span.step, length) * spec.nbytes
-    stored //= length
-    if not matrix.is_columnwise:
-        return stored + elements * _BYTES_PER_ELEMENT
-    band = min(elements, max(BLOCK_ELEMENTS, across * granule))
-    return stored + band * _BYTES_PER_ELEMENT + 2 * max(stored, 4 * elements)
+def _together(tasks: Sequence[Task]) -> Iterator[list[tuple[Task, Job]]]:
+    """Each job that writes, with the jobs for values before it."""
+    values: list[tuple[Task, Job]] = []
+    for task in tasks:
+        for job in task.jobs():
+            values.append((task, job))
+            if task.files:
+                yield values
+                values = []
+    yield from ([value] for value in values)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import heapq
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ctcli.engine.jobs import Job, make_jobs
+from ctcli.engine.graph import Graph
+from ctcli.engine.jobs import Task, make_tasks
 from ctcli.engine.supply import Turns
 from ctcli.errors import CtcliError
+from ctcli.lazy.tensors import SourceFile
 from ctcli.storage.destination import check_beside, check_sources, device_of, free_bytes
 from ctcli.storage.journal import Errors
 from ctcli.storage.layout import Layout, OutputFile, sources_of
@@ -60,8 +63,8 @@ class Plan:
     @cached_property
     def fetch_bytes(self) -> int:
         """Bytes to download, as long as nothing was."""
-        whole = sum(s.fetch_bytes for s in sources_of(self.files) if not s.is_streamed)
-        return whole + sum(Turns(jobs).fetch_bytes for jobs in self.jobs)
+        whole = sum(s.fetch_bytes for s in self.sources if not s.is_streamed)
+        return whole + sum(turns.fetch_bytes for turns in self.turns)
 
     @property
     def write_bytes(self) -> int:
@@ -76,19 +79,31 @@ class Plan:
     @property
     def peak_memory(self) -> int:
         """Upper bound in bytes for what the jobs under way hold together."""
-        largest = sorted((job.memory for jobs in self.jobs for job in jobs), reverse=True)
-        return min(self.settings.max_memory, sum(largest[: self.settings.workers]))
+        left, total = self.settings.workers, 0
+        for task in heapq.nlargest(left, self._every, key=lambda task: task.memory):
+            total += task.memory * (count := min(left, task.count))
+            left -= count
+        return min(self.settings.max_memory, total)
+
+    @cached_property
+    def largest_job(self) -> int:
+        """Bytes that the largest job holds."""
+        return max((task.memory for task in self._every), default=0)
+
+    @property
+    def _every(self) -> Iterator[Task]:
+        return (task for tasks in self.tasks for task in tasks)
 
     @cached_property
     def peak_disk(self) -> int:
         """Bytes that output and streamed source files occupy together, at least at one moment."""
         sizes = {file.name: 0 if self.links(file) else file.size for file in self.files}
-        jobs, closing = self.jobs
+        turns, closing = self.turns
         leaving = [f.name for f in self.layout.files if f.is_shard and not self.settings.keeps]
-        kept = {name for job in closing for name in job.files}
+        kept = {name for task in closing.tasks for name in task.files}
         kept |= {file.name for file in self.complete} - {*leaving}
         sizes |= {file.name: file.size for file in self.complete}
-        first, *later = Turns(jobs).disk(sizes, leaving, self.begun)
+        first, *later = turns.disk(sizes, leaving, self.begun)
         first += sum(file.size for file in self.complete if file.name in leaving)
         return max([first, *later]) + sum(sizes[name] for name in kept)
 
@@ -104,16 +119,34 @@ class Plan:
         return frozenset(part.file for part in self.leftover.journal.parts.values())
 
     @cached_property
-    def jobs(self) -> tuple[list[Job], list[Job]]:
-        """How the pending files are written: the closing ones behind all others."""
+    def graphs(self) -> tuple[Graph, Graph]:
+        """The pending files and their nodes: the closing ones behind all others."""
         files, closing = self.layout.files, self.layout.closing
-        link, done = self.settings.link, self.leftover.journal.parts.keys()
-        return (
-            make_jobs(self.pending(files), link, done),
-            make_jobs(self.pending(closing), link, done),
-        )
+        link = self.settings.link
+        return Graph.of(self.pending(files), link), Graph.of(self.pending(closing), link)
 
-    @property
+    @cached_property
+    def tasks(self) -> tuple[list[Task], list[Task]]:
+        """How the files of each graph are written."""
+        done = self.leftover.journal.parts.keys()
+        files, closing = self.graphs
+        return make_tasks(files, done), make_tasks(closing, done)
+
+    @cached_property
+    def turns(self) -> tuple[Turns, Turns]:
+        """When tasks can be done."""
+        files, closing = self.tasks
+        streams = any(file.is_streamed for file in self.sources)
+        return Turns(files, streams), Turns(closing, streams)
+
+    @cached_property
+    def sources(self) -> list[SourceFile]:
+        """The source files that the pending files are made of."""
+        if not self.leftover.journal.complete:
+            return [*self.layout.sources]
+        return sources_of(self.files)
+
+    @cached_property
     def files(self) -> list[OutputFile]:
         """The files still to be written."""
         return self.pending(self.layout.all_files)
@@ -167,25 +200,24 @@ def check_resources(plan: Plan) -> None:
     Raises:
         CtcliError: lists every file system that is too small, and the budget.
     """
-    check_sources(plan.destination, (source.location for source in sources_of(plan.files)))
+    check_sources(plan.destination, (source.location for source in plan.sources))
     check_beside(plan.destination, plan.layout.beside, plan.settings.overwrite)
     problems, hints = [], []
-    largest = max((job.memory for jobs in plan.jobs for job in jobs), default=0)
-    if plan.settings.max_memory < largest:
-        problems.append(f"--max-memory: the largest job needs {largest:,} bytes.")
+    if plan.settings.max_memory < plan.largest_job:
+        problems.append(f"--max-memory: the largest job needs {plan.largest_job:,} bytes.")
         hints.append("Give a larger --max-memory.")
     least = plan.peak_disk
     if plan.settings.max_disk is not None and plan.settings.max_disk < least:
         problems.append(f"--max-disk: at least {least:,} bytes are needed at some moment.")
         hints.append("Give a larger --max-disk.")
-    sources = [source for source in sources_of(plan.files) if not source.is_streamed]
+    sources = [source for source in plan.sources if not source.is_streamed]
     there = plan.leftover.reclaimable + sum(file.size for file in plan.complete)
     needs = [(plan.destination, least - there)]
     needs += [(source.location, source.fetch_bytes) for source in sources]
     needed: dict[int, tuple[Path, int]] = {}
     for path, nbytes in needs:
-        device = device_of(path)
-        needed[device] = (path, nbytes + needed.get(device, (path, 0))[1])
+        first, before = needed.setdefault(device := device_of(path), (path, 0))
+        needed[device] = (first, before + nbytes)
     for path, nbytes in needed.values():
         free = free_bytes(path)
         if nbytes > free:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import resource
-from collections import Counter, defaultdict, deque
-from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from ctcli.engine.jobs import Job, spread
+from ctcli.engine.ledger import Ledger
 from ctcli.engine.outbox import Outbox, Publication, finish
+from ctcli.engine.perform import perform
 from ctcli.engine.plan import Plan
-from ctcli.engine.reductions import Values
-from ctcli.engine.supply import Supply, Turns
-from ctcli.engine.worker import Worker
+from ctcli.engine.schedule import Schedule, Stop
+from ctcli.engine.supply import Supply
 from ctcli.events import Event, Notify
-from ctcli.storage.journal import Errors, Part
+from ctcli.ops.runtime import collect_again
+from ctcli.storage.journal import Errors
 from ctcli.storage.layout import OutputFile
-from ctcli.storage.output import OpenOutput
+from ctcli.storage.output import OutputFiles
 from ctcli.storage.writer import PartialDirectory, open_partial
 from ctcli.units import Advance
 
 _OPEN_FILES = 65_536
-# How far down the queue a job is looked for whose file no other thread writes just then.
-_LOOKAHEAD = 64
 # After an error, jobs end at their next step; a download that stalls may not come to one.
 _GRACE_SECONDS = 3.0
 
@@ -44,13 +40,18 @@ def execute(
         notify: told of shards that came, were written and went.
 
     Returns:
-        What its derivation measured, for every module that was computed.
+        What its node measured, for every module that was computed.
 
     Raises:
         CtcliError: reading or writing failed; DST is as it was, and the plan can be continued.
     """
     settings, kept = plan.settings, plan.leftover.journal
     _allow_many_files()
+    collect_again()
+    if any(graph.nodes for graph in plan.graphs):
+        from ctcli.ops.jit import on_slow_compilation
+
+        on_slow_compilation(lambda: notify(Event("compiling", message="compiling kernels, once")))
     errors = [*kept.complete.values()]
     with open_partial(
         plan.destination,
@@ -58,11 +59,11 @@ def execute(
         plan.leftover,
         settings.fsync,
         settings.overwrite,
-        plan.layout.is_file,
+        plan.layout.form,
     ) as partial:
-        partial.drop_sources([f.location for jobs in plan.jobs for f in Turns(jobs).files])
-        for jobs, files in zip(plan.jobs, (plan.layout.files, plan.layout.closing), strict=True):
-            run = _Run(jobs, plan.pending(files), plan, partial, advance, publication, notify)
+        partial.drop_sources([file.location for turns in plan.turns for file in turns.files])
+        for which, files in enumerate((plan.layout.files, plan.layout.closing)):
+            run = _Run(which, plan, partial, advance, publication, notify)
             for file in files:
                 if file.name in kept.complete:
                     run.outbox.add(file, kept.complete[file.name])
@@ -84,113 +85,92 @@ def _allow_many_files() -> None:
 
 
 class _Run:
-    """One pass of the thread pool over some jobs."""
+    """One pass over some of the files: the closing ones come last."""
 
     def __init__(
         self,
-        jobs: Sequence[Job],
-        files: Iterable[OutputFile],
+        which: int,
         plan: Plan,
         partial: PartialDirectory,
         advance: Advance,
         publication: Publication | None,
         notify: Notify,
     ) -> None:
-        counts = Counter(name for job in jobs for name in job.files)
-        settings = self._settings = plan.settings
+        settings, parts = plan.settings, plan.leftover.journal.parts.values()
+        self._graph, turns = plan.graphs[which], plan.turns[which]
         self._notify = notify
-        self._complete: set[str] = set()
-        turns = Turns(spread(jobs, settings.workers))
-        self._waiting = deque(turns.jobs)
-        self._values = Values(jobs)
-        parts: dict[str, list[Part]] = defaultdict(list)
-        for part in plan.leftover.journal.parts.values():
-            parts[part.file].append(part)
-        self._outputs = {
-            file.name: OpenOutput(file, counts[file.name], partial, parts[file.name])
-            for file in files
-        }
-        self._worker = Worker(self._outputs, self._values, partial, settings.link, advance)
-        sizes = {name: output.file.size for name, output in self._outputs.items()}
+        self._stop = Stop(advance)
+        begun = {part.file for part in parts}
+        self._outputs = OutputFiles(self._graph.files, partial, begun)
+        own = [part for part in parts if part.file in self._graph.files]
+        self._ledger = Ledger(self._graph, turns.tasks, own, partial)
+        sizes = {name: file.size for name, file in self._graph.files.items()}
         held = sum(file.size for file in plan.complete)
-        self._supply = Supply(
-            turns, sizes, plan.begun, held, settings.max_disk, self._worker.advance
+        self._supply = Supply(turns, sizes, plan.begun, held, settings.max_disk, self._stop)
+        self.outbox = Outbox(publication, partial.folder, settings.keeps, self._stop)
+        self._schedule = Schedule(
+            turns.tasks,
+            turns.jobs(settings.workers),
+            settings.workers,
+            settings.max_memory,
+            lambda job, values: perform(job, self._graph, values.known, self._outputs, self._stop),
+            self._supply.admits,
         )
-        self.outbox = Outbox(publication, partial.folder, settings.keeps, self._worker.advance)
-        self._uses_torch = any(job.uses_torch for job in jobs)
+        self._closing: dict[Future[None], OutputFile] = {}
+        self._closer = ThreadPoolExecutor(1)
 
     def write(self) -> list[Errors]:
         """Do all jobs, or raise the first error. Returns the errors noted of each file."""
-        running: dict[Future[None], Job] = {}
-        if self._uses_torch:
-            self._worker.prepare(touch=self._settings.max_disk is None)
-        pool = ThreadPoolExecutor(self._settings.workers)
         try:
-            while self._waiting or running or self.outbox.sending:
-                current = [*running.values(), *itertools.islice(self._waiting, 1)]
-                fetching = self._supply.fetch(current)
-                while job := self._next(running.values()):
-                    running[pool.submit(self._worker.do, job)] = job
-                under_way: list[Future[Any]] = [*running, *fetching, *self.outbox.sending]
-                wait(under_way, return_when=FIRST_COMPLETED)
-                for done in [future for future in running if future.done()]:
-                    done.result()
-                    self._finish(running.pop(done))
+            while not self._is_over:
+                self._supply.fetch(self._schedule.current)
+                self._schedule.start()
+                wait(self._under_way, return_when=FIRST_COMPLETED)
+                for task, done in self._schedule.collect():
+                    self._supply.done(task)
+                    for name in self._ledger.note(task, done):
+                        self._close(self._graph.files[name])
+                self._complete()
                 for source in self._supply.receive():
                     self._notify(Event("shard_fetched", source.name, source.size))
                 self._collect()
                 self.outbox.check()
         finally:
-            self._worker.stop()
+            self._stop.stop()
             self._supply.stop()
             self.outbox.stop()
-            under_way = [*running, *self._supply.fetching, *self.outbox.sending]
-            if not wait(under_way, timeout=_GRACE_SECONDS).not_done:
-                for output in self._outputs.values():
-                    output.abandon()
+            self._schedule.stop()
+            self._closer.shutdown(wait=False)
+            if not wait(self._under_way, timeout=_GRACE_SECONDS).not_done:
+                self._outputs.abandon()
             self._collect()
-            pool.shutdown(wait=False, cancel_futures=True)
-        return [output.errors() for output in self._outputs.values()]
+        return [self._ledger.errors(name) for name in self._graph.files]
+
+    @property
+    def _under_way(self) -> list[Future[Any]]:
+        running: list[Future[Any]] = [*self._schedule.running, *self._supply.fetching]
+        return [*running, *self._closing, *self.outbox.sending]
+
+    @property
+    def _is_over(self) -> bool:
+        return self._schedule.is_over and not (self._closing or self.outbox.sending)
+
+    def _close(self, file: OutputFile) -> None:
+        """Close a file whose last job is done: on a thread, as a disk may take its time."""
+        self._closing[self._closer.submit(self._outputs.close, file.name)] = file
+
+    def _complete(self) -> None:
+        """Note the files that are complete, and send them."""
+        for future in [future for future in self._closing if future.done()]:
+            file = self._closing.pop(future)
+            future.result()
+            self._ledger.complete(file.name)
+            if file.is_shard:
+                self._notify(Event("shard_written", file.name, file.size))
+            self.outbox.add(file, self._ledger.errors(file.name))
 
     def _collect(self) -> None:
         """Give up and tell of what has arrived on the hub, after an error of another file, too."""
         for file, freed in self.outbox.collect():
             self._supply.freed(freed)
             self._notify(Event("shard_pushed", file.name, file.size))
-
-    def _finish(self, job: Job) -> None:
-        """Give up the source file that no other job reads, and send the files that are complete."""
-        self._supply.done(job)
-        for name in job.files:
-            output = self._outputs[name]
-            # Its last two jobs may both have been done since the last look.
-            if output.is_complete and name not in self._complete:
-                self._complete.add(name)
-                if output.file.is_shard:
-                    self._notify(Event("shard_written", name, output.file.size))
-                self.outbox.add(output.file, output.errors())
-
-    def _next(self, running: Collection[Job]) -> Job | None:
-        """The next waiting job that has all it needs, if the budget admits it now."""
-        if len(running) == self._settings.workers:
-            return None
-        ready = self._ready(frozenset().union(*(job.files for job in running)))
-        if ready is None:
-            return None
-        job = self._waiting[ready]
-        if sum(other.memory for other in running) + job.memory > self._settings.max_memory:
-            return None
-        del self._waiting[ready]
-        return job
-
-    def _ready(self, busy: Collection[str]) -> int | None:
-        """Which waiting job has all it needs: of the first few, one whose files are not `busy`."""
-        first = None
-        for i, job in enumerate(self._waiting):
-            if not self._supply.admits(job) or (first is not None and i > _LOOKAHEAD):
-                break
-            if all(map(self._values.knows, job.needs)):
-                if job.files.isdisjoint(busy):
-                    return i
-                first = i if first is None else first
-        return first

@@ -1,6 +1,6 @@
 """Source files of a run: fetched ahead of the jobs that read them, and given up after.
 
-Streamed files take turns in natural order. A job can be done from the turn on at which all files
+Streamed files take turns in natural order. A task can be done from the turn on at which all files
 have come that it reads, or that values it needs are made of. With a limit for the disk, a file is
 fetched only once there is room for it and for the output files that can then be begun; as turns
 come in order, the files of earlier ones are gone by then, and no run can block itself.
@@ -9,14 +9,16 @@ come in order, the files of earlier ones are gone by then, and no run can block 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 from ctcli.checkpoint.sharding import natural_key
-from ctcli.engine.jobs import CopyJob, Job, ReduceJob
-from ctcli.lazy.tensors import Reduction, SourceFile
+from ctcli.engine.jobs import Job, Task, in_turn
+from ctcli.lazy.nodes import Node
+from ctcli.lazy.tensors import SourceFile
 from ctcli.units import Advance
 
 _AHEAD = 2  # turns between the one whose jobs are done now and the last one that is fetched
@@ -28,26 +30,37 @@ _GAP_BYTES = 1 << 20
 
 
 class Turns:
-    """When each job can be done: with the turn of the last streamed file that it depends on."""
+    """When each task can be done: with the turn of the last streamed file that it depends on.
 
-    def __init__(self, jobs: Iterable[Job]) -> None:
-        jobs = list(jobs)
+    Args:
+        tasks: what is to be done.
+        streams: whether there may be streamed files.
+    """
+
+    def __init__(self, tasks: Sequence[Task], streams: bool = True) -> None:
         self._reached = cache(self._reach)
-        every = {source_of(job) for job in jobs} - {None}
-        streamed = [file for file in every if file and file.is_streamed]
+        every = (file for task in tasks for file in task.sources) if streams else ()
+        streamed = {file for file in every if file.is_streamed}
         self.files = sorted(streamed, key=lambda file: natural_key(file.name))
         self._place = {file: place for place, file in enumerate(self.files)}
-        self.jobs = sorted(jobs, key=self.of)
+        self.tasks = sorted(tasks, key=self.of) if streamed else list(tasks)
         self._spans: dict[SourceFile, list[range]] = defaultdict(list)
-        for job in jobs:
-            if (file := source_of(job)) and file.is_streamed:
-                self._spans[file].append(_bytes_of(job))
+        for task in tasks if streamed else ():
+            for file, span in task.reads():
+                if file.is_streamed:
+                    self._spans[file].append(span)
 
-    def of(self, job: Job) -> int:
-        """The turn from which on a job can be done; -1 if it depends on no streamed file."""
-        own = source_of(job)
-        turns = [self._place.get(own, -1) if own else -1, *map(self._reached, job.needs)]
-        return max(turns)
+    def of(self, task: Task) -> int:
+        """The turn from which on a task can be done; -1 if it depends on no streamed file."""
+        if not self._place:
+            return -1
+        own = [self._place.get(file, -1) for file in task.sources]
+        return max([-1, *own, *map(self._reached, task.needs)])
+
+    def jobs(self, width: int) -> Iterator[tuple[Task, Job]]:
+        """All jobs, turn after turn, and on `width` files in turn in each."""
+        for _, tasks in groupby(self.tasks, self.of):
+            yield from in_turn(tasks, width)
 
     def pieces(self, file: SourceFile) -> list[range]:
         """The bytes of a streamed file that are to be fetched: what jobs read, or all of it."""
@@ -76,7 +89,7 @@ class Turns:
         Args:
             there: files of which an earlier run wrote parts.
         """
-        begun = {name: self.of(job) for job in reversed(self.jobs) for name in job.files}
+        begun = {name: self.of(task) for task in reversed(self.tasks) for name in task.files}
         return {name: -1 if name in there else turn for name, turn in begun.items()}
 
     def disk(
@@ -92,46 +105,23 @@ class Turns:
         turns = range(-1, len(self.files))
         held = dict.fromkeys(turns, 0)
         ends = {
-            name: self.of(job) if name in leaving else turns[-1]
-            for job in self.jobs
-            for name in job.files
+            name: self.of(task) if name in leaving else turns[-1]
+            for task in self.tasks
+            for name in task.files
         }
         lives = [(first, ends[name], sizes[name]) for name, first in self.begun(there).items()]
-        last_read = {source_of(job): self.of(job) for job in self.jobs}
+        last_read = {
+            file: self.of(task) for task in self.tasks if self.files for file in task.sources
+        }
         lives += [(place, last_read[file], file.size) for file, place in self._place.items()]
         for first, last, nbytes in lives:
             for turn in range(first, last + 1):
                 held[turn] += nbytes
         return [*held.values()]
 
-    def _reach(self, reduction: Reduction) -> int:
-        before = [need for matrix in reduction.inputs for need in matrix.needs]
-        before += [reduction.after] if reduction.after else []
-        own = [self._place.get(matrix.source.file, -1) for matrix in reduction.inputs]
-        return max([*own, *map(self._reached, before)])
-
-
-def _bytes_of(job: Job) -> range:
-    """The bytes that a job reads of its file, and perhaps some between them."""
-    if isinstance(job, CopyJob):
-        assert job.copy, "it reads a file"
-        return range(job.copy.start, job.copy.start + job.copy.nbytes)
-    matrix = job.matrix if isinstance(job, ReduceJob) else job.derivation.matrix
-    tensor = matrix.source
-    if matrix.is_columnwise:
-        return range(tensor.start, tensor.start + tensor.spec.nbytes)
-    row_bytes = tensor.spec.nbytes // tensor.spec.shape[0]
-    return range(
-        tensor.start + job.span.start * row_bytes, tensor.start + job.span.stop * row_bytes
-    )
-
-
-def source_of(job: Job) -> SourceFile | None:
-    """The file that a job reads."""
-    if isinstance(job, CopyJob):
-        return job.copy.source if job.copy else None
-    matrix = job.matrix if isinstance(job, ReduceJob) else job.derivation.matrix
-    return matrix.source.file
+    def _reach(self, value: Node) -> int:
+        own = [self._place.get(tensor.file, -1) for tensor in value.reads]
+        return max([-1, *own, *map(self._reached, value.values)])
 
 
 class Supply:
@@ -158,7 +148,9 @@ class Supply:
         self._turns = turns
         self._max_disk = max_disk
         self._advance = advance
-        self._unread = Counter(source_of(job) for job in turns.jobs)
+        self._unread: Counter[SourceFile] = Counter()
+        for task in turns.tasks:
+            self._unread.update(dict.fromkeys(task.sources, task.count))
         self._room: list[int] = [file.size for file in turns.files]
         self._held = held
         for name, turn in turns.begun(there).items():
@@ -171,9 +163,9 @@ class Supply:
         self._pool = ThreadPoolExecutor(_AT_ONCE)
         self._drop_what_has_no_room()
 
-    def admits(self, job: Job) -> bool:
-        """Whether all files that the job depends on have come."""
-        turn = self._turns.of(job)
+    def admits(self, task: Task) -> bool:
+        """Whether all files that a task depends on have come."""
+        turn = self._turns.of(task)
         return turn < self._begun and all(each > turn for each in self._fetching.values())
 
     @property
@@ -181,8 +173,9 @@ class Supply:
         """What is on its way."""
         return self._fetching
 
-    def fetch(self, current: Iterable[Job]) -> Collection[Future[Path]]:
-        """Fetch what may be fetched now; `current` are the jobs under way and the first that waits.
+    def fetch(self, current: Iterable[Task]) -> Collection[Future[Path]]:
+        """Fetch what may be fetched now; `current` are the tasks of the jobs under way, and that of
+        the first which waits.
 
         Returns:
             What is on its way.
@@ -211,13 +204,13 @@ class Supply:
             future.result()
         return [self._turns.files[self._fetching.pop(future)] for future in come]
 
-    def done(self, job: Job) -> None:
-        """Give a file up after the last job that reads it."""
-        file = source_of(job)
-        self._unread[file] -= 1
-        if file and file.is_streamed and not self._unread[file]:
-            file.release()
-            self.freed(file.size)
+    def done(self, task: Task) -> None:
+        """Give files up after the last job that reads them."""
+        for file in task.sources:
+            self._unread[file] -= 1
+            if file.is_streamed and not self._unread[file]:
+                file.release()
+                self.freed(file.size)
 
     def freed(self, nbytes: int) -> None:
         """So many bytes of the disk are free again."""

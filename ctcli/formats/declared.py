@@ -11,44 +11,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from ctcli.formats.groups import Group, Reader
+from ctcli.models.config import quantizations, shown, table
 from ctcli.models.protected import is_embedding
 from ctcli.patterns import matches
-from ctcli.schemes.arguments import QuantizationArgs, Scheme, default_format
 
 QUANT_METHOD = "compressed-tensors"
-_LINEAR = "Linear"
 _ONLINE = ("input", "output", "q_attn", "k_cache")
-_UNITS = {
-    "tensor": "by tensor",
-    "channel": "by channel",
-    "token": "by token",
-    "tensor_group": "in groups of {group_size} under a global scale",
-    "group": "in groups of {group_size}",
-}
-
-
-@dataclass(frozen=True)
-class Group:
-    """One of the `config_groups`.
-
-    Attributes:
-        name: its key.
-        targets: names, `re:` expressions, or the class Linear.
-        scheme: how it quantizes.
-    """
-
-    name: str
-    targets: tuple[str, ...]
-    scheme: Scheme
-
-    def names(self, module: str) -> bool:
-        """Whether a target other than a class matches a module."""
-        return any(target != _LINEAR and matches(target, module) for target in self.targets)
-
-    @property
-    def takes_linears(self) -> bool:
-        """Whether the class Linear is among the targets."""
-        return _LINEAR in self.targets
 
 
 @dataclass(frozen=True)
@@ -62,6 +31,7 @@ class Declaration:
         transforms: rotations that are applied at run time: name and locations.
         sparsity: whether it declares sparse weights.
         problems: what cannot be read.
+        has_unreadable_patterns: whether `ignore` or targets are not all here for that reason.
     """
 
     method: str
@@ -70,6 +40,7 @@ class Declaration:
     transforms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sparsity: bool = False
     problems: tuple[str, ...] = ()
+    has_unreadable_patterns: bool = False
 
     def group_of(self, module: str) -> Group | None:
         """The group that quantizes a module; None where it is left alone."""
@@ -97,75 +68,33 @@ def read_declaration(config: Mapping[str, Any]) -> Declaration | None:
     Args:
         config: config.json.
     """
-    parts = [config, config.get("text_config")]
-    found = [
-        part[key]
-        for part in parts
-        if isinstance(part, Mapping)
-        for key in ("quantization_config", "compression_config")
-        if isinstance(part.get(key), Mapping)
-    ]
-    if not found:
+    said = quantizations(config)
+    found = next((value for value in said if isinstance(value, Mapping)), None)
+    if found is not None:
+        method = str(found.get("quant_method", "unnamed"))
+        return _read(found) if method == QUANT_METHOD else Declaration(method)
+    if not any(said):
         return None
-    method = str(found[0].get("quant_method", "unnamed"))
-    return _read(found[0]) if method == QUANT_METHOD else Declaration(method)
-
-
-def words(arguments: QuantizationArgs) -> str:
-    """Arguments for people: `INT4 in groups of 128, asymmetric`."""
-    unit = _UNITS.get(arguments.strategy, "").format(group_size=arguments.group_size)
-    if arguments.block_structure:
-        rows, columns = arguments.block_structure
-        unit = f"in {rows}x{columns} blocks"
-    kind = "FP" if arguments.type == "float" else "INT"
-    if arguments.scale_dtype == "torch.uint8":
-        kind = "MXFP"
-    return f"{kind}{arguments.num_bits} {unit}{'' if arguments.symmetric else ', asymmetric'}"
+    problem = f"config.json: quantization_config is {shown(said[0])}, and not a table."
+    return Declaration("unnamed", problems=(problem,))
 
 
 def _read(config: Mapping[str, Any]) -> Declaration:
-    groups, problems = [], []
-    for name, entry in _table(config.get("config_groups")).items():
-        try:
-            groups.append(_group(name, entry, config.get("format")))
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            problems.append(f"config.json: {name}: {error}.")
-    ignore = config.get("ignore") or []
-    transforms = _table(_table(config.get("transform_config")).get("config_groups"))
+    reader = Reader("config.json", writes=False)
+    groups, ignore = reader.groups(config), reader.ignore(config)
+    transforms = table(table(config.get("transform_config")).get("config_groups"))
     return Declaration(
         QUANT_METHOD,
-        tuple(groups),
-        tuple(map(str, ignore)) if isinstance(ignore, list) else (),
+        groups,
+        ignore,
         {name: online for name, entry in transforms.items() if (online := _locations(entry))},
         bool(config.get("sparsity_config")),
-        tuple(problems),
+        tuple(reader.problems),
+        reader.has_unreadable_patterns,
     )
 
 
-def _group(name: str, entry: Mapping[str, Any], overall: str | None) -> Group:
-    if not entry.get("weights"):
-        raise ValueError("it does not quantize weights")
-    if entry.get("output_activations"):
-        raise ValueError("it quantizes output activations, which ctcli does not know")
-    weights = _arguments(entry["weights"])
-    inputs = entry.get("input_activations")
-    activations = _arguments(inputs) if inputs else None
-    layout = entry.get("format") or (overall if overall != "mixed-precision" else None)
-    scheme = Scheme(name, weights, activations, layout or default_format(weights, activations))
-    targets = entry.get("targets") or [_LINEAR]
-    return Group(name, (targets,) if isinstance(targets, str) else tuple(targets), scheme)
-
-
-def _arguments(entry: Mapping[str, Any]) -> QuantizationArgs:
-    """Arguments; the order in which columns were calibrated does not concern their reader."""
-    return QuantizationArgs.from_config({**entry, "actorder": None})
-
-
 def _locations(entry: Any) -> tuple[str, ...]:
-    places = _table(entry).get("apply") or []
-    found = [_table(place).get("location") for place in places if isinstance(places, list)]
+    places = table(entry).get("apply")
+    found = [table(place).get("location") for place in places] if isinstance(places, list) else []
     return tuple(dict.fromkeys(location for location in found if location in _ONLINE))
-
-
-def _table(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -13,9 +13,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from ctcli.formats.declared import Declaration, Group, words
+from ctcli.formats.declared import Declaration
+from ctcli.formats.groups import Group
 from ctcli.models.fused import FusedSet, fused_sets
 from ctcli.models.protected import is_embedding, is_head
+from ctcli.schemes import words
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 
 Loader = Literal["vllm", "transformers"]

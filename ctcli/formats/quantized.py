@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ctcli.lazy.tensors import TensorSpec
+from ctcli.models.config import quantizations, shown
+from ctcli.ops.dtypes import CODES
 
 # Last component of a tensor's name -> who writes it.
 _MARKS = {
@@ -18,7 +20,6 @@ _MARKS = {
     "absmax": "bitsandbytes",
     "SCB": "bitsandbytes",
 }
-_QUANTIZED_DTYPES = ("F8_E4M3", "F8_E5M2", "I8", "U8", "F4")
 
 
 def quantized_format(
@@ -30,15 +31,16 @@ def quantized_format(
         tensors: names and specs.
         config: config.json.
     """
-    for part in (config, config.get("text_config") or {}):
-        found = part.get("quantization_config") or part.get("compression_config")
-        if found and not _only_transforms(found):
+    for found in filter(None, quantizations(config)):
+        if not isinstance(found, Mapping):
+            return f"its quantization_config is {shown(found)}, and not a table"
+        if not _only_transforms(found):
             return str(found.get("quant_method", "an unnamed format"))
     for name, spec in tensors:
         leaf = name.rpartition(".")[2]
         if leaf in _MARKS:
             return f"{_MARKS[leaf]} (it has {name})"
-        if leaf == "weight" and spec.dtype in _QUANTIZED_DTYPES:
+        if leaf == "weight" and spec.dtype in CODES:
             return f"{spec.dtype} ({name})"
     return None
 

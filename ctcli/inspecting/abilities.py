@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.models.architecture import Architecture
 from ctcli.models.llama import naming_of
-from ctcli.rewrites.exporting.export_bin import ExportOptions, export_bin
+from ctcli.rewrites.exporting.export_bin import export_bin
+from ctcli.rewrites.exporting.options import ExportOptions
 from ctcli.rewrites.surgery.matrices import Matrices
 from ctcli.rewrites.surgery.surgery import architecture_of, check_editable
 
@@ -36,15 +38,21 @@ class Ability:
 
 def abilities(checkpoint: Checkpoint) -> list[Ability]:
     """What fuse-norms, rotate (R1 to R4) and export-bin would say."""
-    checks: dict[str, Callable[[], object]] = {
-        "fuse-norms": lambda: _architecture(checkpoint).require("fuse-norms"),
-        "rotate R1": lambda: _check_stream(_architecture(checkpoint)),
-        "rotate R2": lambda: _check_values(_architecture(checkpoint)),
-        "rotate R3": lambda: _check_keys(_architecture(checkpoint)),
-        "rotate R4": lambda: _check_inner(checkpoint, _architecture(checkpoint)),
-        "export-bin": lambda: _check_export(checkpoint),
+    checks: dict[str, Callable[[Architecture], object]] = {
+        "fuse-norms": lambda architecture: architecture.require("fuse-norms"),
+        "rotate R1": _check_stream,
+        "rotate R2": _check_values,
+        "rotate R3": _check_keys,
+        "rotate R4": lambda architecture: _check_inner(checkpoint, architecture),
     }
-    return [_asked(name, check) for name, check in checks.items()]
+    export = _asked("export-bin", lambda: _check_export(checkpoint))
+    try:
+        check_editable(checkpoint)
+        architecture = architecture_of(checkpoint, None)
+    except CtcliError as error:
+        return [*(Ability(name, error.problems, error.hint) for name in checks), export]
+    asked = (_asked(name, partial(check, architecture)) for name, check in checks.items())
+    return [*asked, export]
 
 
 def _asked(name: str, check: Callable[[], object]) -> Ability:
@@ -53,11 +61,6 @@ def _asked(name: str, check: Callable[[], object]) -> Ability:
     except CtcliError as error:
         return Ability(name, error.problems, error.hint)
     return Ability(name)
-
-
-def _architecture(checkpoint: Checkpoint) -> Architecture:
-    check_editable(checkpoint)
-    return architecture_of(checkpoint, None)
 
 
 def _check_stream(architecture: Architecture) -> None:
@@ -82,15 +85,14 @@ def _check_keys(architecture: Architecture) -> None:
 
 def _check_inner(checkpoint: Checkpoint, architecture: Architecture) -> None:
     architecture.require("R4")
-    shapes = {name: tensor.spec.shape for name, tensor in checkpoint.tensors()}
-    for size in dict.fromkeys(shapes[f"{mlp.output}.weight"][1] for mlp in architecture.mlps):
+    outputs = (checkpoint.modules[mlp.output] for mlp in architecture.mlps)
+    for size in dict.fromkeys(output.shape[1] for output in outputs):
         if not _has_hadamard(size):
             _matrices(architecture).inner(size)
 
 
 def _check_export(checkpoint: Checkpoint) -> None:
-    options = ExportOptions(2, None, None, tokenizer=False, allow_nonstandard=False)
-    export_bin(_without_equal_head(checkpoint), options)
+    export_bin(_without_equal_head(checkpoint), ExportOptions())
 
 
 def _without_equal_head(checkpoint: Checkpoint) -> Checkpoint:
@@ -98,7 +100,7 @@ def _without_equal_head(checkpoint: Checkpoint) -> Checkpoint:
 
     export-bin compares their bytes; whether they are equal decides nothing but the file's size.
     """
-    specs = {name: tensor.spec for name, tensor in checkpoint.tensors()}
+    specs = checkpoint.specs
     naming = naming_of(specs)
     head = naming.once["classifier"] if naming else ""
     if naming is None or specs.get(head) != specs[naming.once["token_embedding"]]:

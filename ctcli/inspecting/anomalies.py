@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
-from ctcli.checkpoint.value import Checkpoint
+from ctcli.checkpoint.value import Checkpoint, Modules
 from ctcli.formats.declared import Declaration
 from ctcli.inspecting.weights import Weight
-from ctcli.lazy.tensors import DTYPES, TensorSpec
-from ctcli.models.families import is_tied, text_config
-from ctcli.models.protected import is_embedding, is_head, is_norm
-from ctcli.rewrites.surgery.surgery import FLOATS
+from ctcli.lazy.tensors import TensorSpec
+from ctcli.models.config import classes, is_tied, text_config
+from ctcli.ops.dtypes import DTYPES, FLOATS, WEIGHT_FLOATS
 
-_ORDINARY = ("BF16", "F16", "F32")
 _SHOWN = 3  # names in a line
 Specs = Mapping[str, TensorSpec]
 
@@ -28,7 +26,7 @@ def anomalies(
         weights: its parameters.
         declared: what config.json says of quantization.
     """
-    specs = {name: tensor.spec for name, tensor in checkpoint.tensors()}
+    specs = checkpoint.specs
     plain = {
         name: specs[name]
         for name, weight in weights.items()
@@ -41,8 +39,8 @@ def anomalies(
         *_odd_dtypes(plain),
         *_mixed_dtypes(plain),
         *_declared_dtype(checkpoint, plain),
-        *_head(checkpoint, specs),
-        *_quantization(specs, declared),
+        *_head(checkpoint),
+        *_quantization(checkpoint, declared),
     ]
 
 
@@ -62,12 +60,12 @@ def _empty(specs: Specs) -> Iterator[str]:
 
 def _odd_dtypes(plain: Specs) -> Iterator[str]:
     found = _by_dtype(plain)
-    for dtype in sorted(found.keys() - {*_ORDINARY}):
+    for dtype in sorted(found.keys() - {*WEIGHT_FLOATS}):
         yield f"odd dtype {dtype}: {_tensors(found[dtype])}: {_some(found[dtype])}."
 
 
 def _mixed_dtypes(plain: Specs) -> Iterator[str]:
-    found = {dtype: names for dtype, names in _by_dtype(plain).items() if dtype in _ORDINARY}
+    found = {dtype: names for dtype, names in _by_dtype(plain).items() if dtype in WEIGHT_FLOATS}
     common = max(found, key=lambda dtype: sum(plain[n].nbytes for n in found[dtype]), default="")
     for dtype in sorted(found.keys() - {common}):
         names = found[dtype]
@@ -84,25 +82,25 @@ def _declared_dtype(checkpoint: Checkpoint, plain: Specs) -> Iterator[str]:
         yield f"config.json: its dtype is {said}, and no weight is."
 
 
-def stored_heads(specs: Specs) -> list[str]:
+def stored_heads(checkpoint: Checkpoint) -> list[str]:
     """The modules that are heads."""
-    modules = dict.fromkeys(name.rpartition(".")[0] for name in specs)
-    return [module for module in modules if is_head(module)]
+    return [module.name for module in checkpoint.modules.values() if module.kind == "head"]
 
 
-def _head(checkpoint: Checkpoint, specs: Specs) -> Iterator[str]:
-    heads, classes = stored_heads(specs), checkpoint.config.get("architectures") or []
+def _head(checkpoint: Checkpoint) -> Iterator[str]:
+    heads, named = stored_heads(checkpoint), classes(checkpoint.config)
     if is_tied(checkpoint.config) and heads:
         yield f"{heads[0]}: it is stored, and config.json ties it to the embedding."
-    generates = any("For" in str(name) and "Generat" in str(name) for name in classes)
-    generates |= any(str(name).endswith("ForCausalLM") for name in classes)
+    generates = any("For" in name and "Generat" in name for name in named)
+    generates |= any(name.endswith("ForCausalLM") for name in named)
     if is_tied(checkpoint.config) is False and not heads and generates:
         yield "lm_head: it is not stored, and config.json does not tie it to the embedding."
 
 
-def _quantization(specs: Specs, declared: Declaration | None) -> Iterator[str]:
+def _quantization(checkpoint: Checkpoint, declared: Declaration | None) -> Iterator[str]:
     """Where the tensors are not what is declared."""
-    scaled = [name.removesuffix(".weight_scale") for name in specs if name.endswith("weight_scale")]
+    modules = checkpoint.modules
+    scaled = [name for name, module in modules.items() if "weight_scale" in module.parts]
     if declared is None:
         if scaled:
             yield f"quantized, and config.json does not say so: {_some(scaled)}."
@@ -114,31 +112,30 @@ def _quantization(specs: Specs, declared: Declaration | None) -> Iterator[str]:
     if extra:
         yield f"quantized, but config.json leaves them alone: {_some(extra)}."
     plain = [
-        module
-        for name, spec in specs.items()
-        if name.endswith(".weight") and len(spec.shape) == 2 and spec.dtype in FLOATS
-        if not is_norm(module := name.removesuffix(".weight")) and not is_embedding(module)
+        name
+        for name, module in modules.items()
+        if len(module.shape) == 2 and module.kind not in ("norm", "embedding")
+        if module.weight and module.weight.spec.dtype in FLOATS
     ]
-    if missing := [module for module in plain if declared.group_of(module)]:
+    if missing := [name for name in plain if declared.group_of(name)]:
         yield f"not quantized, though config.json says so: {_some(missing)}."
-    yield from _sparsely_packed(specs, declared)
+    yield from _sparsely_packed(modules, declared)
 
 
-def _sparsely_packed(specs: Specs, declared: Declaration) -> Iterator[str]:
+def _sparsely_packed(modules: Modules, declared: Declaration) -> Iterator[str]:
     """Compressed-tensors before 0.19 put whole elements into each word, under the same format."""
     found = []
-    for name, spec in specs.items():
-        module = name.removesuffix(".weight_packed")
-        group = declared.group_of(module) if name != module else None
-        scale = specs.get(f"{module}.weight_scale")
-        if group is None or scale is None or spec.dtype != "I32":
+    for name, module in modules.items():
+        packed, scale = module.parts.get("weight_packed"), module.parts.get("weight_scale")
+        group = declared.group_of(name) if packed and scale else None
+        if packed is None or scale is None or group is None or packed.spec.dtype != "I32":
             continue
         bits, size = group.scheme.weights.num_bits, group.scheme.weights.group_size
         if size and 32 % bits:
-            columns = scale.shape[-1] * size
+            columns = scale.spec.shape[-1] * size
             sparse = -(-columns // (32 // bits))
-            if spec.shape[-1] == sparse != -(-columns * bits // 32):
-                found.append(module)
+            if packed.spec.shape[-1] == sparse != -(-columns * bits // 32):
+                found.append(name)
     if found:
         yield f"packed as compressed-tensors did before 0.19, misread today: {_some(found)}."
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ctcli.checkpoint.sharding import natural_key
@@ -14,8 +15,9 @@ from ctcli.inspecting.abilities import Ability, abilities
 from ctcli.inspecting.anomalies import anomalies, stored_heads
 from ctcli.inspecting.quantization import Quantization, quantization
 from ctcli.inspecting.weights import Weight, weights_of
-from ctcli.lazy.tensors import StoredTensor, TensorSpec
-from ctcli.models.families import is_tied, model_type
+from ctcli.lazy.tensors import Stored, TensorSpec
+from ctcli.models.config import is_tied
+from ctcli.models.families import model_type
 from ctcli.models.fused import FusedSet, fused_sets
 from ctcli.patterns import check_patterns, matches
 
@@ -57,24 +59,19 @@ class Inspection:
         return model_type(self.checkpoint.config) if self.checkpoint.config else None
 
     @property
-    def specs(self) -> dict[str, TensorSpec]:
-        """All tensors."""
-        return {name: tensor.spec for name, tensor in self.checkpoint.tensors()}
-
-    @property
     def heads(self) -> list[str]:
         """Heads with a weight of their own."""
-        return stored_heads(self.specs)
+        return stored_heads(self.checkpoint)
 
-    @property
+    @cached_property
     def bytes_by_dtype(self) -> dict[str, int]:
         """The largest first."""
         found: Counter[str] = Counter()
-        for spec in self.specs.values():
+        for spec in self.checkpoint.specs.values():
             found[spec.dtype] += spec.nbytes
         return dict(found.most_common())
 
-    @property
+    @cached_property
     def straddling(self) -> dict[FusedSet, list[str]]:
         """Fused sets that lie in several shards, and which."""
         home = self.checkpoint.home()
@@ -91,15 +88,14 @@ class Inspection:
 
 def inspect(checkpoint: Checkpoint) -> Inspection:
     """Look at a checkpoint, reading nothing but what opening it has read, and small configs."""
-    specs = {name: tensor.spec for name, tensor in checkpoint.tensors()}
     declared = read_declaration(checkpoint.config)
-    weights = weights_of(specs, checkpoint.config, declared)
+    weights = weights_of(checkpoint.modules, checkpoint.config, declared)
     return Inspection(
         checkpoint,
         weights,
-        tuple(fused_sets(specs)),
+        tuple(fused_sets(checkpoint.specs)),
         is_tied(checkpoint.config),
-        quantization(declared, weights, specs),
+        quantization(declared, weights, checkpoint.specs),
         tuple(abilities(checkpoint)),
         tuple(anomalies(checkpoint, weights, declared)),
     )
@@ -124,7 +120,7 @@ def list_tensors(checkpoint: Checkpoint, pattern: str | None) -> list[Listed]:
 
 def file_bytes(shard: Shard) -> int:
     """Length of a shard's file, header included."""
-    stored = (tensor for tensor in shard.tensors.values() if isinstance(tensor, StoredTensor))
+    stored = (tensor for tensor in shard.tensors.values() if isinstance(tensor, Stored))
     return next((tensor.file.size for tensor in stored), 0)
 
 
@@ -136,7 +132,7 @@ def data_of(found: Inspection) -> dict[str, Any]:
         "architectures": checkpoint.config.get("architectures"),
         "parameters": found.parameters(),
         "parameters_quantized": found.parameters(quantized=True),
-        "tensors": len(found.specs),
+        "tensors": len(checkpoint.specs),
         "tensor_bytes": checkpoint.nbytes,
         "bytes_by_dtype": found.bytes_by_dtype,
         "tied": found.tied,

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ctcli.formats.declared import QUANT_METHOD, Declaration, Group
+from ctcli.formats.declared import QUANT_METHOD, Declaration
+from ctcli.formats.groups import Group
 from ctcli.formats.loaders import LOADERS, MACHINES, ONLINE, Contents, Loader, machine, problems
 from ctcli.inspecting.weights import Weight
 

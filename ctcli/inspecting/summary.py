@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from itertools import zip_longest
 
 from ctcli.console import Section
-from ctcli.formats.declared import words
 from ctcli.inspecting.abilities import Ability
 from ctcli.inspecting.inspection import Inspection, Listed
 from ctcli.inspecting.quantization import Quantization
+from ctcli.models.config import classes
+from ctcli.schemes import words
 from ctcli.schemes.arguments import Scheme
 from ctcli.units import format_bytes
 
@@ -24,7 +25,7 @@ def rows_of(found: Inspection) -> list[tuple[str, str]]:
     rows = [
         ("family", _family(found)),
         ("parameters", _parameters(found)),
-        ("tensors", f"{len(found.specs):,} in {_count(len(checkpoint.shards), 'shard')}"),
+        ("tensors", f"{len(checkpoint.specs):,} in {_count(len(checkpoint.shards), 'shard')}"),
         ("tensor bytes", f"{format_bytes(checkpoint.nbytes)}: {dtypes}"),
         ("tied", _tied(found)),
         ("fused sets", f"{len(found.fused):,}, of which {straddling or 'none'} straddle shards"),
@@ -81,8 +82,8 @@ def listing(tensors: list[Listed]) -> Section:
 def _family(found: Inspection) -> str:
     if found.family is None:
         return "not told: config.json is missing, empty or not JSON"
-    classes = found.checkpoint.config.get("architectures") or []
-    return f"{found.family} ({', '.join(map(str, classes))})" if classes else found.family
+    named = classes(found.checkpoint.config)
+    return f"{found.family} ({', '.join(named)})" if named else found.family
 
 
 def _parameters(found: Inspection) -> str:

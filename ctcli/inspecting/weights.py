@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ctcli.checkpoint.value import Modules
 from ctcli.formats.declared import Declaration
-from ctcli.lazy.tensors import TensorSpec
-from ctcli.models.protected import protected_kind
+from ctcli.lazy.nodes import LazyTensor
+from ctcli.models.config import table
+from ctcli.models.modules import Module
+from ctcli.ops.dtypes import CODES
 
 # Last component of a tensor's name -> it belongs to a quantized weight, and is no parameter.
 _BESIDE = (
@@ -18,7 +21,6 @@ _BESIDE = (
     *("weight_scale_inv", "qzeros", "scales", "g_idx", "SCB", "weight_format"),
     *("absmax", "quant_map", "nested_absmax", "nested_quant_map"),
 )
-_QUANTIZED = ("I8", "U8", "F8_E4M3", "F8_E5M2", "F4")
 
 
 @dataclass(frozen=True)
@@ -42,57 +44,60 @@ class Weight:
 
 
 def weights_of(
-    specs: Mapping[str, TensorSpec], config: Mapping[str, Any], declared: Declaration | None
+    modules: Modules, config: Mapping[str, Any], declared: Declaration | None
 ) -> dict[str, Weight]:
     """Every tensor of parameters, by the name that it has, or had, unquantized.
 
     Scales, zero points and matrices of rotations at run time are none.
 
     Args:
-        specs: of all stored tensors.
+        modules: all there are.
         config: config.json.
         declared: what it says of quantization.
     """
     found: dict[str, Weight] = {}
-    for name, spec in specs.items():
-        module, _, leaf = name.rpartition(".")
-        blocks = f"{name.removesuffix('_scales')}_blocks"
-        if leaf in _BESIDE or ".quant_state." in name or blocks in specs:
+    for module in modules.values():
+        if module.kind == "rotation":
             continue
-        if protected_kind(module, {}) == "online transforms":
-            continue
-        if leaf in ("weight_packed", "qweight") or leaf.endswith("_blocks"):
-            shape = _unpacked(module, leaf, specs, config, declared)
-            stem = leaf.removesuffix("_blocks") if leaf.endswith("_blocks") else "weight"
-            found[f"{module}.{stem}"] = Weight(shape, True, True)
-        elif f"{name}.absmax" in specs and spec.dtype == "U8":
-            found[name] = Weight((2 * math.prod(spec.shape),), True, True)
-        else:
-            found[name] = Weight(spec.shape, leaf == "weight" and spec.dtype in _QUANTIZED)
+        for leaf, tensor in module.parts.items():
+            name, spec = module.tensor(leaf), tensor.spec
+            blocks = f"{leaf.removesuffix('_scales')}_blocks"
+            if leaf in _BESIDE or ".quant_state." in name or blocks in module.parts:
+                continue
+            if leaf in ("weight_packed", "qweight") or leaf.endswith("_blocks"):
+                shape = _unpacked(module, leaf, config, declared)
+                stem = leaf.removesuffix("_blocks") if leaf.endswith("_blocks") else "weight"
+                found[module.tensor(stem)] = Weight(shape, True, True)
+            elif spec.dtype == "U8" and name in modules and "absmax" in modules[name].parts:
+                found[name] = Weight((2 * math.prod(spec.shape),), True, True)
+            else:
+                found[name] = Weight(spec.shape, leaf == "weight" and spec.dtype in CODES)
     return found
 
 
 def _unpacked(
-    module: str,
+    module: Module[LazyTensor],
     leaf: str,
-    specs: Mapping[str, TensorSpec],
     config: Mapping[str, Any],
     declared: Declaration | None,
 ) -> tuple[int, ...]:
     """Shape of a packed weight as it was: [rows, columns], where the format keeps them."""
-    packed = specs[f"{module}.{leaf}"]
-    if leaf.endswith("_blocks"):  # MXFP4: two elements a byte, in blocks of 16 bytes
+    packed = module.parts[leaf].spec
+    if leaf.endswith("_blocks") and len(packed.shape) > 1:
+        # MXFP4: two elements a byte, in blocks of 16 bytes
         *outer, blocks, nbytes = packed.shape
         return (*outer, 2 * blocks * nbytes)
     if leaf == "qweight":
-        bits = (config.get("quantization_config") or {}).get("bits")
+        bits = table(config.get("quantization_config")).get("bits")
         return (packed.bits // (bits if bits in (2, 3, 4, 8) else 4),)
+    if len(packed.shape) != 2:
+        return packed.shape
     rows, stored = packed.shape
-    group = declared.group_of(module) if declared else None
+    group = declared.group_of(module.name) if declared else None
     if packed.dtype == "U8":
         return rows, 2 * stored
     arguments = group.scheme.weights if group else None
-    scale = specs.get(f"{module}.weight_scale")
-    if arguments and arguments.group_size and scale and len(scale.shape) == 2:
-        return rows, scale.shape[1] * arguments.group_size
+    scale = module.parts.get("weight_scale")
+    if arguments and arguments.group_size and scale and len(scale.spec.shape) == 2:
+        return rows, scale.spec.shape[1] * arguments.group_size
     return rows, stored * 32 // (arguments.num_bits if arguments else 4)

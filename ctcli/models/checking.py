@@ -51,6 +51,8 @@ def _problem(demand: Demand, shapes: Shapes) -> str | None:
     if name not in shapes:
         return f"{name} is missing."
     shape = shapes[name]
+    if shape == expected:
+        return None
     if len(shape) == len(expected) and all(
         want in {None, size} for size, want in zip(shape, expected, strict=True)
     ):

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ctcli.lazy.tensors import StoredTensor, TensorSpec
+from ctcli.lazy.tensors import Stored, TensorSpec
+from ctcli.models.config import size_of, text_config
 
 _PACKED = re.compile(r"(?P<parent>.*experts)\.(?P<role>gate_up_proj|down_proj)(?:\.weight)?")
 _PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
@@ -37,16 +38,13 @@ def layout_problem(
     packed: PackedExperts, spec: TensorSpec, config: Mapping[str, Any]
 ) -> str | None:
     """Why a packed tensor cannot be split: its layout is unknown, or not what config.json says."""
-    text = config.get("text_config", config)
+    text = text_config(config)
     model_type = str(text.get("model_type", config.get("model_type")))
     if model_type in _TRANSPOSED:
         return f"experts of {model_type} are stored transposed"
-    hidden = text.get("hidden_size")
-    inner = text.get("moe_intermediate_size") or text.get("intermediate_size")
-    experts = next(
-        (text[k] for k in ("num_experts", "num_local_experts", "n_routed_experts") if k in text),
-        None,
-    )
+    hidden = size_of(text, "hidden_size")
+    inner = size_of(text, "moe_intermediate_size", "intermediate_size")
+    experts = size_of(text, "num_experts", "num_local_experts", "n_routed_experts")
     if not (hidden and inner and experts):
         return "config.json does not tell the number and the size of the experts"
     expected = (experts, 2 * inner, hidden)
@@ -64,11 +62,11 @@ def expert_modules(packed: PackedExperts, experts: int) -> list[str]:
     return [f"{packed.parent}.{e}.{part}" for e in range(experts) for part in _PARTS[packed.role]]
 
 
-def split_experts(packed: PackedExperts, tensor: StoredTensor) -> dict[str, StoredTensor]:
+def split_experts(packed: PackedExperts, tensor: Stored) -> dict[str, Stored]:
     """The experts' own weights, as views of the packed tensor's bytes, by name."""
     experts, rows, columns = tensor.spec.shape
     spec = TensorSpec(tensor.spec.dtype, (rows // len(_PARTS[packed.role]), columns))
     return {
-        f"{module}.weight": StoredTensor(spec, tensor.file, tensor.start + i * spec.nbytes)
+        f"{module}.weight": Stored(spec, tensor.file, tensor.start + i * spec.nbytes)
         for i, module in enumerate(expert_modules(packed, experts))
     }

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ctcli.errors import CtcliError
 from ctcli.models.architecture import NormKind, Operation
+from ctcli.models.config import classes, text_config
 
 Block = Literal["attention", "mlp"]
 
@@ -199,27 +200,12 @@ FAMILIES: Mapping[str, Family] = {
 }
 
 
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of config.json that describes the language model."""
-    nested = config.get("text_config")
-    return nested if isinstance(nested, Mapping) else config
-
-
-def is_tied(config: Mapping[str, Any]) -> bool | None:
-    """What config.json says of the head being the embedding; None: nothing."""
-    for part in (config, text_config(config)):
-        if isinstance(said := part.get("tie_word_embeddings"), bool):
-            return said
-    return None
-
-
 def model_type(config: Mapping[str, Any]) -> str:
     """The language model's type: by its own key, or by the class that config.json names."""
     text = text_config(config)
     if named := text.get("model_type"):
         return str(named)
-    architectures = text.get("architectures") or config.get("architectures") or ["unknown"]
-    name = str(architectures[0]).removesuffix("ForCausalLM")
+    name = (*classes(config), "unknown")[0].removesuffix("ForCausalLM")
     known = {found.replace("_", ""): found for found in FAMILIES}
     return known.get(name.lower(), name)
 

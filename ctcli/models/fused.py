@@ -6,6 +6,7 @@ together want its members side by side. This table is the only place that says w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -45,15 +46,15 @@ class FusedSet:
 
 
 _ROLES_OF = {member: roles for roles in FUSED_ROLES for member in roles.members}
+_MEMBER = re.compile(rf"(?<![^.])(?:{'|'.join(_ROLES_OF)})(?![^.])")
 
 
 def _membership(name: str) -> tuple[str, FusedRoles, str] | None:
     """The parent module, roles and member that a tensor's name stands for, if any."""
-    parts = name.split(".")
-    for i, part in enumerate(parts):
-        roles = _ROLES_OF.get(part)
-        if roles and (not roles.parents or (i and parts[i - 1] in roles.parents)):
-            return ".".join(parts[:i]), roles, part
+    for found in _MEMBER.finditer(name):
+        parent, roles = name[: max(0, found.start() - 1)], _ROLES_OF[found[0]]
+        if not roles.parents or parent.rpartition(".")[2] in roles.parents:
+            return parent, roles, found[0]
     return None
 
 

@@ -26,12 +26,22 @@ class Source:
             CtcliError: it does not.
         """
         value = self.text.get(key)
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:
             raise CtcliError(
                 f"config.json: {key} is {value!r}, and a number is needed.",
                 "Put the number that the model was made with into config.json.",
             )
         return value
+
+    def optional(self, key: str) -> int | None:
+        """The same for a size that config.json may leave out; None: it does."""
+        return self.number(key) if self.text.get(key) else None
+
+    @property
+    def head_dim(self) -> int:
+        """Size of an attention head, by its own key or by the width and number of heads."""
+        size = self.optional("head_dim")
+        return size or max(1, self.number("hidden_size") // self.number("num_attention_heads"))
 
     def has(self, module: str) -> bool:
         """Whether a module has a weight."""
@@ -93,11 +103,11 @@ def _attention(
     output = f"{module}.{family.attention.output}"
     if family.attention.layout == "latent":
         return _latent(module, output, source)
-    size = _head_dim(family, source)
-    heads = source.text.get("num_attention_heads") or source.size(output, 1) // size
+    size = source.optional("head_dim") or family.head_dim or source.head_dim
+    heads = source.optional("num_attention_heads") or source.size(output, 1) // size
     if family.attention.layout == "fused":
         qkv = f"{module}.qkv_proj"
-        kv_heads = source.text.get("num_key_value_heads") or (
+        kv_heads = source.optional("num_key_value_heads") or (
             (source.size(qkv, 0) // size - heads) // 2
         )
         starts = (0, heads, heads + kv_heads)
@@ -107,19 +117,12 @@ def _attention(
         )
         return AttentionRole(module, (qkv,), q, k, v, output), ()
     inputs = (f"{module}.q_proj", f"{module}.k_proj", f"{module}.v_proj")
-    kv_heads = source.text.get("num_key_value_heads") or source.size(inputs[2], 0) // size
+    kv_heads = source.optional("num_key_value_heads") or source.size(inputs[2], 0) // size
     q, k, v = (
         HeadRows(name, count, 0, size, size)
         for name, count in zip(inputs, (heads, kv_heads, kv_heads), strict=True)
     )
     return AttentionRole(module, inputs, q, k, v, output), ()
-
-
-def _head_dim(family: Family, source: Source) -> int:
-    found = source.text.get("head_dim") or family.head_dim
-    if isinstance(found, int):
-        return found
-    return source.number("hidden_size") // source.number("num_attention_heads")
 
 
 def _latent(module: str, output: str, source: Source) -> tuple[AttentionRole, tuple[NormRole, ...]]:

@@ -16,7 +16,8 @@ from ctcli.models.architecture import (
     NormRole,
 )
 from ctcli.models.checking import Shapes, check
-from ctcli.models.families import model_type, text_config
+from ctcli.models.config import text_config
+from ctcli.models.families import model_type
 from ctcli.models.layers import Source
 from ctcli.models.mapping import ArchitectureMapping
 from ctcli.models.resolve import refusals, with_bias
@@ -136,9 +137,7 @@ def _one(pattern: str, modules: Iterable[str], key: str) -> str:
 def _attentions(
     mapping: ArchitectureMapping, modules: Sequence[str], source: Source
 ) -> tuple[AttentionRole, ...]:
-    size = mapping.attn_head_dim or source.text.get("head_dim")
-    if not isinstance(size, int):
-        size = source.number("hidden_size") // source.number("num_attention_heads")
+    size = mapping.attn_head_dim or source.head_dim
     parents = dict.fromkeys(name.rpartition(".")[0] for name in modules)
     roles = []
     for module in _matching((mapping.attn,), parents):
@@ -153,7 +152,7 @@ def _attentions(
                 "Fused queries, keys and values cannot be described in a mapping file.",
             )
         queries, keys, values = (
-            HeadRows(name, source.text.get(key) or source.size(name, 0) // size, 0, size, size)
+            HeadRows(name, source.optional(key) or source.size(name, 0) // size, 0, size, size)
             for name, key in zip((q, k, v), _HEADS, strict=True)
         )
         roles.append(AttentionRole(module, (q, k, v), queries, keys, values, o))

@@ -8,59 +8,95 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 
-# Kind of module -> pattern of its whole name.
-_KINDS = {
-    "embeddings": r"(.*\.)?(embed_tokens|embed_in|embed_positions|wte|wpe|pos_embed|patch_embed.*"
+from ctcli.models.config import size_of, text_config
+
+_Protected = Literal[
+    "embedding", "head", "router", "norm", "convolution", "tower", "rotation", "draft"
+]
+Kind = Literal[_Protected, "experts", "linear", "other"]
+# Kind of module -> pattern of its whole name; the first that matches counts. None tells digits
+# apart.
+_KINDS: Mapping[_Protected, str] = {
+    "embedding": r"(.*\.)?(embed_tokens|embed_in|embed_positions|wte|wpe|pos_embed|patch_embed.*"
     r"|((word|tok|position|token_type)_)?embeddings?)",
-    "lm_head": r"(.*\.)?(lm_head|embed_out)|output",
-    "routers and gates": r".*\.(gate|(shared_)?expert_gate|gate\.wg)|(.*\.)?router(\..*)?",
-    "norms": r"(.*\.)?[^.]*(norm|(^|\.)ln_?[a-z0-9]*)[^.]*",
-    "convolutions": r".*\bconv[0-9a-z_]*(\..*)?",
-    "vision and audio towers": r"(.*\.)?(vision|visual|audio|speech|image)[a-z_]*\..*"
+    "head": r"(.*\.)?(lm_head|embed_out)|output",
+    "router": r".*\.(gate|(shared_)?expert_gate|gate\.wg)|(.*\.)?router(\..*)?",
+    "norm": r"(.*\.)?[^.]*(norm|(^|\.)ln_?[a-z0-9]*)[^.]*",
+    "convolution": r".*\bconv[0-9a-z_]*(\..*)?",
+    "tower": r"(.*\.)?(vision|visual|audio|speech|image)[a-z_]*\..*"
     r"|(.*\.)?(multi_modal_projector|mm_projector|img_projection|connector)(\..*)?",
-    "online transforms": r".*\.[^.]+_(input|output|q_attn|k_cache)",
-    "multi-token prediction": r"(.*\.)?(mtp|nextn)[a-z_0-9]*(\..*)?",
+    "rotation": r".*\.[^.]+_(input|output|q_attn|k_cache)",
+    "draft": r"(.*\.)?(mtp|nextn)[a-z_0-9]*(\..*)?",
 }
 _PATTERNS = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
+_REASONS: Mapping[_Protected, str] = {
+    "embedding": "embeddings",
+    "head": "lm_head",
+    "router": "routers and gates",
+    "norm": "norms",
+    "convolution": "convolutions",
+    "tower": "vision and audio towers",
+    "rotation": "online transforms",
+    "draft": "multi-token prediction",
+}
+_DIGITS = re.compile("[0-9]+")
 # Model types whose layers hold [in, out] weights in a class of their own instead of linears.
 TRANSPOSED_LINEARS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _LAYER = re.compile(r"(?:.*\.)?layers\.([0-9]+)\..*")
 
 
-def protected_kind(module: str, config: Mapping[str, Any]) -> str | None:
-    """Why a module is left alone by default; None if it is not.
+def kind_of(module: str, layers: int | None = None) -> _Protected | None:
+    """What a module's name says that it is; None: nothing, so that it may be a linear.
 
     Args:
         module: its name.
-        config: config.json. Layers beyond `num_hidden_layers` predict further tokens.
+        layers: how many layers the model has; those beyond predict further tokens.
     """
-    for kind, pattern in _PATTERNS.items():
-        if pattern.fullmatch(module):
-            return kind
-    layers = config.get("text_config", config).get("num_hidden_layers")
-    layer = _LAYER.fullmatch(module)
-    if layer and isinstance(layers, int) and int(layer[1]) >= layers:
-        return "multi-token prediction"
-    return None
+    kind = _kind_of(_DIGITS.sub("0", module))
+    if kind is None and layers and (layer := _LAYER.fullmatch(module)):
+        return "draft" if int(layer[1]) >= layers else None
+    return kind
+
+
+@lru_cache(maxsize=10_000)
+def _kind_of(module: str) -> _Protected | None:
+    return next((kind for kind, pattern in _PATTERNS.items() if pattern.fullmatch(module)), None)
+
+
+def layers_of(config: Mapping[str, Any]) -> int | None:
+    """How many layers config.json gives the language model, if it does."""
+    return size_of(text_config(config), "num_hidden_layers")
+
+
+def protected_kind(module: str, config: Mapping[str, Any]) -> str | None:
+    """Why a module is left alone by default; None if it is not."""
+    kind = kind_of(module, layers_of(config))
+    return _REASONS[kind] if kind else None
 
 
 def is_embedding(module: str) -> bool:
     """Whether a module is an embedding rather than a linear."""
-    return _PATTERNS["embeddings"].fullmatch(module) is not None
+    return kind_of(module) == "embedding"
 
 
 def is_head(module: str) -> bool:
     """Whether a module is the output head."""
-    return _PATTERNS["lm_head"].fullmatch(module) is not None
+    return kind_of(module) == "head"
 
 
 def is_norm(module: str) -> bool:
     """Whether a module is a norm."""
-    return _PATTERNS["norms"].fullmatch(module) is not None
+    return kind_of(module) == "norm"
 
 
 def is_tower(name: str) -> bool:
     """Whether a tensor belongs to a vision or audio tower, or leads from one to the text."""
-    return _PATTERNS["vision and audio towers"].fullmatch(name) is not None
+    return _is_tower(_DIGITS.sub("0", name))
+
+
+@lru_cache(maxsize=10_000)
+def _is_tower(name: str) -> bool:
+    return _PATTERNS["tower"].fullmatch(name) is not None

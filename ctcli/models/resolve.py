@@ -10,7 +10,8 @@ from typing import Any, Literal
 from ctcli.errors import CtcliError
 from ctcli.models.architecture import Architecture, BiasSwitch, NormRole, Operation
 from ctcli.models.checking import Shapes, check
-from ctcli.models.families import Family, family_of, model_type, text_config
+from ctcli.models.config import is_nested, text_config
+from ctcli.models.families import Family, family_of, model_type
 from ctcli.models.layers import Source, layer_of
 from ctcli.models.protected import is_tower
 
@@ -134,7 +135,7 @@ def _may_be_tied(config: Mapping[str, Any], family: Family) -> bool:
 
     Classes that wrap a language model have defaults of their own, most of them true.
     """
-    return bool(config.get("tie_word_embeddings", "text_config" in config or family.tied))
+    return bool(config.get("tie_word_embeddings", is_nested(config) or family.tied))
 
 
 def _bias_switch(family: Family, source: Source, linears: Iterable[str]) -> BiasSwitch | None:

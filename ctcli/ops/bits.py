@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ctcli.ops.dtypes import DTYPES
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -16,25 +18,12 @@ if TYPE_CHECKING:
     Bits = NDArray[np.unsignedinteger]
     Floats = NDArray[np.floating[Any]]
 
-_TYPES: dict[str, type[np.floating[Any]]] = {
-    "F16": np.float16,
-    "F32": np.float32,
-    "F64": np.float64,
-}
-# What is that large, or larger, rounds to infinity: half a step above the largest number.
-_LIMITS = {
-    "BF16": (2 - 2.0**-8) * 2.0**127,
-    "F16": (2 - 2.0**-11) * 2.0**15,
-    "F32": (2 - 2.0**-24) * 2.0**127,
-    "F64": np.inf,
-}
-
 
 def to_floats(bits: Bits, tag: str, dtype: type[np.floating[Any]]) -> Floats:
     """Numbers stored in a dtype (BF16, F16, F32, F64), in a new array of float32 or float64."""
     with np.errstate(invalid="ignore"):  # signalling NaN
         if tag != "BF16":
-            return bits.view(_TYPES[tag]).astype(dtype)
+            return bits.view(f"f{bits.itemsize}").astype(dtype)
         wide = bits.astype(np.uint32)
         wide <<= 16
         return wide.view(np.float32).astype(dtype, copy=False)
@@ -44,13 +33,14 @@ def fits(values: Floats, tag: str) -> bool:
     """Whether all values are finite, and stay so when they are rounded to a dtype."""
     # NaN is both the least and the largest, and in no order with anything.
     least, largest = float(values.min(initial=0)), float(values.max(initial=0))
-    return -_LIMITS[tag] < least and largest < _LIMITS[tag]
+    limit = DTYPES[tag].overflow
+    return -limit < least and largest < limit
 
 
 def from_floats(values: Floats, tag: str) -> Bits:
     """Round values that fit to a dtype, to nearest, ties to even. Overwrites them."""
     if tag != "BF16":
-        narrow = values.astype(_TYPES[tag])
+        narrow = values.astype(f"f{DTYPES[tag].nbytes}")
         return narrow.view(f"u{narrow.itemsize}")
     bits = (_rounded_to_odd(values) if values.dtype == np.float64 else values).view(np.uint32)
     last = bits >> 16

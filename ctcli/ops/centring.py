@@ -5,13 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ctcli.ops.bits import Floats
+    from ctcli.ops.kronecker import Array
 
 
 @dataclass(frozen=True)
 class Centring:
     """M = I - 1 1^T / n: what LayerNorm does first, so that doing it before changes nothing.
+
+    Means of arrays are summed in float64, in an order of their own for each row and column.
 
     Attributes:
         size: n.
@@ -24,10 +29,22 @@ class Centring:
         """Coordinates that are mixed."""
         return self.size
 
-    def apply(self, x: Tensor) -> Tensor:
-        """X M for x [rows, n]."""
-        return x - x.mean(1, keepdim=True)
+    def apply(self, x: Array, out: Floats | None = None) -> Array:
+        """X M for x [rows, n]; `out`, C-contiguous, takes an array's result and may be x."""
+        if not isinstance(x, np.ndarray):
+            return x - x.mean(1, keepdim=True)
+        from ctcli.ops.means import centre_rows  # loads numba, which plans do without
 
-    def apply_left(self, w: Tensor) -> Tensor:
-        """M^T w for w [n, columns]."""
-        return w - w.mean(0, keepdim=True)
+        result = np.empty(x.shape, x.dtype) if out is None else out
+        centre_rows(np.ascontiguousarray(x), result)
+        return result
+
+    def apply_left(self, w: Array, out: Floats | None = None) -> Array:
+        """M^T w for w [n, columns]; `out`, C-contiguous, takes an array's result and may be w."""
+        if not isinstance(w, np.ndarray):
+            return w - w.mean(0, keepdim=True)
+        from ctcli.ops.means import centre_columns
+
+        result = np.empty(w.shape, w.dtype) if out is None else out
+        centre_columns(np.ascontiguousarray(w), result)
+        return result

@@ -1,81 +1,66 @@
-"""What is wrong with stored values: counts of those that cannot be right, and errors of others."""
+"""What is wrong with stored values: counts of those that cannot be right, and errors of others.
+
+Sums of squares are taken in float64, sixteen at a time, which are added up in pairs at last.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy import float64, int64, uint64
+from numpy.typing import NDArray
 
-from ctcli.ops.grouping import Grouping
-from ctcli.ops.sums import sum_of_squares
+from ctcli.ops.dtypes import DTYPES
+from ctcli.ops.jit import inlined, kernel
+from ctcli.ops.loading import load, operand
 
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Magnitudes from these bits on are infinite or NaN; E4M3 has no infinities.
-_NOT_FINITE = {
-    torch.bfloat16: 0x7F80,
-    torch.float16: 0x7C00,
-    torch.float32: 0x7F800000,
-    torch.float64: 0x7FF0 << 48,
-    torch.float8_e5m2: 0x7C,
-    torch.float8_e4m3fn: 0x7F,
-}
+if TYPE_CHECKING:
+    from ctcli.ops.bits import Bits, Floats
+
 _LEAST = 1e-30
 # Mantissa bits and the exponent of the smallest normal number.
-_FORMATS = {
-    torch.bfloat16: (7, -126),
-    torch.float16: (10, -14),
-    torch.float32: (23, -126),
-    torch.float64: (52, -1022),
-}
+_FORMATS = {"BF16": (7, -126), "F16": (10, -14), "F32": (23, -126), "F64": (52, -1022)}
+_LANES, _ALL_LANES = 16, 48
+_0, _STEP = uint64(0), uint64(_LANES)
+_PIECE = 1 << 11
+_EXPONENT, _BIAS, _MANTISSA = uint64(0x7FF), 1023, uint64(52)
 
 
-def count_nonfinite(x: Tensor) -> int:
-    """How many values are NaN or infinite; of any dtype, where integers are all finite."""
-    if x.dtype not in _NOT_FINITE or not x.numel():
+def count_nonfinite(bits: Bits, tag: str) -> int:
+    """How many stored values are NaN or infinite; of any dtype, where others are all finite."""
+    if not DTYPES[tag].infinity or not bits.size:
         return 0
-    # Magnitudes are ordered as their bits are; isfinite itself is forty times slower.
-    integer, first = _INTEGERS[x.element_size()], _NOT_FINITE[x.dtype]
-    bits = x.view(integer).bitwise_and(torch.iinfo(integer).max)
-    return int((bits >= first).sum()) if int(bits.amax()) >= first else 0
+    magnitude = bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
+    first = bits.dtype.type(DTYPES[tag].infinity)
+    return int(_count_from(np.ascontiguousarray(bits).reshape(-1), magnitude, first))
 
 
-def count_nonpositive(x: Tensor) -> int:
-    """How many values are zero or negative (but for NaN), of any float dtype."""
-    return int((x.to(torch.float32) <= 0).sum())
+def count_nonpositive(bits: Bits, tag: str) -> int:
+    """How many stored values of a float dtype are zero or negative (but for NaN)."""
+    magnitudes = bits & bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
+    first = bits.dtype.type(DTYPES[tag].infinity)
+    is_number = magnitudes < first if tag == "F8_E4M3" else magnitudes <= first
+    return int(((magnitudes == 0) | ((bits != magnitudes) & is_number)).sum())
 
 
-def count_outside(x: Tensor, lowest: int, highest: int) -> int:
+def count_outside(x: NDArray[np.integer], lowest: int, highest: int) -> int:
     """How many integers are outside a range."""
-    if not x.numel() or (int(x.amin()) >= lowest and int(x.amax()) <= highest):
+    if not x.size or (int(x.min()) >= lowest and int(x.max()) <= highest):
         return 0
     return int(((x < lowest) | (x > highest)).sum())
 
 
-def count_padded(words: Tensor, used: int) -> int:
+def count_padded(words: Bits, used: int) -> int:
     """How many 32-bit words have a bit set beyond the first `used`."""
-    return int((words.to(torch.int64).bitwise_and_(0xFFFFFFFF) >> used != 0).sum())
+    return 0 if used >= 32 else int((words.view(np.uint32) >> np.uint32(used) != 0).sum())
 
 
-def count_different(x: Tensor, y: Tensor) -> int:
-    """How many elements of two tensors of one dtype and shape differ in their bits."""
-    integer = _INTEGERS.get(x.element_size(), torch.uint8)
-    first, second = x.view(integer), y.view(integer)
-    return 0 if torch.equal(first, second) else int((first != second).sum())
-
-
-def rounding_bounds(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """By row, as a `Grouping` of rows has it: squares of half the step at each value, summed.
-
-    Args:
-        values: [rows, columns] float32 or float64, each one of `dtype`.
-        dtype: a float of 16 bits or more.
-    """
-    mantissa, smallest = _FORMATS[dtype]
-    exponent = torch.frexp(values).exponent.to(torch.float64) - 1
-    half_steps = torch.exp2(exponent.clamp_(min=smallest) - mantissa - 1)
-    return half_steps.square_().sum(1).view(-1, 1, 1, 1)
+def count_different(x: Bits, y: Bits) -> int:
+    """How many elements of two arrays of one dtype and shape differ in their bits."""
+    return int(np.count_nonzero(x != y))
 
 
 @dataclass(frozen=True)
@@ -102,29 +87,222 @@ class Errors:
     column: int
 
 
-def errors_of(values: Tensor, expected: Tensor, grouping: Grouping, bounds: Tensor) -> Errors:
+def errors_of(
+    values: Floats, expected: Floats, tile: tuple[int | None, int | None], bounds: Floats
+) -> Errors:
     """Compare a block of values with what they should be.
 
     Args:
-        values: [rows, columns] float32 or float64. Overwritten.
+        values: [rows, columns] float32 or float64.
         expected: likewise.
-        grouping: its groups.
-        bounds: by group, the sum of the squares of the largest errors that rounding leaves.
+        tile: rows and columns of a group; None: all there are. The last ones may be smaller.
+        bounds: by group, the sum of the squares of the largest errors that rounding leaves:
+            [row tiles, column tiles].
     """
-    difference = values.sub_(expected)
-    low, high = difference.aminmax()
-    view = grouping.view(difference)
-    squares = grouping.sum(view.square())
-    # Of groups that are next to nothing, squares are subnormal.
-    excess = (squares / bounds.clamp(min=_LEAST)).nan_to_num_(nan=0.0, posinf=math.inf)
-    worst = int(excess.argmax())
-    row, column = divmod(worst, view.shape[2])
-    return Errors(
-        count=difference.numel(),
-        error=float(squares.double().sum()),
-        energy=sum_of_squares(expected),
-        largest=max(-float(low), float(high)),
-        excess=float(excess.view(-1)[worst].sqrt()),
-        row=row * view.shape[1],
-        column=column * view.shape[3],
+    rows, columns = values.shape
+    height, width = tile[0] or max(1, rows), tile[1] or max(1, columns)
+    squares = np.zeros((-(-rows // height), -(-columns // width)))
+    sums = np.zeros(2)
+    _errors(
+        np.ascontiguousarray(values),
+        np.ascontiguousarray(expected, values.dtype),
+        height,
+        width,
+        squares,
+        sums,
     )
+    return _worst(squares, bounds.reshape(squares.shape), sums, values.size, (height, width))
+
+
+def rounding_errors(found: NDArray[Any], tag: str, expected: Floats) -> tuple[Errors, int]:
+    """Compare stored values with exact ones that they should be rounded from; groups are rows.
+
+    Args:
+        found: [rows, columns] as stored.
+        tag: BF16, F16, F32 or F64.
+        expected: likewise, float64.
+
+    Returns:
+        The errors, beside half the distance of each value to the next larger magnitude; and how
+        many of the values are NaN or infinite.
+    """
+    elements, kind = operand(found, tag)
+    rows, columns = elements.shape
+    squares, bounds, sums = np.zeros((rows, 1)), np.zeros((rows, 1)), np.zeros(2)
+    mantissa, smallest = _FORMATS[tag]
+    exact = np.ascontiguousarray(expected, np.float64)
+    nonfinite = _rounding(elements, kind, mantissa, smallest, exact, squares, bounds, sums)
+    errors = _worst(squares, bounds, sums, elements.size, (1, max(1, columns)))
+    return errors, int(nonfinite)
+
+
+def _worst(
+    squares: Floats, bounds: Floats, sums: Floats, count: int, tile: tuple[int, int]
+) -> Errors:
+    """The errors of groups as one.
+
+    Args:
+        squares: by group, [row tiles, column tiles].
+        bounds: likewise.
+        sums: the energy, and the largest error.
+        count: of values.
+        tile: rows and columns of a group.
+    """
+    with np.errstate(all="ignore"):
+        # Of groups that are next to nothing, squares are subnormal.
+        excess = squares / np.maximum(bounds, _LEAST)
+    excess[np.isnan(excess)] = 0.0
+    worst = int(excess.argmax())
+    row, column = divmod(worst, squares.shape[1])
+    error = float(squares.sum())  # NaN if an error is
+    return Errors(
+        count=count,
+        error=error,
+        energy=float(sums[0]),
+        largest=math.nan if math.isnan(error) else float(sums[1]),
+        excess=math.sqrt(excess.flat[worst]),
+        row=row * tile[0],
+        column=column * tile[1],
+    )
+
+
+@kernel
+def _count_from(bits: NDArray[Any], magnitude: Any, first: Any) -> int:
+    """How many have magnitude bits of at least `first`."""
+    count = 0
+    for start in range(0, bits.size, _PIECE):
+        some = bits[start : start + _PIECE]
+        largest = magnitude & magnitude ^ magnitude  # zero, of this dtype
+        for i in range(some.size):
+            largest = max(largest, some[i] & magnitude)
+        if largest >= first:
+            for i in range(some.size):
+                count += 1 if some[i] & magnitude >= first else 0
+    return count
+
+
+@kernel
+def _errors(
+    values: NDArray[Any],
+    expected: NDArray[Any],
+    height: int,
+    width: int,
+    squares: NDArray[np.float64],
+    sums: NDArray[np.float64],
+) -> None:
+    """Add to the squares of tiles, and set the energy and the largest error."""
+    rows, columns = values.shape
+    lanes = np.zeros(_ALL_LANES)
+    for row in range(rows):
+        for start in range(0, columns, width):
+            stop = min(columns, start + width)
+            lanes[:_LANES] = 0.0
+            _add_squares(values[row, start:stop], expected[row, start:stop], lanes)
+            squares[row // height, start // width] += _total(lanes)
+    _finish(lanes, sums)
+
+
+@kernel
+def _rounding(
+    elements: NDArray[Any],
+    kind: int,
+    mantissa: int,
+    smallest: int,
+    expected: NDArray[np.float64],
+    squares: NDArray[np.float64],
+    bounds: NDArray[np.float64],
+    sums: NDArray[np.float64],
+) -> int:
+    """Set squares and bounds of rows, the energy and the largest error; count the nonfinite."""
+    rows, columns = elements.shape
+    buffer = np.empty(min(columns, _PIECE), np.float64)
+    exponents = buffer.view(np.uint64)
+    lanes, steps = np.zeros(_ALL_LANES), np.zeros(_LANES)
+    nonfinite = 0
+    for row in range(rows):
+        lanes[:_LANES] = 0.0
+        steps[:] = 0.0
+        for start in range(0, columns, _PIECE):
+            stop = min(columns, start + _PIECE)
+            found = buffer[: stop - start]
+            load(found, elements[row, start:stop], kind)
+            _add_squares(found, expected[row, start:stop], lanes)
+            nonfinite += _add_steps(exponents[: stop - start], mantissa, smallest, steps)
+        squares[row, 0] = _total(lanes)
+        bounds[row, 0] = _total(steps)
+    _finish(lanes, sums)
+    return nonfinite
+
+
+@inlined
+def _add_squares(values: NDArray[Any], expected: NDArray[Any], lanes: NDArray[np.float64]) -> None:
+    """Add squared errors and squares of what is expected, and keep the largest errors.
+
+    Args:
+        values: [n].
+        expected: [n].
+        lanes: sixteen sums of squared errors, sixteen of the other squares, and sixteen largest
+            errors, in which NaN does not count.
+    """
+    n = uint64(values.size)
+    whole = n // _STEP * _STEP
+    for first in range(_0, whole, _STEP):
+        for i in range(_STEP):
+            exact = expected[first + i]
+            size, error = float64(exact), float64(values[first + i] - exact)
+            magnitude = abs(error)
+            lanes[i] += error * error
+            lanes[_STEP + i] += size * size
+            known = lanes[_STEP + _STEP + i]
+            lanes[_STEP + _STEP + i] = magnitude if magnitude > known else known  # noqa: FURB136
+    for j in range(whole, n):
+        lane = j - whole
+        size, error = float64(expected[j]), float64(values[j] - expected[j])
+        lanes[lane] += error * error
+        lanes[_STEP + lane] += size * size
+        lanes[_STEP + _STEP + lane] = max(lanes[_STEP + _STEP + lane], abs(error))
+
+
+@inlined
+def _add_steps(
+    bits: NDArray[np.uint64], mantissa: int, smallest: int, steps: NDArray[np.float64]
+) -> int:
+    """Add squares of half the step at each value, given as bits of float64; count the nonfinite."""
+    nonfinite = 0
+    for i in range(bits.size):
+        biased = int64((bits[i] >> _MANTISSA) & _EXPONENT)
+        is_finite = biased < 2 * _BIAS + 1
+        nonfinite += 0 if is_finite else 1
+        exponent = biased - _BIAS if is_finite else smallest
+        exponent = exponent if exponent > smallest else smallest  # noqa: FURB136 (keeps its type)
+        half = exponent - mantissa - 1 + _BIAS
+        half = half if half > 0 else 0  # noqa: FURB136
+        steps[i % _LANES] += _power(half) * _power(half)
+    return nonfinite
+
+
+@inlined
+def _power(biased: int | int64) -> float64:
+    """2**(biased - 1023); zero for 0."""
+    found: float64 = uint64(uint64(biased) << _MANTISSA).view(float64)
+    return found
+
+
+@inlined
+def _total(lanes: NDArray[np.float64]) -> float64:
+    """The sum of the first sixteen numbers, which are overwritten."""
+    half = _LANES
+    while half > 1:
+        half //= 2
+        for i in range(half):
+            lanes[i] += lanes[i + half]
+    total: float64 = lanes[0]
+    return total
+
+
+@inlined
+def _finish(lanes: NDArray[np.float64], sums: NDArray[np.float64]) -> None:
+    """Set the energy and the largest error from the lanes of `_add_squares`."""
+    sums[0] = _total(lanes[_LANES : 2 * _LANES])
+    for i in range(2 * _LANES, _ALL_LANES):
+        sums[1] = max(sums[1], lanes[i])

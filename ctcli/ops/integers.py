@@ -6,51 +6,113 @@ in it, is divided in 2^B - 1 steps and a zero point z added: q = round(w / scale
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from numpy import float32, int8, int32, uint8, uint32
 
-from ctcli.ops.ranges import Bounds, positive_scale
-from ctcli.ops.rounding import round_through
+from ctcli.ops.elements import bits_of, round_scale, round_to
+from ctcli.ops.jit import inlined, kernel
+from ctcli.ops.loops import Kernels, decoder, encoder, searcher
+from ctcli.ops.pieces import Source, Work, divide, round_all
+from ctcli.ops.tiles import Settings, Tiles
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+# Float32 next to this has steps of one; its bits end in those of the integer that was added.
+_MAGIC = float32(1.5 * 2.0**23)
+_ZERO, _QUARTER = float32(0), float32(0.25)
 
 
-@dataclass(frozen=True)
-class Integers:
-    """An integer format.
+@inlined
+def _round(x: float32, lowest: float32, highest: float32) -> float32:
+    """The nearest integer of a range, ties to even; 0 for NaN, as x86 converts it."""
+    x = lowest if x < lowest else x  # noqa: FURB136 (NaN)
+    x = highest if x > highest else x  # noqa: FURB136
+    x = x if x == x else _ZERO  # noqa: PLR0124
+    return float32(float32(x + _MAGIC) - _MAGIC)
 
-    Attributes:
-        bits: B, 2 to 8.
-        symmetric: no zero point.
-        dtype: D, of the scales, to which every step up to them is rounded.
-        quotient_dtype: what w / scale is rounded to; None: float32.
-    """
 
-    bits: int
-    symmetric: bool
-    dtype: torch.dtype
-    quotient_dtype: torch.dtype | None
+@inlined
+def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32, float32]:
+    kind, steps = settings.kind, float32((1 << settings.bits) - 1)
+    if settings.symmetric:
+        return round_scale(float32(high / float32(steps / float32(2))), kind), _ZERO
+    lowest = float32(-(1 << (settings.bits - 1)))
+    scale = round_to(float32(round_to(float32(high - low), kind) / steps), kind)
+    # An empty group gives 0 / 0 here, which becomes 0.
+    zero = round_to(float32(lowest - round_to(float32(low / scale), kind)), kind)
+    return round_scale(scale, kind), _round(zero, lowest, float32(lowest + steps))
 
-    def parameters(self, bounds: Bounds) -> tuple[Tensor, Tensor | None]:
-        """Scale, and zero point where there is one, as float32."""
-        (low, high), steps, lowest = bounds, 2**self.bits - 1, -(2.0 ** (self.bits - 1))
-        if self.symmetric:
-            return positive_scale(high / (steps / 2), self.dtype), None
-        scale = round_through(round_through(high - low, self.dtype) / steps, self.dtype)
-        zero = round_through(lowest - round_through(low / scale, self.dtype), self.dtype)
-        # An empty group gives 0 / 0 here; compressed-tensors' conversion to int8 makes that 0.
-        zero = zero.nan_to_num_(nan=0.0).clamp_(lowest, lowest + steps).round_()
-        return positive_scale(scale, self.dtype), zero
 
-    def encode(self, view: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Codes, and the values that a reader computes from them, both float32."""
-        lowest = -(2.0 ** (self.bits - 1))
-        codes = round_through(view / scale, self.quotient_dtype)
-        if zero is not None:
-            codes = round_through(codes.add_(zero), self.quotient_dtype)
-        codes = codes.clamp_(lowest, -lowest - 1).round_()
-        return codes, (codes if zero is None else codes - zero) * scale
+@inlined
+def _encode(work: Work, count: int, settings: Settings) -> None:
+    lowest = float32(-(1 << (settings.bits - 1)))
+    highest, offset = float32(-lowest - float32(1)), uint32(settings.offset)
+    values, zeros, codes, scales = work.values, work.zeros, work.codes, work.scales
+    divide(work, count, settings.quotient)
+    if not settings.symmetric:
+        for i in range(count):
+            values[i] += zeros[i]
+        round_all(values, count, settings.quotient)
+    for i in range(count):
+        rounded = _round(values[i], lowest, highest)
+        codes[i] = uint8((bits_of(float32(rounded + _MAGIC)) + offset) & uint32(0xFF))
+        values[i] = rounded
+    if not settings.symmetric:
+        for i in range(count):
+            values[i] -= zeros[i]
+    for i in range(count):
+        values[i] *= scales[i]
 
-    def roundtrip(self, view: Tensor, bounds: Bounds) -> Tensor:
-        """What a reader gets back of a grouped view that was quantized with these bounds."""
-        return self.encode(view, *self.parameters(bounds))[1]
+
+@inlined
+def _decode(work: Work, count: int, settings: Settings) -> None:
+    values, zeros, codes, offset = work.values, work.zeros, work.codes, settings.offset
+    for i in range(count):
+        # Codes without an offset are two's complement.
+        values[i] = float32(int32(codes[i]) - int32(offset)) if offset else float32(int8(codes[i]))
+        work.squares[i] = _QUARTER
+    if not settings.symmetric:
+        for i in range(count):
+            values[i] -= zeros[i]
+
+
+_encode_tiles = encoder(_scale_of, _encode)
+_search_tiles = searcher(_scale_of, _encode)
+_decode_tiles = decoder(_decode)
+
+
+@kernel
+def encode(
+    source: Source, settings: Settings, work: Work, tiles: Tiles, has_ranges: bool, codes: Array
+) -> tuple[float, float]:
+    """See `loops.encoder`."""
+    return _encode_tiles(source, settings, work, tiles, has_ranges, codes)  # type: ignore[no-any-return]
+
+
+@kernel
+def search(
+    source: Source,
+    settings: Settings,
+    work: Work,
+    tiles: Tiles,
+    has_ranges: bool,
+    shrinks: Array,
+    errors: Array,
+) -> None:
+    """See `loops.searcher`."""
+    _search_tiles(source, settings, work, tiles, has_ranges, shrinks, errors)
+
+
+@kernel
+def decode(
+    codes: Array, settings: Settings, work: Work, tiles: Tiles, values: Array, bounds: Array
+) -> None:
+    """See `loops.decoder`."""
+    _decode_tiles(codes, settings, work, tiles, values, bounds)
+
+
+KERNELS = Kernels(encode, search, decode)

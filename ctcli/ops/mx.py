@@ -7,55 +7,91 @@ becomes 2^2 (E2M1) or 2^8 (E4M3).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from numpy import float32, int64, uint8
 
-from ctcli.ops.ranges import Bounds
-from ctcli.ops.rounding import from_e4m3, pow2, round_through, to_e2m1, to_e4m3
+from ctcli.ops.elements import BF16, F16, bits_of, from_e8m0, to_bf16, to_f16
+from ctcli.ops.float8 import read_elements as read_e4m3
+from ctcli.ops.float8 import round_elements as round_e4m3
+from ctcli.ops.jit import inlined, kernel
+from ctcli.ops.loops import Kernels, decoder, encoder, searcher
+from ctcli.ops.nvfp4 import read_elements as read_e2m1
+from ctcli.ops.nvfp4 import round_elements as round_e2m1
+from ctcli.ops.pieces import Source, Work, divide
+from ctcli.ops.tiles import Settings, Tiles
 
-_EXPONENT_OF_LARGEST = {4: 2, 8: 8}
-# Mantissa bits, exponent bias, and the integer type of the same width.
-_LAYOUTS = {
-    torch.bfloat16: (7, 127, torch.int16),
-    torch.float16: (10, 15, torch.int16),
-    torch.float32: (23, 127, torch.int32),
-}
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Microscaling:
-    """Elements of 4 or 8 bits under exponents.
+@inlined
+def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32, float32]:  # noqa: ARG001
+    """Returns 2**exponent, and the exponent; both biased. A subnormal group (in D) gets 0."""
+    if settings.kind == BF16:
+        exponent, bias = (int64(to_bf16(high)) + (1 << 5)) >> 7, 127
+    elif settings.kind == F16:
+        exponent, bias = (int64(to_f16(high)) + (1 << 8)) >> 10, 15
+    else:
+        exponent, bias = (int64(bits_of(high)) + (1 << 21)) >> 23, 127
+    if exponent:
+        largest = 8 if settings.bits == 8 else 2
+        exponent = min(max(exponent + int64(127 - bias - largest), int64(0)), int64(254))
+    return from_e8m0(uint8(exponent)), float32(exponent)
 
-    Attributes:
-        bits: 4 (E2M1) or 8 (E4M3).
-        dtype: of the weights.
-        quotient_dtype: what w / scale is rounded to; None: float32.
-    """
 
-    bits: int
-    dtype: torch.dtype
-    quotient_dtype: torch.dtype | None
+@inlined
+def _encode(work: Work, count: int, settings: Settings) -> None:
+    divide(work, count, settings.quotient)
+    if settings.bits == 8:
+        round_e4m3(work, count)
+    else:
+        round_e2m1(work, count)
 
-    def exponents(self, bounds: Bounds) -> Tensor:
-        """Biased exponents, int32. An empty or subnormal group (in `dtype`) gets 0."""
-        mantissa, bias, integer = _LAYOUTS[self.dtype]
-        bits = bounds[1].to(self.dtype).view(integer).to(torch.int32)
-        exponent = (bits + (1 << (mantissa - 2))) >> mantissa
-        shift = 127 - bias - _EXPONENT_OF_LARGEST[self.bits]
-        return (exponent + shift).clamp_(0, 254).masked_fill_(exponent == 0, 0)
 
-    def encode(self, view: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
-        """E4M3 or E2M1 codes, and the float32 values that a reader computes from them."""
-        scale = pow2(exponents)
-        quotient = round_through(view / scale, self.quotient_dtype)
-        if self.bits == 8:
-            codes = to_e4m3(quotient)
-            return codes, from_e4m3(codes).mul_(scale)
-        codes, values = to_e2m1(quotient)
-        return codes, values.mul_(scale)
+@inlined
+def _decode(work: Work, count: int, settings: Settings) -> None:
+    if settings.bits == 8:
+        read_e4m3(work, count)
+    else:
+        read_e2m1(work, count)
 
-    def roundtrip(self, view: Tensor, bounds: Bounds) -> Tensor:
-        """What a reader gets back of a grouped view that was quantized with these bounds."""
-        return self.encode(view, self.exponents(bounds))[1]
+
+_encode_tiles = encoder(_scale_of, _encode)
+_search_tiles = searcher(_scale_of, _encode)
+_decode_tiles = decoder(_decode)
+
+
+@kernel
+def encode(
+    source: Source, settings: Settings, work: Work, tiles: Tiles, has_ranges: bool, codes: Array
+) -> tuple[float, float]:
+    """See `loops.encoder`."""
+    return _encode_tiles(source, settings, work, tiles, has_ranges, codes)  # type: ignore[no-any-return]
+
+
+@kernel
+def search(
+    source: Source,
+    settings: Settings,
+    work: Work,
+    tiles: Tiles,
+    has_ranges: bool,
+    shrinks: Array,
+    errors: Array,
+) -> None:
+    """See `loops.searcher`."""
+    _search_tiles(source, settings, work, tiles, has_ranges, shrinks, errors)
+
+
+@kernel
+def decode(
+    codes: Array, settings: Settings, work: Work, tiles: Tiles, values: Array, bounds: Array
+) -> None:
+    """See `loops.decoder`."""
+    _decode_tiles(codes, settings, work, tiles, values, bounds)
+
+
+KERNELS = Kernels(encode, search, decode)

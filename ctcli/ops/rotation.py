@@ -1,14 +1,12 @@
 """Rotations: orthogonal matrices Q, block-diagonal, made of Kronecker products and signs.
 
 A Hadamard matrix spreads every coordinate evenly over all (QuaRot, Ashkboos et al. 2024; SpinQuant,
-Liu et al. 2024). Small factors are fastest, the last one of 16 or more: 8 (x) 16 (x) 16 takes four
-fifths of the time of 32 (x) 64, and a butterfly's eleven passes take more (2048 columns, one
-AVX-512 core).
+Liu et al. 2024). Arrays go through the stages of `ops.stages`; tensors on other devices through
+products with the factors, for which small ones are fastest, the last one of 16 or more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import sqrt
@@ -22,12 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ctcli.ops.bits import Floats
+    from ctcli.ops.stages import Stages
 
     Signs = Floats
     Factors = tuple[Floats, ...]
-
-_BLOCK_ELEMENTS = 1 << 19
-"""Of a block of rows, so that its temporaries stay in cache."""
 
 # A matrix that was learned in float32 and saved deviates by 1e-6 to 1e-4. A deviation e changes
 # weights by about e relative to their size: 1e-3 is a quarter of bfloat16's rounding step.
@@ -48,6 +44,7 @@ class Rotation:
     steps: tuple[Signs | Factors, ...]
     description: str
     repeats: int = 1
+    _stages: dict[Any, Stages] = field(default_factory=dict, init=False, repr=False)
     _moved: dict[Any, tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -74,16 +71,37 @@ class Rotation:
         """The block-diagonal rotation of this one `times` over, one for each head for example."""
         return replace(self, repeats=self.repeats * times)
 
-    def apply(self, x: Array) -> Array:
-        """X Q for x [rows, size], float32 or float64, in that dtype and on that device."""
-        return _in_numpy(self._apply, x)
+    def apply(self, x: Array, out: Floats | None = None) -> Array:
+        """X Q for x [rows, size], float32 or float64, in that dtype and on that device.
 
-    def apply_left(self, w: Array) -> Array:
+        Args:
+            x: any rows. What a row becomes does not depend on the others.
+            out: where an array's result goes, C-contiguous; x itself will do; None: a new array.
+        """
+        if isinstance(x, np.ndarray):
+            self._check_size(x.shape, 1)
+            return self._in_stages("apply", x, out)
+        if x.device.type == "cpu":
+            return _as_tensor(self.apply(x.numpy()))
+        blocks = x.reshape(x.shape[0] * self.repeats, self.block_size, 1)
+        return _turn(self._tensors(x), blocks).reshape(x.shape)
+
+    def apply_left(self, w: Array, out: Floats | None = None) -> Array:
         """Q^T w = (w^T Q)^T for w [size, columns], float32 or float64: a band of columns will do.
 
-        The result and one intermediate take w's memory each.
+        Where not all factors are Sylvester's, an intermediate takes w's memory.
+
+        Args:
+            w: any columns. What a column becomes does not depend on the others.
+            out: as for `apply`.
         """
-        return _in_numpy(self._apply_left, w)
+        if isinstance(w, np.ndarray):
+            self._check_size(w.shape, 0)
+            return self._in_stages("apply_left", w, out)
+        if w.device.type == "cpu":
+            return _as_tensor(self.apply_left(w.numpy()))
+        blocks = w.reshape(self.repeats, self.block_size, w.shape[1])
+        return _turn(self._tensors(w), blocks).reshape(w.shape)
 
     def matrix(self, start: int = 0, stop: int | None = None) -> Floats:
         """Rows start to stop of Q, [stop - start, size] float64."""
@@ -105,30 +123,32 @@ class Rotation:
             np.abs(factor).min() == np.abs(factor).max() for factor in products[0]
         )
 
-    def _apply(self, x: Array) -> Array:
-        steps = self._steps(x)
-        blocks = x.reshape(x.shape[0] * self.repeats, self.block_size)
-        rows = max(1, _BLOCK_ELEMENTS // self.block_size)
-        if isinstance(blocks, np.ndarray) and len(blocks) > rows:
-            out = np.empty(blocks.shape, blocks.dtype)
-            for start in range(0, len(blocks), rows):
-                source = blocks[start : start + rows, :, np.newaxis]
-                out[start : start + rows] = _turn(steps, source)[:, :, 0]
-            return out.reshape(x.shape)
-        return _turn(steps, blocks[:, :, None]).reshape(x.shape)
+    def _check_size(self, shape: tuple[int, ...], axis: int) -> None:
+        if shape[axis] != self.size:
+            raise ValueError(f"cannot rotate the {shape[axis]} coordinates of {shape}: {self.size}")
 
-    def _apply_left(self, w: Array) -> Array:
-        blocks = w.reshape(self.repeats, self.block_size, w.shape[1])
-        return _turn(self._steps(w), blocks).reshape(w.shape)
+    def _in_stages(self, name: str, x: Floats, out: Floats | None) -> Floats:
+        """A method of `Stages`, on x or a C-contiguous copy of it."""
+        from ctcli.ops.stages import stages_of  # loads numba, which plans do without
 
-    def _steps(self, like: Array) -> tuple[Any, ...]:
-        """The steps as arrays or tensors like another, made once."""
-        key = like.dtype if isinstance(like, np.ndarray) else (like.device, like.dtype)
+        if x.dtype not in self._stages:
+            self._stages[x.dtype] = stages_of(self.steps, self.block_size, x.dtype)
+        source = np.ascontiguousarray(x)
+        result = np.empty(x.shape, x.dtype) if out is None else out
+        with np.errstate(all="ignore"):  # infinities show in the result
+            getattr(self._stages[x.dtype], name)(source, result)
+        return result
+
+    def _tensors(self, like: Tensor) -> tuple[Any, ...]:
+        """The steps as tensors like another, made once."""
+        import torch
+
+        key = (like.device, like.dtype)
         if key not in self._moved:
             self._moved[key] = tuple(
-                tuple(_as(like, factor) for factor in merged(step))
+                tuple(torch.from_numpy(factor).to(like) for factor in merged(step))
                 if isinstance(step, tuple)
-                else _as(like, step)
+                else torch.from_numpy(step).to(like)
                 for step in self.steps
             )
         return self._moved[key]
@@ -153,33 +173,13 @@ def from_matrix(matrix: Tensor) -> Rotation:
     return Rotation(((values,),), f"given matrix {len(values)}")
 
 
-def _in_numpy(apply: Callable[[Any], Any], x: Array) -> Array:
-    """apply(x), of a tensor on a CPU as an array.
-
-    For many small matrices numpy's OpenBLAS takes half the time of torch's MKL (two threads of an
-    AVX-512 core from AMD).
-    """
-    result: Array
-    if isinstance(x, np.ndarray) or x.device.type != "cpu":
-        result = apply(x)
-        return result
+def _as_tensor(x: Floats) -> Tensor:
     import torch
 
-    with np.errstate(all="ignore"):  # infinities show in the result
-        result = torch.from_numpy(apply(x.numpy()))
-    return result
+    return torch.from_numpy(x)
 
 
-def _as(like: Array, step: Floats) -> Array:
-    """A step's numbers in the dtype of another array, and on its device."""
-    if isinstance(like, np.ndarray):
-        return step.astype(like.dtype)
-    import torch
-
-    return torch.from_numpy(step).to(like)
-
-
-def _turn(steps: tuple[Any, ...], x: Array) -> Array:
+def _turn(steps: tuple[Any, ...], x: Tensor) -> Tensor:
     """P^T x for x [batch, n, columns]."""
     for step in steps:
         # A diagonal matrix keeps how x lies in memory.

@@ -10,7 +10,31 @@ from typing import Any
 from ctcli.checkpoint.sharding import cut_to_size, gather_fused_sets
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.models.fused import FusedSet, fused_sets
+from ctcli.options import option
+from ctcli.rewrites.options import RewriteOptions, shard_size
 from ctcli.units import format_bytes
+
+
+@dataclass(frozen=True)
+class ReindexOptions(RewriteOptions):
+    """Put every fused set (q, k, v; gate, up; ...) into one shard.
+
+    Each set goes where most of its bytes already are. Shards that do not change are copied byte
+    for byte, and every other file of the checkpoint comes along.
+    """
+
+    link: bool = option(
+        False,
+        "Hard-link shards that do not change, where the file system allows it: no bytes are "
+        "copied, but SRC and DST then share them.",
+        recorded="never",
+    )
+    max_shard_size: int | None = shard_size()
+
+    @property
+    def links(self) -> bool:
+        """Whether shards that do not change become hard links."""
+        return self.link
 
 
 @dataclass(frozen=True)
@@ -88,21 +112,16 @@ class ReindexReport:
         }
 
 
-def reindex(
-    checkpoint: Checkpoint, max_shard_size: int | None = None
-) -> tuple[Checkpoint, ReindexReport]:
+def reindex(checkpoint: Checkpoint, options: ReindexOptions) -> tuple[Checkpoint, ReindexReport]:
     """Put every fused set into one shard.
 
-    Args:
-        checkpoint: the source.
-        max_shard_size: lay out anew in shards of at most so many bytes of tensor data; without
-            it, sets go where most of their bytes are and the other shards stay as they are.
+    Without a size of shards, sets go where most of their bytes are and other shards stay.
     """
-    if max_shard_size is None:
+    if options.max_shard_size is None:
         result = gather_fused_sets(checkpoint)
     else:
-        result = cut_to_size(checkpoint, max_shard_size)
-    step = {"use": "reindex", "max_shard_size": max_shard_size}
+        result = cut_to_size(checkpoint, options.max_shard_size)
+    step = {"use": "reindex", **options.recipe}
     return replace(result, steps=(*checkpoint.steps, step)), _report(checkpoint, result)
 
 

@@ -141,21 +141,3 @@ class Scheme:
             "targets": targets,
             "weights": self.weights.to_config(),
         }
-
-
-def default_format(weights: QuantizationArgs, inputs: QuantizationArgs | None) -> str:
-    """The layout that compressed-tensors chooses, except where vLLM could not load it.
-
-    vLLM takes integer weights of fewer than eight bits that come with quantized activations as
-    pack-quantized; of int-quantized ones it takes only four bits with eight-bit integer inputs.
-    """
-    if weights.type == "float" and weights.num_bits == 4:
-        return "mxfp4-pack-quantized" if weights.group_size == 32 else "nvfp4-pack-quantized"
-    if weights.scale_dtype == "torch.uint8":
-        return "mxfp8-quantized"
-    if weights.type == "float":
-        return "float-quantized" if inputs else "naive-quantized"
-    if inputs is None:
-        return "pack-quantized"
-    as_int8 = inputs.type == "int" and inputs.num_bits == 8 and weights.num_bits in (4, 8)
-    return "int-quantized" if as_int8 or weights.num_bits == 8 else "pack-quantized"

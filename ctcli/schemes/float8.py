@@ -5,102 +5,63 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ctcli.lazy.tensors import Output, TensorSpec
-from ctcli.schemes.arguments import Scheme
-from ctcli.schemes.family import Decoded, Numerics
-from ctcli.schemes.ranges import (
-    find_bounds,
-    granule_of,
-    grouping_of,
-    quantize_stored,
-    scale_output,
-    stored_scale,
-)
+from ctcli.lazy.nodes import Output
+from ctcli.lazy.tensors import TensorSpec
+from ctcli.schemes.arguments import QuantizationArgs, Scheme
+from ctcli.schemes.family import Numerics
+from ctcli.schemes.format import NumericFormat
+from ctcli.schemes.tiles import read_scales, scale_output, stored_scales
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ctcli.ops.quantized import Array, QuantizedBlock
 
-    from ctcli.ops.bits import Bits
-    from ctcli.ops.float8 import Float8
-    from ctcli.ops.ranges import Roundtrip
-
-FORMATS = ("float-quantized", "naive-quantized")
-STRATEGIES = ("tensor", "channel", "group", "block")
+_STRATEGIES = ("tensor", "channel", "group", "block")
 
 
-def accepts(scheme: Scheme) -> bool:
-    """Whether the weights are eight-bit floats with floating-point scales."""
-    weights = scheme.weights
-    is_float8 = weights.type == "float" and weights.num_bits == 8 and weights.symmetric
-    return is_float8 and weights.scale_dtype is None and weights.strategy in STRATEGIES
+class Float8(NumericFormat):
+    """See `NumericFormat`."""
+
+    FORMATS = ("float-quantized", "naive-quantized")
+    ARITHMETIC = "float8"
+
+    def claims(self, weights: QuantizationArgs) -> bool:
+        """Floats."""
+        return weights.type == "float"
+
+    def accepts(self, scheme: Scheme) -> bool:
+        """Eight-bit floats with floating-point scales."""
+        weights = scheme.weights
+        is_float8 = weights.type == "float" and weights.num_bits == 8 and weights.symmetric
+        return is_float8 and weights.scale_dtype is None and weights.strategy in _STRATEGIES
+
+    def default_format(self, weights: QuantizationArgs, inputs: QuantizationArgs | None) -> str:  # noqa: ARG002
+        """Float-quantized, if inputs are quantized too."""
+        return "float-quantized" if inputs else "naive-quantized"
+
+    def outputs(self, numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:
+        """`weight` and `weight_scale`."""
+        return {
+            "weight": Output(TensorSpec("F8_E4M3", weight.shape)),
+            "weight_scale": scale_output(numerics.scheme.weights, weight, numerics.dtype),
+        }
+
+    def _stored(
+        self,
+        found: QuantizedBlock,
+        shape: tuple[int, ...],  # noqa: ARG002 (formats share one signature)
+        numerics: Numerics,
+        whole: Array | None,  # noqa: ARG002
+    ) -> dict[str, Array]:
+        scales = stored_scales(found.scales, numerics.scheme.weights, numerics.dtype)
+        return {"weight": found.codes, "weight_scale": scales}
+
+    def _read(
+        self,
+        tensors: Mapping[str, Array],
+        shape: tuple[int, int],  # noqa: ARG002 (formats share one signature)
+        numerics: Numerics,
+    ) -> tuple[Array, Array, Array | None]:
+        return tensors["weight"], read_scales(tensors["weight_scale"], numerics.dtype), None
 
 
-def granule(scheme: Scheme) -> tuple[int, int]:
-    """A tile."""
-    return granule_of(scheme.weights)
-
-
-def outputs(numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:
-    """`weight` and `weight_scale`."""
-    return {
-        "weight": Output(TensorSpec("F8_E4M3", weight.shape)),
-        "weight_scale": scale_output(numerics.scheme.weights, weight, numerics.dtype),
-    }
-
-
-def quantize(
-    weight: Tensor,
-    shape: tuple[int, ...],  # noqa: ARG001 (families share one signature)
-    numerics: Numerics,
-    whole: Tensor | None,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Quantize some rows. See `Family.quantize`."""
-    arguments, float8 = numerics.scheme.weights, _of(numerics)
-    grouping = grouping_of(arguments)
-    view = grouping.view(weight)
-    scale = float8.scale(find_bounds(view, numerics, whole, float8.roundtrip))
-    codes, values = float8.encode(view, scale)
-    found = {
-        "weight": grouping.flatten(codes, *weight.shape),
-        "weight_scale": stored_scale(scale, arguments).to(float8.dtype),
-    }
-    return found, grouping.flatten(values, *weight.shape)
-
-
-def quantize_bits(
-    bits: Bits,
-    shape: tuple[int, ...],  # noqa: ARG001 (families share one signature)
-    numerics: Numerics,
-) -> tuple[dict[str, Bits], tuple[float, float]]:
-    """Quantize some stored rows. See `PlainFamily.quantize_bits`."""
-    from ctcli.ops.stored_weights import E4M3_MAX, e4m3
-
-    found = quantize_stored(bits, numerics, E4M3_MAX, e4m3)
-    outputs = {"weight": found.codes, "weight_scale": found.scales}
-    return outputs, (found.error, found.energy)
-
-
-def decode(
-    tensors: Mapping[str, Tensor],
-    shape: tuple[int, int],  # noqa: ARG001 (families share one signature)
-    scheme: Scheme,  # noqa: ARG001
-) -> Decoded:
-    """Read what `quantize` wrote. See `Family.decode`."""
-    import torch
-
-    from ctcli.ops.rounding import e4m3_half_steps, from_e4m3
-
-    codes = from_e4m3(tensors["weight"])
-    scale = tensors["weight_scale"].to(torch.float32)
-    return Decoded(codes, scale, half_steps=e4m3_half_steps(codes))
-
-
-def roundtrip(numerics: Numerics) -> Roundtrip:
-    """See `Family.roundtrip`."""
-    return _of(numerics).roundtrip
-
-
-def _of(numerics: Numerics) -> Float8:
-    from ctcli.ops.float8 import Float8
-
-    return Float8(numerics.torch_dtype, numerics.quotient_dtype)
+FLOAT8 = Float8()

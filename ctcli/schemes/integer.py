@@ -3,144 +3,173 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
-from ctcli.lazy.tensors import Output, TensorSpec
-from ctcli.schemes.arguments import Scheme
-from ctcli.schemes.family import Decoded, Numerics
-from ctcli.schemes.ranges import (
-    find_bounds,
-    granule_of,
-    grouping_of,
-    quantize_stored,
-    scale_output,
-    stored_scale,
-)
+from ctcli.lazy.nodes import Output
+from ctcli.lazy.tensors import TensorSpec
+from ctcli.schemes.arguments import QuantizationArgs, Scheme
+from ctcli.schemes.family import Numerics
+from ctcli.schemes.format import NumericFormat, ShapeError, StoredPart
+from ctcli.schemes.tiles import granule_of, read_scales, scale_output, stored_scales
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ctcli.ops.quantized import Array, QuantizedBlock
 
-    from ctcli.ops.bits import Bits
-    from ctcli.ops.integers import Integers
-    from ctcli.ops.ranges import Roundtrip
-
-FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
-STRATEGIES = ("tensor", "channel", "group", "block")
+_STRATEGIES = ("tensor", "channel", "group", "block")
 
 
-def accepts(scheme: Scheme) -> bool:
-    """Whether the weights are integers."""
-    return scheme.weights.type == "int" and scheme.weights.strategy in STRATEGIES
+class Integers(NumericFormat):
+    """See `NumericFormat`."""
 
+    FORMATS = ("pack-quantized", "int-quantized", "naive-quantized")
+    ARITHMETIC = "integers"
 
-def granule(scheme: Scheme) -> tuple[int, int]:
-    """A tile, and as much as fills whole words of packed elements and zero points."""
-    height, width = granule_of(scheme.weights)
-    packed = 32 // math.gcd(32, scheme.weights.num_bits)
-    if _packs_zero_points(scheme):
-        height = math.lcm(height, packed)
-    if scheme.format == "pack-quantized":
-        width = math.lcm(width, packed)
-    return height, width
+    def claims(self, weights: QuantizationArgs) -> bool:
+        """Integers."""
+        return weights.type == "int"
 
+    def accepts(self, scheme: Scheme) -> bool:
+        """Integers."""
+        return scheme.weights.type == "int" and scheme.weights.strategy in _STRATEGIES
 
-def outputs(numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:
-    """`weight` or `weight_packed` and `weight_shape`; `weight_scale`; `weight_zero_point`."""
-    scheme, (rows, columns) = numerics.scheme, weight.shape
-    bits = scheme.weights.num_bits
-    scale = scale_output(scheme.weights, weight, numerics.dtype)
-    found = {"weight_scale": scale}
-    if scheme.format == "pack-quantized":
-        packed = TensorSpec("I32", (rows, _words(columns, bits)))
-        found["weight_packed"] = Output(packed)
-        found["weight_shape"] = Output(TensorSpec("I64", (2,)), is_whole=True)
-    else:
-        found["weight"] = Output(TensorSpec("I8", weight.shape))
-    if _packs_zero_points(scheme):
-        words = (_words(rows, bits), scale.spec.shape[1])
-        found["weight_zero_point"] = Output(TensorSpec("I32", words))
-    elif not scheme.weights.symmetric:
-        found["weight_zero_point"] = replace(scale, spec=TensorSpec("I8", scale.spec.shape))
-    return found
+    def default_format(self, weights: QuantizationArgs, inputs: QuantizationArgs | None) -> str:
+        """Packed without quantized inputs, and where vLLM could not load anything else.
 
+        It takes integer weights of fewer than eight bits that come with quantized activations as
+        pack-quantized; of int-quantized ones only four bits with eight-bit integer inputs.
+        """
+        if inputs is None:
+            return "pack-quantized"
+        as_int8 = inputs.type == "int" and inputs.num_bits == 8 and weights.num_bits in (4, 8)
+        return "int-quantized" if as_int8 or weights.num_bits == 8 else "pack-quantized"
 
-def quantize(
-    weight: Tensor, shape: tuple[int, ...], numerics: Numerics, whole: Tensor | None
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Quantize some rows. See `Family.quantize`."""
-    import torch
+    def kind(self, weights: QuantizationArgs) -> str:
+        """INT8, ..."""
+        return f"INT{weights.num_bits}"
 
-    scheme, grouping = numerics.scheme, grouping_of(numerics.scheme.weights)
-    integers = _of(numerics)
-    view = grouping.view(weight)
-    bounds = find_bounds(view, numerics, whole, integers.roundtrip)
-    scale, zero = integers.parameters(bounds)
-    codes, values = integers.encode(view, scale, zero)
-    flat = grouping.flatten(codes.to(torch.int8), *weight.shape)
-    found = {"weight_scale": stored_scale(scale, scheme.weights).to(integers.dtype)}
-    if scheme.format == "pack-quantized":
-        found["weight_packed"] = _packed(flat, integers.bits)
-        found["weight_shape"] = torch.tensor(shape)
-    else:
-        found["weight"] = flat
-    if zero is not None:
-        stored = stored_scale(zero, scheme.weights).to(torch.int8)
+    def granule(self, scheme: Scheme) -> tuple[int, int]:
+        """A tile, and as much as fills whole words of packed elements and zero points."""
+        height, width = granule_of(scheme.weights)
+        packed = 32 // math.gcd(32, scheme.weights.num_bits)
         if _packs_zero_points(scheme):
-            stored = _packed(stored.T.contiguous(), integers.bits).T.contiguous()
-        found["weight_zero_point"] = stored
-    return found, grouping.flatten(values, *weight.shape)
+            height = math.lcm(height, packed)
+        if scheme.format == "pack-quantized":
+            width = math.lcm(width, packed)
+        return height, width
 
+    def outputs(self, numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:
+        """`weight` or `weight_packed` and `weight_shape`; `weight_scale`; `weight_zero_point`."""
+        scheme, (rows, columns) = numerics.scheme, weight.shape
+        bits = scheme.weights.num_bits
+        scale = scale_output(scheme.weights, weight, numerics.dtype)
+        found = {"weight_scale": scale}
+        if scheme.format == "pack-quantized":
+            packed = TensorSpec("I32", (rows, _words(columns, bits)))
+            found["weight_packed"] = Output(packed)
+            found["weight_shape"] = Output(TensorSpec("I64", (2,)), is_whole=True)
+        else:
+            found["weight"] = Output(TensorSpec("I8", weight.shape))
+        if _packs_zero_points(scheme):
+            words = (_words(rows, bits), scale.spec.shape[1])
+            found["weight_zero_point"] = Output(TensorSpec("I32", words))
+        elif not scheme.weights.symmetric:
+            found["weight_zero_point"] = replace(scale, spec=TensorSpec("I8", scale.spec.shape))
+        return found
 
-def quantize_bits(
-    bits: Bits, shape: tuple[int, ...], numerics: Numerics
-) -> tuple[dict[str, Bits], tuple[float, float]]:
-    """Quantize some stored rows. See `PlainFamily.quantize_bits`."""
-    import numpy as np
+    def faults(
+        self, stored: StoredPart, shape: tuple[int, int], scheme: Scheme
+    ) -> Iterator[tuple[str, int]]:
+        """Codes and zero points that are out of range, and set padding bits."""
+        from ctcli.ops.faults import code_faults, padding_faults
 
-    from ctcli.ops.packing import offset_binary, pack_words
-    from ctcli.ops.stored_weights import integers
+        bits, (rows, columns) = scheme.weights.num_bits, shape
+        is_packed = stored.spec.dtype == "I32"
+        if stored.suffix == "weight_packed" and is_packed:
+            if stored.has_end or not stored.by_columns:
+                used = columns * bits - 32 * (stored.spec.shape[1] - 1)
+                yield padding_faults(stored.bits[:, -1], used)
+        elif stored.suffix == "weight_zero_point" and is_packed:
+            if stored.has_end or stored.by_columns:
+                used = rows * bits - 32 * (stored.spec.shape[0] - 1)
+                yield padding_faults(stored.bits[-1], used)
+        elif stored.suffix in ("weight", "weight_zero_point"):
+            yield code_faults(stored.bits, bits)
+        else:
+            yield from super().faults(stored, shape, scheme)
 
-    width = numerics.scheme.weights.num_bits
-    found = quantize_stored(bits, numerics, (2**width - 1) / 2, partial(integers, width))
-    outputs = {"weight_scale": found.scales}
-    if numerics.scheme.format == "pack-quantized":
-        outputs["weight_packed"] = pack_words(offset_binary(found.codes, width), width)
-        outputs["weight_shape"] = np.array(shape, np.uint64)
-    else:
-        outputs["weight"] = found.codes
-    return outputs, (found.error, found.energy)
+    def _stored(
+        self,
+        found: QuantizedBlock,
+        shape: tuple[int, ...],
+        numerics: Numerics,
+        whole: Array | None,  # noqa: ARG002 (formats share one signature)
+    ) -> dict[str, Array]:
+        import numpy as np
 
+        from ctcli.ops.packing import offset_binary, pack_words
 
-def decode(tensors: Mapping[str, Tensor], shape: tuple[int, int], scheme: Scheme) -> Decoded:
-    """Read what `quantize` wrote. See `Family.decode`."""
-    import torch
+        scheme, weights = numerics.scheme, numerics.scheme.weights
+        outputs = {"weight_scale": stored_scales(found.scales, weights, numerics.dtype)}
+        if scheme.format == "pack-quantized":
+            outputs["weight_packed"] = found.codes.view(np.uint32)
+            outputs["weight_shape"] = np.array(shape, np.uint64)
+        else:
+            outputs["weight"] = found.codes
+        if not weights.symmetric:
+            zeros: Array = found.marks.astype(np.int8).view(np.uint8)
+            if _packs_zero_points(scheme):
+                unsigned = np.ascontiguousarray(offset_binary(zeros, weights.num_bits).T)
+                zeros = np.ascontiguousarray(pack_words(unsigned, weights.num_bits).T)
+            elif weights.strategy == "tensor":
+                zeros = zeros.reshape(1)
+            outputs["weight_zero_point"] = zeros
+        return outputs
 
-    bits, scale = scheme.weights.num_bits, tensors["weight_scale"].to(torch.float32)
-    if scheme.format == "pack-quantized":
-        codes = _unpacked(tensors["weight_packed"], bits, shape[1])
-    else:
-        codes = tensors["weight"].to(torch.float32)
-    zero = tensors.get("weight_zero_point")
-    if zero is not None and _packs_zero_points(scheme):
-        zero = _unpacked(zero.T.contiguous(), bits, shape[0]).T.contiguous()
-    return Decoded(codes, scale, None if zero is None else zero.to(torch.float32))
+    def _read(
+        self, tensors: Mapping[str, Array], shape: tuple[int, int], numerics: Numerics
+    ) -> tuple[Array, Array, Array | None]:
+        import numpy as np
 
+        from ctcli.ops.packing import unpack_words
 
-def roundtrip(numerics: Numerics) -> Roundtrip:
-    """See `Family.roundtrip`."""
-    return _of(numerics).roundtrip
+        scheme, bits = numerics.scheme, numerics.scheme.weights.num_bits
+        scales = read_scales(tensors["weight_scale"], numerics.dtype)
+        is_packed = scheme.format == "pack-quantized"
+        codes = np.ascontiguousarray(tensors["weight_packed" if is_packed else "weight"])
+        codes = codes.view(np.uint8).reshape(shape[0], -1)
+        zeros = tensors.get("weight_zero_point")
+        if zeros is None:
+            return codes, scales, None
+        if _packs_zero_points(scheme):
+            unsigned = unpack_words(np.ascontiguousarray(zeros.T), bits, shape[0]).T
+            return codes, scales, unsigned.astype(np.float32) - (1 << (bits - 1))
+        points = zeros.view(np.int8).astype(np.float32)
+        return codes, scales, points.reshape(-1, points.shape[-1])
 
-
-def _of(numerics: Numerics) -> Integers:
-    from ctcli.ops.integers import Integers
-
-    weights = numerics.scheme.weights
-    return Integers(
-        weights.num_bits, weights.symmetric, numerics.torch_dtype, numerics.quotient_dtype
-    )
+    def _unpacked(
+        self,
+        specs: Mapping[str, TensorSpec],
+        scheme: Scheme,
+        read: Callable[[str], bytes],
+    ) -> tuple[int, int]:
+        """Columns are those of the scales, else what `weight_shape` says, else what fits in."""
+        rows, words = specs["weight_packed"].shape
+        bits, group = scheme.weights.num_bits, scheme.weights.group_size
+        scale = specs.get("weight_scale")
+        found, is_grouped = words * 32 // bits, False
+        if group and scale and len(scale.shape) == 2:
+            found, is_grouped = scale.shape[1] * group, True
+        if specs.get("weight_shape") != TensorSpec("I64", (2,)):
+            return rows, found
+        said = struct.unpack("<2q", read("weight_shape"))
+        fits = said[1] == found if is_grouped else _words(said[1], bits) == words
+        if said[0] == rows and fits:
+            return rows, int(said[1])
+        message = f"it says {list(said)}, and the weight is {[rows, found]}."
+        raise ShapeError(message, (rows, found))
 
 
 def _packs_zero_points(scheme: Scheme) -> bool:
@@ -150,26 +179,9 @@ def _packs_zero_points(scheme: Scheme) -> bool:
     return packs and not weights.symmetric
 
 
-def _packed(codes: Tensor, bits: int) -> Tensor:
-    """Int8 codes as int32 words, on the CPU."""
-    import torch
-
-    from ctcli.ops.packing import offset_binary, pack_words
-
-    unsigned = offset_binary(codes.view(torch.uint8).cpu().numpy(), bits)
-    return torch.from_numpy(pack_words(unsigned, bits).view("i4"))
-
-
-def _unpacked(words: Tensor, bits: int, columns: int) -> Tensor:
-    """The codes in int32 words, as float32."""
-    import torch
-
-    from ctcli.ops.packing import unpack_words
-
-    unsigned = torch.from_numpy(unpack_words(words.numpy().view("u4"), bits, columns))
-    return unsigned.to(torch.float32).sub_(1 << (bits - 1))
-
-
 def _words(elements: int, bits: int) -> int:
     """32-bit words that so many packed elements fill."""
-    return math.ceil(elements * bits / 32)
+    return -(-elements * bits // 32)
+
+
+INTEGERS = Integers()

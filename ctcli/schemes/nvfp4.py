@@ -5,72 +5,82 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ctcli.lazy.tensors import Output, TensorSpec
-from ctcli.schemes.arguments import Scheme
-from ctcli.schemes.family import Decoded, Numerics
-from ctcli.schemes.ranges import find_bounds, granule_of, grouping_of, stored_scale
+from ctcli.lazy.nodes import Output
+from ctcli.lazy.tensors import TensorSpec
+from ctcli.schemes.arguments import QuantizationArgs, Scheme
+from ctcli.schemes.family import Numerics
+from ctcli.schemes.format import NumericFormat, Whole
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-FORMATS = ("nvfp4-pack-quantized",)
+    from ctcli.ops.quantized import Array, QuantizedBlock
 
 
-def accepts(scheme: Scheme) -> bool:
-    """Whether the weights are four-bit floats in groups of 16 under a global scale."""
-    weights = scheme.weights
-    kind = (weights.type, weights.num_bits, weights.strategy, weights.group_size)
-    return kind == ("float", 4, "tensor_group", 16) and weights.symmetric
+class Nvfp4(NumericFormat):
+    """See `NumericFormat`."""
+
+    FORMATS = ("nvfp4-pack-quantized",)
+    ARITHMETIC = "nvfp4"
+
+    def claims(self, weights: QuantizationArgs) -> bool:
+        """Four-bit floats."""
+        return weights.type == "float" and weights.num_bits == 4
+
+    def accepts(self, scheme: Scheme) -> bool:
+        """Four-bit floats in groups of 16 under a global scale."""
+        weights = scheme.weights
+        kind = (weights.type, weights.num_bits, weights.strategy, weights.group_size)
+        return kind == ("float", 4, "tensor_group", 16) and weights.symmetric
+
+    def default_format(self, weights: QuantizationArgs, inputs: QuantizationArgs | None) -> str:  # noqa: ARG002
+        """There is one."""
+        return "nvfp4-pack-quantized"
+
+    def outputs(self, numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:  # noqa: ARG002
+        """`weight_packed`, `weight_scale` and `weight_global_scale`."""
+        rows, columns = weight.shape
+        return {
+            "weight_packed": Output(TensorSpec("U8", (rows, columns // 2))),
+            "weight_scale": Output(TensorSpec("F8_E4M3", (rows, columns // 16))),
+            "weight_global_scale": Output(TensorSpec("F32", (1,)), is_whole=True),
+        }
+
+    def whole(self, scheme: Scheme, by_columns: bool) -> Whole | None:  # noqa: ARG002
+        """The largest magnitude of the fused set."""
+        return "largest"
+
+    def _stored(
+        self,
+        found: QuantizedBlock,
+        shape: tuple[int, ...],  # noqa: ARG002 (formats share one signature)
+        numerics: Numerics,
+        whole: Array | None,
+    ) -> dict[str, Array]:
+        import numpy as np
+
+        from ctcli.ops.blocks import global_scale
+
+        assert whole is not None
+        total = np.array([global_scale(float(whole[0]), numerics.dtype)], np.float32)
+        return {
+            "weight_packed": found.codes,
+            "weight_scale": found.marks.astype(np.uint8),
+            "weight_global_scale": total.view(np.uint32),
+        }
+
+    def _read(
+        self,
+        tensors: Mapping[str, Array],
+        shape: tuple[int, int],  # noqa: ARG002 (formats share one signature)
+        numerics: Numerics,  # noqa: ARG002
+    ) -> tuple[Array, Array, Array | None]:
+        import numpy as np
+
+        from ctcli.ops.blocks import e4m3_values
+
+        total = tensors["weight_global_scale"].view(np.float32)
+        with np.errstate(divide="ignore", invalid="ignore"):  # what verify finds fault with
+            scales = e4m3_values(tensors["weight_scale"]) / total
+        return tensors["weight_packed"], scales, None
 
 
-def granule(scheme: Scheme) -> tuple[int, int]:
-    """A row of a group."""
-    return granule_of(scheme.weights)
-
-
-def outputs(numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:  # noqa: ARG001
-    """`weight_packed`, `weight_scale` and `weight_global_scale`."""
-    rows, columns = weight.shape
-    return {
-        "weight_packed": Output(TensorSpec("U8", (rows, columns // 2))),
-        "weight_scale": Output(TensorSpec("F8_E4M3", (rows, columns // 16))),
-        "weight_global_scale": Output(TensorSpec("F32", (1,)), is_whole=True),
-    }
-
-
-def quantize(
-    weight: Tensor,
-    shape: tuple[int, ...],  # noqa: ARG001 (families share one signature)
-    numerics: Numerics,
-    whole: Tensor | None,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Quantize some rows. See `Family.quantize`."""
-    from ctcli.ops.nvfp4 import Nvfp4, global_scale
-    from ctcli.ops.rounding import pack_e2m1
-
-    assert whole is not None, "the fused set's largest magnitude"
-    arguments, dtype = numerics.scheme.weights, numerics.torch_dtype
-    grouping = grouping_of(arguments)
-    view = grouping.view(weight)
-    nvfp4 = Nvfp4(dtype, global_scale(whole, dtype))
-    scale = nvfp4.scale(find_bounds(view, numerics, None, nvfp4.roundtrip))
-    codes, values = nvfp4.encode(view, scale)
-    found = {
-        "weight_packed": pack_e2m1(grouping.flatten(codes, *weight.shape)),
-        "weight_scale": stored_scale(scale, arguments),
-        "weight_global_scale": nvfp4.total.view(1),
-    }
-    return found, grouping.flatten(values, *weight.shape)
-
-
-def decode(
-    tensors: Mapping[str, Tensor],
-    shape: tuple[int, int],  # noqa: ARG001 (families share one signature)
-    scheme: Scheme,  # noqa: ARG001
-) -> Decoded:
-    """Read what `quantize` wrote. See `Family.decode`."""
-    from ctcli.ops.rounding import e2m1_half_steps, from_e2m1, from_e4m3, unpack_e2m1
-
-    codes = from_e2m1(unpack_e2m1(tensors["weight_packed"]))
-    scale = from_e4m3(tensors["weight_scale"]) / tensors["weight_global_scale"]
-    return Decoded(codes, scale, half_steps=e2m1_half_steps(codes))
+NVFP4 = Nvfp4()

@@ -1,15 +1,15 @@
-"""Schemes as users write them: preset names, single arguments, compressed-tensors' JSON."""
+"""Schemes as users write them: preset names and single arguments."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ctcli.errors import CtcliError
-from ctcli.schemes import family_of
-from ctcli.schemes.arguments import QuantizationArgs, Scheme, Strategy, default_format
+from ctcli.schemes import default_format, format_of
+from ctcli.schemes.arguments import QuantizationArgs, Scheme, Strategy
 from ctcli.schemes.presets import PRESETS, preset
 
 # A scheme and the modules it is for: a pattern, or None for all linears that nothing else matches.
@@ -67,37 +67,6 @@ def parse_schemes(texts: Sequence[str], overrides: Overrides) -> tuple[TargetedS
     return tuple(found)
 
 
-def parse_config(
-    name: str, config: Mapping[str, Any]
-) -> tuple[tuple[TargetedScheme, ...], tuple[str, ...]]:
-    """Parse compressed-tensors' JSON: `config_groups` and `ignore`.
-
-    Args:
-        name: the file's, for messages.
-        config: its content; a whole config.json is fine, too.
-
-    Returns:
-        The schemes in order, and the patterns to leave alone.
-
-    Raises:
-        CtcliError: groups that ctcli cannot make; lists them all.
-    """
-    config = config.get("quantization_config", config)
-    problems = []
-    found: list[TargetedScheme] = []
-    for group, entry in config.get("config_groups", {}).items():
-        try:
-            scheme = _group(group, entry)
-            found += [(_pattern(target), scheme) for target in entry.get("targets", ["Linear"])]
-        except (ValueError, TypeError, AttributeError) as error:
-            problems.append(f"{name}: {group}: {error}.")
-    if not found and not problems:
-        problems.append(f"{name}: it has no config_groups.")
-    if problems:
-        raise CtcliError(problems, "See compressed-tensors' QuantizationConfig for the fields.")
-    return tuple(found), tuple(config.get("ignore") or ())
-
-
 def _scheme(name: str, overrides: Overrides) -> Scheme:
     base = preset(name) if name else _by_hand(overrides)
     changes = overrides.given()
@@ -127,27 +96,7 @@ def _by_hand(overrides: Overrides) -> Scheme:
     return Scheme(_MADE_BY_HAND, weights, None, default_format(weights, None))
 
 
-def _group(name: str, entry: Mapping[str, Any]) -> Scheme:
-    if not entry.get("weights"):
-        raise ValueError("it does not quantize weights")
-    if entry.get("output_activations"):
-        raise ValueError("quantized output activations need calibration data")
-    weights = QuantizationArgs.from_config(entry["weights"])
-    inputs = entry.get("input_activations")
-    activations = QuantizationArgs.from_config(inputs) if inputs else None
-    chosen = entry.get("format") or default_format(weights, activations)
-    return _checked(Scheme(name, weights, activations, chosen))
-
-
-def _pattern(target: str) -> str | None:
-    if target == "Linear":
-        return None
-    if target[:1].isupper() and "." not in target:
-        raise ValueError(f"target {target!r}: of classes, only Linear is known")
-    return target
-
-
 def _checked(scheme: Scheme) -> Scheme:
     scheme.weights.check()
-    family_of(scheme)
+    format_of(scheme)
     return scheme

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ctcli.schemes.arguments import QuantizationArgs, Scheme, default_format
+from ctcli.schemes import default_format
+from ctcli.schemes.arguments import QuantizationArgs, Scheme
 
 _TOKENS_INT8 = QuantizationArgs(8, "int", "token", dynamic=True)
 _TOKENS_INT4 = QuantizationArgs(4, "int", "token", dynamic=True)

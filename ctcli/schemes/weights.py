@@ -1,67 +1,99 @@
-"""From a stored weight and a scheme to the lazy tensors that stand for it."""
+"""From a weight and a scheme to the node that computes the tensors which stand for it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from ctcli.lazy.tensors import (
-    Derivation,
-    Direct,
-    Matrix,
-    NonFiniteError,
+from ctcli.lazy.nodes import (
+    COLUMNS,
+    Computed,
+    Input,
+    Node,
     Output,
-    Reduction,
-    TensorSpec,
+    Where,
+    axis_of,
+    matrix_shape,
+    step_key,
 )
-from ctcli.schemes import family_of
-from ctcli.schemes.family import Execution, Numerics, PlainFamily
-from ctcli.schemes.ranges import grouping_of
+from ctcli.lazy.tensors import Stored, TensorSpec
+from ctcli.schemes import format_of
+from ctcli.schemes.family import Execution, Numerics
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ctcli.lazy.nodes import Block, Blocks
 
-    from ctcli.ops.bits import Bits, Floats
-
-_HINT = "Repair the checkpoint, leave the module out with --ignore, or give --allow-nonfinite."
+Weight = Stored | Computed
 
 
-def derive(
-    name: str,
-    matrix: Matrix,
+def quantized(
+    module: str,
+    weight: Weight,
     numerics: Numerics,
     execution: Execution,
-    shared: Reduction | None,
-) -> Derivation:
+    shared: Node | None,
+) -> Node:
     """The tensors that stand for one weight.
 
     Args:
-        name: its module.
-        matrix: the weight, [rows, columns].
+        module: its module.
+        weight: [rows, columns], not rounded.
         numerics: how to quantize it.
         execution: how to compute.
         shared: the largest magnitude of its fused set, for strategy tensor_group.
     """
-    family, strategy = family_of(numerics.scheme), numerics.scheme.weights.strategy
-    by_columns = matrix.is_columnwise
-    outputs = family.outputs(numerics, TensorSpec(numerics.dtype, matrix.shape))
-    needs = (shared,) if shared else ()
-    if strategy == "tensor" or (strategy == "channel" and by_columns):
-        needs = (_range_of(matrix, numerics, execution),)
-    if strategy == "channel" and by_columns:
+    strategy = numerics.scheme.weights.strategy
+    shape, axis = matrix_shape(weight.spec.shape), axis_of(weight)
+    outputs, granule, kernel = _facts(numerics, execution, weight.spec.dtype, shape)
+    whole = shared
+    if format_of(numerics.scheme).whole(numerics.scheme, axis == COLUMNS) == "range":
+        whole = _range_of(module, weight, numerics, execution)
+    if strategy == "channel" and axis == COLUMNS:
         outputs = {name: _whole_for_rows(output) for name, output in outputs.items()}
-    return Derivation(
-        name,
-        matrix,
-        math.lcm(matrix.granule[by_columns], family.granule(numerics.scheme)[by_columns]),
-        outputs,
-        partial(quantize_block, matrix.shape, numerics, execution),
-        needs,
-        direct=_direct(matrix, numerics, execution),
+    inputs = {"weight": Input(weight, shape)}
+    if whole:
+        inputs["range"] = _value(whole)
+    return Node(
+        key=step_key(module, "weight", weight, "quantize"),
+        module=module,
+        shape=shape,
+        inputs=inputs,
+        outputs=outputs,
+        kernel=kernel,
+        granule=granule,
+        axis=axis,
     )
+
+
+@lru_cache(maxsize=256)
+def _facts(
+    numerics: Numerics, execution: Execution, tag: str, shape: tuple[int, int]
+) -> tuple[Mapping[str, Output], tuple[int, int], Quantize]:
+    """What the weights of one shape have in common: many of a model are alike."""
+    form = format_of(numerics.scheme)
+    outputs = form.outputs(numerics, TensorSpec(numerics.dtype, shape))
+    return outputs, form.granule(numerics.scheme), Quantize(tag, numerics, execution)
+
+
+def largest_magnitude(name: str, weights: Mapping[str, Weight], execution: Execution) -> Node:
+    """max|w| over all weights of a fused set, or of one module: a value, [1] float32.
+
+    Args:
+        name: of the set.
+        weights: by module.
+        execution: how to compute.
+    """
+    nodes = [
+        _over(module, weight, "amax", _amax(weight.spec.dtype, execution), (1,))
+        for module, weight in weights.items()
+    ]
+    if len(nodes) == 1:
+        return nodes[0]
+    inputs = {node.module: _value(node) for node in nodes}
+    outputs = _value_outputs("F32", (1,))
+    return Node(f"{name}/amax", name, (1, 1), inputs, outputs, Largest(), combine="max")
 
 
 def _whole_for_rows(output: Output) -> Output:
@@ -69,124 +101,175 @@ def _whole_for_rows(output: Output) -> Output:
     return replace(output, is_whole=output.is_whole or output.spec.shape[1] == 1)
 
 
-def _direct(matrix: Matrix, numerics: Numerics, execution: Execution) -> Direct | None:
-    """How to quantize a weight without torch: finite, as stored, symmetrically, by tiles' ranges.
-
-    That arithmetic takes no longer in numpy, so that the time to load torch is saved.
-    """
-    weights = numerics.scheme.weights
-    if matrix.compute or matrix.source.spec.dtype != numerics.dtype or numerics.dtype == "F64":
-        return None
-    if numerics.observer != "minmax" or execution != Execution("cpu", allow_nonfinite=False):
-        return None
-    if weights.scale_dtype or weights.strategy == "tensor" or not weights.symmetric:
-        return None
-    return Direct(partial(_quantize_bits, matrix.shape, numerics))
-
-
-def _quantize_bits(
-    shape: tuple[int, ...], numerics: Numerics, stored: Bits, _: tuple[Floats, ...]
-) -> tuple[Mapping[str, Bits], Sequence[float]]:
-    """See `quantize_block`."""
-    family = cast(PlainFamily, family_of(numerics.scheme))
-    outputs, (error, energy) = family.quantize_bits(stored, shape, numerics)
-    if not math.isfinite(energy):
-        raise NonFiniteError(_HINT)
-    return outputs, (error, energy)
-
-
-def quantize_block(
-    shape: tuple[int, ...],
-    numerics: Numerics,
-    execution: Execution,
-    block: Tensor,
-    _start: int,
-    values: tuple[Tensor, ...],
-) -> tuple[Mapping[str, Tensor], Sequence[float]]:
-    """Quantize rows (columns) of a weight of that shape, given what is known of the whole.
-
-    Returns:
-        Those of each output; and the sums of squares of the error (of what a reader computes,
-        in float32) and of the weight.
-
-    Raises:
-        NonFiniteError: they hold NaN or infinities, and that is not allowed.
-    """
-    import torch
-
-    from ctcli.ops.sums import sum_of_squares
-
-    weight = block.to(execution.device).to(torch.float32)
-    whole = values[0].to(execution.device) if values else None
-    energy = sum_of_squares(weight)
-    if not math.isfinite(energy) and not execution.allow_nonfinite:
-        raise NonFiniteError(_HINT)
-    outputs, restored = family_of(numerics.scheme).quantize(weight, shape, numerics, whole)
-    error = sum_of_squares(restored.sub_(weight))
-    return {name: tensor.cpu() for name, tensor in outputs.items()}, (error, energy)
-
-
-def largest_magnitude(matrices: Sequence[Matrix], execution: Execution) -> Reduction:
-    """max|w| over all `matrices`: [1] float32."""
-    return Reduction(tuple(matrices), partial(_amax, execution), "max", _as_is)
-
-
-def _range_of(matrix: Matrix, numerics: Numerics, execution: Execution) -> Reduction:
-    """[low, high] of the whole weight, or of each of its rows, as the observer has it."""
-    widest = Reduction((matrix,), partial(_widest, numerics, execution), "max", _low_and_high)
+def _range_of(module: str, weight: Weight, numerics: Numerics, execution: Execution) -> Node:
+    """[-low, high] of the whole weight, or of each of its rows, as the observer has it."""
+    rows = 1 if numerics.scheme.weights.strategy == "tensor" else weight.spec.shape[0]
+    tag = weight.spec.dtype
+    extremes = _over(module, weight, "range", Widest(tag, numerics, execution), (2, rows))
     if numerics.observer == "minmax":
-        return widest
-    return Reduction((matrix,), partial(_errors, numerics, execution), "sum", _shrink, widest)
+        return extremes
+    errors = _over(
+        module, weight, "errors", Errors(tag, numerics, execution), (31, rows), extremes, "sum"
+    )
+    inputs = {"range": _value(extremes), "errors": _value(errors)}
+    outputs = _value_outputs("F32", (2, rows))
+    key = step_key(module, "weight", weight, "shrink")
+    return Node(key, module, (1, 1), inputs, outputs, Shrink(), combine="max")
 
 
-def _amax(execution: Execution, block: Tensor, _: Tensor | None) -> Tensor:
-    from ctcli.ops.sums import largest_magnitude as largest
-
-    return largest(block.to(execution.device)).cpu()
-
-
-def _widest(numerics: Numerics, execution: Execution, block: Tensor, _: Tensor | None) -> Tensor:
-    import torch
-
-    from ctcli.ops.ranges import widest_bounds
-
-    weight = block.to(execution.device).to(torch.float32)
-    view = grouping_of(numerics.scheme.weights).view(weight)
-    low, high = widest_bounds(view, numerics.scheme.weights.symmetric)
-    return torch.stack((-low.view(-1), high.view(-1))).cpu()
-
-
-def _low_and_high(widest: Tensor, _: Tensor | None) -> Tensor:
-    import torch
-
-    return torch.stack((-widest[0], widest[1]))
-
-
-def _errors(
-    numerics: Numerics, execution: Execution, block: Tensor, bounds: Tensor | None
-) -> Tensor:
-    """Squared error of the block, or of each row in it, for each range that mse tries."""
-    import torch
-
-    from ctcli.ops.ranges import shrunk_errors
-
-    assert bounds is not None, "the widest range comes first"
-    weight = block.to(execution.device).to(torch.float32)
-    view = grouping_of(numerics.scheme.weights).view(weight)
-    low, high = bounds.to(execution.device).view(2, -1, 1, 1, 1)
-    roundtrip = cast(PlainFamily, family_of(numerics.scheme)).roundtrip(numerics)
-    errors = shrunk_errors(view, (low, high), roundtrip)
-    return torch.stack([error.to(torch.float64).view(-1) for _, error in errors]).cpu()
+def _over(
+    module: str,
+    weight: Weight,
+    step: str,
+    kernel: Amax | Widest | Errors,
+    shape: tuple[int, ...],
+    whole: Node | None = None,
+    combine: str = "max",
+) -> Node:
+    """A value that takes a pass over a weight."""
+    matrix = matrix_shape(weight.spec.shape)
+    inputs = {"weight": Input(weight, matrix)}
+    if whole:
+        inputs["range"] = _value(whole)
+    dtype = "F32" if combine == "max" else "F64"
+    return Node(
+        key=step_key(module, "weight", weight, step),
+        module=module,
+        shape=matrix,
+        inputs=inputs,
+        outputs=_value_outputs(dtype, shape),
+        kernel=kernel,
+        axis=axis_of(weight),
+        combine="max" if combine == "max" else "sum",
+    )
 
 
-def _shrink(errors: Tensor, bounds: Tensor | None) -> Tensor:
-    import torch
-
-    from ctcli.ops.ranges import SHRINKS
-
-    assert bounds is not None, "the widest range comes first"
-    return bounds * torch.tensor(SHRINKS, dtype=torch.float32)[errors.argmin(0)]
+@lru_cache(maxsize=256)
+def _value_outputs(dtype: str, shape: tuple[int, ...]) -> Mapping[str, Output]:
+    return {"value": Output(TensorSpec(dtype, shape), is_whole=True)}
 
 
-def _as_is(combined: Tensor, _: Tensor | None) -> Tensor:
-    return combined
+@lru_cache(maxsize=16)
+def _amax(tag: str, execution: Execution) -> Amax:
+    return Amax(tag, execution)
+
+
+def _value(node: Node) -> Input:
+    return Input(Computed(node, "value"), (1, 1), "whole")
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Quantize rows (columns) of a weight, given the range of the whole where there is one.
+
+    It measures the sums of squares of the error (of what a reader computes, in float32) and of the
+    weight.
+
+    Attributes:
+        tag: safetensors tag of the blocks.
+        numerics: how to quantize.
+        execution: how to compute.
+    """
+
+    tag: str
+    numerics: Numerics
+    execution: Execution
+
+    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`.
+
+        Raises:
+            NonFiniteError: the weight holds NaN or infinities, and that is not allowed.
+        """
+        scheme = self.numerics.scheme
+        whole = blocks.get("range")
+        return format_of(scheme).encode(
+            blocks["weight"],
+            self.tag,
+            shape=where.shape,
+            numerics=self.numerics,
+            execution=self.execution,
+            whole=_low_and_high(whole) if whole is not None and whole.ndim == 2 else whole,
+        )
+
+
+def _low_and_high(extremes: Block) -> Block:
+    """[low, high] of [-low, high], which is what can be combined."""
+    import numpy as np
+
+    return np.stack((-extremes[0], extremes[1]))
+
+
+@dataclass(frozen=True)
+class Amax:
+    """The largest magnitude, [1] float32."""
+
+    tag: str
+    execution: Execution
+
+    def __call__(self, blocks: Blocks, _where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`."""
+        from ctcli.ops.backend import body
+
+        return {"value": body(self.execution.device).largest(blocks["weight"], self.tag)}, ()
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest of some values."""
+
+    def __call__(self, blocks: Blocks, _where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`."""
+        import numpy as np
+
+        return {"value": np.maximum.reduce([*blocks.values()])}, ()
+
+
+@dataclass(frozen=True)
+class Widest:
+    """[-low, high] of all of it, or of each row: [2, 1 or rows] float32."""
+
+    tag: str
+    numerics: Numerics
+    execution: Execution
+
+    def __call__(self, blocks: Blocks, _where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`."""
+        found = format_of(self.numerics.scheme).widest(
+            blocks["weight"], self.tag, numerics=self.numerics, execution=self.execution
+        )
+        return {"value": found}, ()
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Squared error of all of it, or of each row, for each range that mse tries: float64."""
+
+    tag: str
+    numerics: Numerics
+    execution: Execution
+
+    def __call__(self, blocks: Blocks, _where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`."""
+        found = format_of(self.numerics.scheme).shrunk_errors(
+            blocks["weight"],
+            self.tag,
+            numerics=self.numerics,
+            execution=self.execution,
+            whole=_low_and_high(blocks["range"]),
+        )
+        return {"value": found}, ()
+
+
+@dataclass(frozen=True)
+class Shrink:
+    """The range with the least error."""
+
+    def __call__(self, blocks: Blocks, _where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`."""
+        import numpy as np
+
+        from ctcli.ops.quantized import SHRINKS
+
+        shrinks = np.array(SHRINKS, np.float32)
+        return {"value": blocks["range"] * shrinks[blocks["errors"].argmin(0)]}, ()

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from ctcli.errors import CtcliError, os_errors_of
 
@@ -24,16 +25,36 @@ def stream_folder_of(destination: Path) -> Path:
     return partial_of(destination) / "source"
 
 
-def check_destination(
-    destination: Path, source: Path | None, overwrite: bool, is_file: bool = False
-) -> None:
+class Form(Protocol):
+    """What DST becomes.
+
+    Attributes:
+        is_checkpoint: whether rewrites can go on with it, and a hub take it.
+    """
+
+    is_checkpoint: bool
+
+    def check(self, destination: Path, overwrite: bool) -> None:
+        """Refuse an existing DST that is of the wrong kind, or must not be replaced."""
+
+    def publish(self, made: Path, destination: Path, replaced: Path | None) -> None:
+        """Make DST of what was made in a folder beside it.
+
+        Args:
+            made: the folder.
+            destination: DST.
+            replaced: where an existing DST goes first; None: it must not be replaced.
+        """
+
+
+def check_destination(destination: Path, source: Path | None, overwrite: bool, form: Form) -> None:
     """Refuse a DST that cannot be published to, before any work is done.
 
     Args:
         destination: what to make.
         source: the source directory, if it is a local one.
         overwrite: whether a DST with content may be replaced.
-        is_file: whether DST is a file rather than a directory.
+        form: what DST is to become.
     """
     with os_errors_of(str(destination), "opening"):
         try:
@@ -47,7 +68,7 @@ def check_destination(
     if source:
         _check_apart(destination, target, source.resolve())
     if exists:
-        check_replaceable(destination, overwrite, is_file)
+        form.check(destination, overwrite)
     parent = _nearest_existing(target.parent)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise CtcliError(
@@ -81,37 +102,57 @@ def _check_apart(destination: Path, target: Path, source: Path) -> None:
         raise CtcliError(f"{destination}: SRC lies inside DST.", _HINT_ELSEWHERE)
 
 
-def check_replaceable(destination: Path, overwrite: bool, is_file: bool) -> None:
-    """Refuse an existing DST that is of the wrong kind, or must not be replaced."""
-    if is_file:
-        _check_replaceable_file(destination, overwrite)
-    else:
-        _check_replaceable_directory(destination, overwrite)
+class _Directory:
+    """A checkpoint: a directory that replaces an empty one, or any by `--overwrite`."""
+
+    is_checkpoint = True
+
+    def check(self, destination: Path, overwrite: bool) -> None:
+        """See `Form`."""
+        if not destination.is_dir():
+            raise CtcliError(f"{destination}: a file of this name exists.", _HINT_ELSEWHERE)
+        with os_errors_of(str(destination), "reading"):
+            is_empty = not any(destination.iterdir())
+        if not is_empty and not overwrite:
+            raise CtcliError(
+                f"{destination}: DST exists and is not empty.",
+                "Give --overwrite to replace it, or choose another DST.",
+            )
+        if os.path.ismount(destination.resolve()):
+            raise CtcliError(
+                f"{destination}: a mount point cannot be replaced.", "Name a directory inside it."
+            )
+
+    def publish(self, made: Path, destination: Path, replaced: Path | None) -> None:
+        """See `Form`."""
+        if replaced and destination.exists():
+            destination.rename(replaced)
+        made.rename(destination)
 
 
-def _check_replaceable_file(destination: Path, overwrite: bool) -> None:
-    if not destination.is_file():
-        raise CtcliError(f"{destination}: no file, but it exists.", "Name a file to make.")
-    if not overwrite:
-        raise CtcliError(
-            f"{destination}: DST exists.", "Give --overwrite to replace it, or choose another DST."
-        )
+class _OneFile:
+    """A file, beside which others go."""
+
+    is_checkpoint = False
+
+    def check(self, destination: Path, overwrite: bool) -> None:
+        """See `Form`."""
+        if not destination.is_file():
+            raise CtcliError(f"{destination}: no file, but it exists.", "Name a file to make.")
+        if not overwrite:
+            raise CtcliError(
+                f"{destination}: DST exists.",
+                "Give --overwrite to replace it, or choose another DST.",
+            )
+
+    def publish(self, made: Path, destination: Path, replaced: Path | None) -> None:  # noqa: ARG002
+        """See `Form`. DST comes last: once it is there, all is."""
+        for path in sorted(made.iterdir(), key=lambda path: path.name == destination.name):
+            path.replace(destination.with_name(path.name))
 
 
-def _check_replaceable_directory(destination: Path, overwrite: bool) -> None:
-    if not destination.is_dir():
-        raise CtcliError(f"{destination}: a file of this name exists.", _HINT_ELSEWHERE)
-    with os_errors_of(str(destination), "reading"):
-        is_empty = not any(destination.iterdir())
-    if not is_empty and not overwrite:
-        raise CtcliError(
-            f"{destination}: DST exists and is not empty.",
-            "Give --overwrite to replace it, or choose another DST.",
-        )
-    if os.path.ismount(destination.resolve()):
-        raise CtcliError(
-            f"{destination}: a mount point cannot be replaced.", "Name a directory inside it."
-        )
+DIRECTORY: Form = _Directory()
+ONE_FILE: Form = _OneFile()
 
 
 def check_beside(destination: Path, contents: Mapping[str, bytes], overwrite: bool) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from ctcli.checkpoint.sharding import is_numbered, natural_key
 from ctcli.checkpoint.value import INDEX_SUFFIX, Checkpoint, Shard
 from ctcli.errors import CtcliError
+from ctcli.storage.problems import Problem
 from ctcli.storage.strict_json import parse_json
 
 DEFAULT_INDEX = f"model{INDEX_SUFFIX}"
@@ -61,10 +62,11 @@ def parse_index(name: str, content: bytes) -> Index:
         entries = list(weight_map.items())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CtcliError(f"{name}: no index with a weight_map.", _HINT) from error
+    inside = {file for file in {f for _, f in entries if isinstance(f, str)} if _is_inside(file)}
     problems = [
         f"{name}: {tensor!r} is put into {file!r}, which is no file name inside the checkpoint."
         for tensor, file in entries
-        if not _is_inside(file)
+        if not isinstance(file, str) or file not in inside
     ]
     if problems:
         raise CtcliError(problems, _HINT)
@@ -72,58 +74,75 @@ def parse_index(name: str, content: bytes) -> Index:
     return Index(name, weight_map, metadata, total_size)
 
 
-def check_files_exist(index: Index, names: Iterable[str]) -> None:
-    """Refuse an index that names weights files which are not there."""
-    missing = sorted(set(index.files).difference(names))
-    if missing:
-        raise CtcliError(
-            [f"{index.name} names {file}, which is not there." for file in missing],
+def missing_files(index: Index, names: Iterable[str]) -> list[Problem]:
+    """The weights files that an index names, and that are not there."""
+    return [
+        Problem(
+            "index",
+            file,
+            "the index names it, and it is not there.",
+            f"{index.name} names {file}, which is not there.",
             "Fetch the missing files, or correct the index.",
         )
+        for file in sorted(set(index.files).difference(names))
+    ]
 
 
-def apply_index(index: Index, shards: Iterable[Shard]) -> tuple[tuple[Shard, ...], list[str]]:
+def apply_index(
+    index: Index, shards: Iterable[Shard]
+) -> tuple[tuple[Shard, ...], list[Problem], list[Problem]]:
     """Keep of each shard what the index says it holds.
 
     Returns:
-        The shards, and warnings about tensors that the index does not place where they lie.
-
-    Raises:
-        CtcliError: the index places tensors in files that do not hold them; lists them all.
+        The shards; tensors that the index places in files that do not hold them; and, as warnings,
+        those that it does not place where they lie.
     """
     by_name = {shard.name: shard for shard in shards}
-    problems = [
-        f"{index.name} puts tensor {tensor!r} into {file}, which does not hold it."
+    misplaced = [
+        Problem(
+            "index",
+            tensor,
+            f"{index.name} puts it into {file}, which does not hold it.",
+            f"{index.name} puts tensor {tensor!r} into {file}, which does not hold it.",
+            _HINT,
+        )
         for tensor, file in index.weight_map.items()
         if tensor not in by_name[file].tensors
     ]
-    if problems:
-        raise CtcliError(problems, _HINT)
-    kept, warnings = [], []
+    kept, stale = [], []
     for name, shard in by_name.items():
         placed = {t: s for t, s in shard.tensors.items() if index.weight_map.get(t) == name}
         kept.append(replace(shard, tensors=placed))
-        warnings += [
-            f"{name}: tensor {tensor!r} is left out: {index.name} does not place it there."
+        stale += [
+            Problem(
+                "index",
+                tensor,
+                f"{name} holds it, and {index.name} does not say so.",
+                f"{name}: tensor {tensor!r} is left out: {index.name} does not place it there.",
+                is_warning=True,
+            )
             for tensor in sorted(shard.tensors.keys() - placed.keys())
         ]
-    return tuple(kept), warnings
+    return tuple(kept), misplaced, stale
 
 
 def encode_index(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The index file that belongs to the checkpoint's shards; none for one plain file."""
     if len(checkpoint.shards) == 1 and not is_numbered(checkpoint.shards[0].name):
         return {}
-    weight_map = {name: shard.name for shard in checkpoint.shards for name in shard.tensors}
-    index = {
-        "metadata": {**checkpoint.index_metadata, "total_size": checkpoint.nbytes},
-        "weight_map": dict(sorted(weight_map.items())),
-    }
-    return {checkpoint.index_name: (json.dumps(index, indent=2) + "\n").encode()}
+    metadata = {**checkpoint.index_metadata, "total_size": checkpoint.nbytes}
+    # json's own indenting takes most of a second for a hundred thousand names.
+    *head, end = json.dumps({"metadata": metadata, "weight_map": {}}, indent=2).splitlines()
+    quoted = {shard.name: json.dumps(shard.name) for shard in checkpoint.shards}
+    places = [(name, quoted[shard.name]) for shard in checkpoint.shards for name in shard.tensors]
+    lines = (f"    {json.dumps(name)}: {place}" for name, place in sorted(places))
+    head[-1] = head[-1].removesuffix("}")
+    text = "\n".join([*head, ",\n".join(lines), "  }", end, ""])
+    return {checkpoint.index_name: text.encode()}
 
 
-def _is_inside(file: Any) -> bool:
-    if not isinstance(file, str) or not file or "\\" in file or "\0" in file:
+def _is_inside(file: str) -> bool:
+    if not file or "\\" in file or "\0" in file:
         return False
     path = PurePosixPath(file)
     return not path.is_absolute() and ".." not in path.parts and str(path) == file

@@ -1,7 +1,7 @@
 """The journal of a run: which files are complete, and which parts of the others are written.
 
 Lines of JSON: the layout's key, then `[file, errors]` for a complete file, and for a part of one
-that is not its file, place, size, module and what was measured.
+that is not its file, place, size and what was measured.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-# What its derivation measured, for every module that was computed.
+# What its node measured, for every module that was computed.
 Errors = Mapping[str, Sequence[float]]
-# Tells a job from the others that write to a file: an offset, and a row of what is read.
-Place = tuple[int, int]
+# Tells a job from the others that write to a file: a node's key and its first row or column; or no
+# key, and the offset of bytes that are taken over.
+Place = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,12 @@ class Part:
         file: its name.
         place: of the job.
         nbytes: bytes written.
-        module: the module that was computed; empty where nothing was measured.
-        measured: what its derivation measured.
+        measured: what its node measured.
     """
 
     file: str
     place: Place
     nbytes: int
-    module: str = ""
     measured: Sequence[float] = ()
 
 
@@ -76,6 +75,16 @@ def read_journal(path: Path, key: str) -> Journal:
     return Journal({}, {})
 
 
+def is_foreign(path: Path, key: str) -> bool:
+    """Whether a journal is there that is not of this key."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            first = file.readline()
+    except (OSError, ValueError):
+        return False
+    return bool(first) and first != line_of(key)
+
+
 def _parse(entries: Iterable[Sequence[Any]]) -> Journal:
     complete: dict[str, Errors] = {}
     parts: dict[tuple[str, Place], Part] = {}
@@ -83,6 +92,6 @@ def _parse(entries: Iterable[Sequence[Any]]) -> Journal:
         if len(rest) == 1:
             complete[file] = rest[0]
         else:
-            (offset, row), *others = rest
-            parts[file, (offset, row)] = Part(file, (offset, row), *others)
+            (key, start), *others = rest
+            parts[file, (key, start)] = Part(file, (key, start), *others)
     return Journal(complete, parts)

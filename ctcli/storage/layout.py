@@ -6,17 +6,14 @@ import hashlib
 import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
 
 from ctcli import __version__
-from ctcli.checkpoint.value import CONFIG_NAME, RECIPE_NAME, Checkpoint, Shard
-from ctcli.lazy.tensors import (
-    Derivation,
-    DerivedTensor,
-    KnownTensor,
-    LazyTensor,
-    SourceFile,
-    StoredTensor,
-)
+from ctcli.checkpoint.value import CONFIG_NAME, RECIPE_NAME, Checkpoint, Origin, Shard
+from ctcli.lazy.nodes import Computed, LazyTensor, all_nodes
+from ctcli.lazy.tensors import Known, SourceFile, Stored
+from ctcli.storage.destination import DIRECTORY, Form
 from ctcli.storage.index import encode_index
 from ctcli.storage.recipe import encode_recipe
 from ctcli.storage.safetensors import encode_header, file_order
@@ -33,7 +30,7 @@ class Copy:
     nbytes: int
     offset: int
 
-    def is_followed_by(self, tensor: StoredTensor, offset: int) -> bool:
+    def is_followed_by(self, tensor: Stored, offset: int) -> bool:
         """Whether `tensor`, to be written at `offset`, continues this run."""
         ends = (self.start + self.nbytes, self.offset + self.nbytes)
         return self.source == tensor.file and ends == (tensor.start, offset)
@@ -46,10 +43,10 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
-class Computed:
-    """A tensor of an output file that a derivation computes."""
+class Placed:
+    """A computed tensor of an output file."""
 
-    tensor: DerivedTensor
+    tensor: Computed
     offset: int
 
     @property
@@ -59,7 +56,7 @@ class Computed:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownBytes:
     """Bytes inside an output file that are known beforehand."""
 
     content: bytes
@@ -73,11 +70,11 @@ class OutputFile:
     name: str
     head: bytes
     copies: tuple[Copy, ...] = ()
-    computed: tuple[Computed, ...] = ()
-    known: tuple[Known, ...] = ()
+    computed: tuple[Placed, ...] = ()
+    known: tuple[KnownBytes, ...] = ()
     is_shard: bool = False
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Length in bytes."""
         copied = sum(copy.nbytes for copy in self.copies)
@@ -103,13 +100,13 @@ class Layout:
     Attributes:
         files: what is written first.
         closing: what makes the output a checkpoint and is written last.
-        is_file: whether DST is the first of `files` itself, and the others go beside it, rather
-            than a directory of all.
+        form: what DST becomes: a directory of all, or the first of `files`, beside which the
+            others go.
     """
 
     files: tuple[OutputFile, ...]
     closing: tuple[OutputFile, ...]
-    is_file: bool = False
+    form: Form = DIRECTORY
 
     @property
     def all_files(self) -> tuple[OutputFile, ...]:
@@ -119,50 +116,60 @@ class Layout:
     @property
     def beside(self) -> dict[str, bytes]:
         """What files that go beside a DST which is a file will hold, by name."""
-        return {file.name: file.head for file in self.files[1:]} if self.is_file else {}
+        return {} if self.form is DIRECTORY else {f.name: f.head for f in self.files[1:]}
 
-    @property
+    @cached_property
+    def sources(self) -> tuple[SourceFile, ...]:
+        """The source files that bytes of the files come from, each once."""
+        return tuple(sources_of(self.all_files))
+
+    @cached_property
     def key(self) -> str:
         """A hash that two runs share only if they write the same bytes from the same source."""
         digest = hashlib.sha256(__version__.encode())
-        for source in sources_of(self.all_files):
+        for source in self.sources:
             digest.update(os.fsencode(f"\n{source.name}\0{source.size}\0{source.stamp}"))
         for file in self.all_files:
             digest.update(os.fsencode(f"\n{file.name}\0"))
             for known in (file.head, *(part.content for part in file.known)):
                 digest.update(known)
-            for copy in file.copies:
-                place = f"\n{copy.source.name}\0{copy.start}\0{copy.nbytes}"
-                digest.update(os.fsencode(place))
-            for part in file.computed:
-                origin = part.tensor.derivation.matrix.source
-                place = f"\n{origin.file.name}\0{origin.start}\0{part.offset}"
-                digest.update(os.fsencode(place))
+            # Where each tensor lies is in the head.
+            places = [f"{copy.source.name}\0{copy.start}\0{copy.nbytes}" for copy in file.copies]
+            places += [f"{part.tensor.node.key}\0{part.tensor.output}" for part in file.computed]
+            digest.update(os.fsencode("\n".join(places)))
         return digest.hexdigest()
 
 
 def sources_of(files: Collection[OutputFile]) -> list[SourceFile]:
     """The source files that bytes of `files` come from, each once."""
-    sources = [copy.source for file in files for copy in file.copies]
-    derivations = dict.fromkeys(part.tensor.derivation for file in files for part in file.computed)
-    sources += [source for derivation in derivations for source in _read_by(derivation)]
-    return list(dict.fromkeys(sources))
+    sources = dict.fromkeys(copy.source for file in files for copy in file.copies)
+    nodes = dict.fromkeys(part.tensor.node for file in files for part in file.computed)
+    for node in all_nodes([*nodes]):
+        sources |= dict.fromkeys(tensor.file for tensor in node.reads)
+    return [*sources]
 
 
-def _read_by(derivation: Derivation) -> Iterator[SourceFile]:
-    """The files of its matrix, and of the values that are needed first."""
-    yield derivation.matrix.source.file
-    needs = [*derivation.needs, *derivation.matrix.needs]
-    while needs:
-        need = needs.pop()
-        needs += [need.after] if need.after else []
-        for matrix in need.inputs:
-            yield matrix.source.file
-            needs += matrix.needs
+class OneFileOutput(Protocol):
+    """What a rewrite returns that is no checkpoint; it lays itself out."""
+
+    @property
+    def origin(self) -> Origin:
+        """The source."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know."""
+
+    def lay_out(self, name: str) -> Layout:
+        """Fix name, offset and origin of every output byte; DST is called `name`."""
 
 
-def lay_out(checkpoint: Checkpoint) -> Layout:
-    """Fix name, offset and origin of every output byte."""
+def lay_out(made: Checkpoint | OneFileOutput, name: str = "") -> Layout:
+    """Fix name, offset and origin of every output byte; DST is called `name`."""
+    return _lay_out(made) if isinstance(made, Checkpoint) else made.lay_out(name)
+
+
+def _lay_out(checkpoint: Checkpoint) -> Layout:
     shards = [_weights_file(shard, checkpoint.source_of(shard)) for shard in checkpoint.shards]
     carried = [
         OutputFile(name, file) if isinstance(file, bytes) else _whole(name, file)
@@ -199,15 +206,15 @@ def output_file(name: str, head: bytes, tensors: Iterable[LazyTensor]) -> Output
     There is one copy for each run of tensors that are neighbours in the source as in the output.
     """
     copies: list[Copy] = []
-    computed: list[Computed] = []
-    known: list[Known] = []
+    computed: list[Placed] = []
+    known: list[KnownBytes] = []
     offset = len(head)
     for tensor in tensors:
         nbytes = tensor.spec.nbytes
-        if isinstance(tensor, DerivedTensor):
-            computed.append(Computed(tensor, offset))
-        elif isinstance(tensor, KnownTensor):
-            known.append(Known(tensor.content, offset))
+        if isinstance(tensor, Computed):
+            computed.append(Placed(tensor, offset))
+        elif isinstance(tensor, Known):
+            known.append(KnownBytes(tensor.content, offset))
         elif copies and copies[-1].is_followed_by(tensor, offset):
             copies[-1] = replace(copies[-1], nbytes=copies[-1].nbytes + nbytes)
         else:

@@ -7,12 +7,14 @@ has no reader in that repository.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Literal
 
-from ctcli.checkpoint.value import Checkpoint
+from ctcli.checkpoint.value import Origin
 from ctcli.errors import CtcliError
+from ctcli.lazy.nodes import LazyTensor
+from ctcli.storage.destination import ONE_FILE
 from ctcli.storage.layout import Layout, OutputFile, output_file
 
 Version = Literal[0, 1, 2]
@@ -52,7 +54,7 @@ _ORDERS = {0: _ORDER_0, 1: _ORDER_1, 2: _ORDER_1}
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: in place of a config.json. group_size: in version 2 only."""
+    """What a file says of itself. group_size: in version 2 only."""
 
     version: Version
     dim: int
@@ -93,23 +95,32 @@ def encode_tokenizer(pieces: list[tuple[bytes, float]]) -> bytes:
     return struct.pack("<i", longest) + b"".join(entries)
 
 
-def lay_out_bin(checkpoint: Checkpoint, name: str) -> Layout:
-    """Fix the offset and origin of every byte of a checkpoint that is one .bin file.
+@dataclass(frozen=True)
+class BinFile:
+    """A model that is one .bin file.
 
-    Its one shard holds the tensors in the file's order, its config the fields of the header; its
-    other files go beside the .bin.
-
-    Raises:
-        CtcliError: one of the others has the name that the .bin is to have.
+    Attributes:
+        header: what the file says of itself.
+        tensors: in the file's order.
+        beside: files that go beside it, by name.
+        origin: the source.
+        warnings: what a user should know.
     """
-    if name in checkpoint.files:
-        raise CtcliError(f"{name}: it is written beside the .bin file.", "Name that otherwise.")
-    (shard,) = checkpoint.shards
-    header = Header(**checkpoint.config)
-    file = output_file(name, header.encode(), shard.tensors.values())
-    others = [
-        OutputFile(name, content)
-        for name, content in checkpoint.files.items()
-        if isinstance(content, bytes)
-    ]
-    return Layout((file, *others), (), is_file=True)
+
+    header: Header
+    tensors: Sequence[LazyTensor]
+    beside: Mapping[str, bytes]
+    origin: Origin
+    warnings: tuple[str, ...]
+
+    def lay_out(self, name: str) -> Layout:
+        """Fix the offset and origin of every byte; the file is called `name`.
+
+        Raises:
+            CtcliError: a file beside it has that name.
+        """
+        if name in self.beside:
+            raise CtcliError(f"{name}: it is written beside the .bin file.", "Name that otherwise.")
+        file = output_file(name, self.header.encode(), self.tensors)
+        others = (OutputFile(other, content) for other, content in self.beside.items())
+        return Layout((file, *others), (), ONE_FILE)

@@ -24,6 +24,9 @@ class LocalFile:
     fetch_bytes: int = 0
     is_streamed: bool = False
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # plans ask for it several times for each tensor
+
     def read(self, start: int, nbytes: int) -> bytes:
         """Return `nbytes` bytes from `start` (fewer at the end of the file)."""
         with os_errors_of(self.name, "reading"), self.location.open("rb") as file:

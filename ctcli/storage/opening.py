@@ -5,32 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ctcli.checkpoint.sharding import natural_key
-from ctcli.checkpoint.value import CONFIG_NAME, RECIPE_NAME, Checkpoint, Origin, Shard
+from ctcli.checkpoint.value import CONFIG_NAME, RECIPE_NAME, Checkpoint, Origin
 from ctcli.errors import CtcliError
 from ctcli.lazy.tensors import SourceFile, content_of
-from ctcli.storage.index import (
-    DEFAULT_INDEX,
-    Index,
-    apply_index,
-    check_files_exist,
-    find_index,
-    parse_index,
-)
+from ctcli.storage.index import DEFAULT_INDEX, Index
 from ctcli.storage.local import list_local
+from ctcli.storage.problems import Refusing
 from ctcli.storage.recipe import read_history
-from ctcli.storage.safetensors import WeightsFile, read_weights_file
+from ctcli.storage.safetensors import WeightsFile
 from ctcli.storage.strict_json import parse_json
+from ctcli.storage.weights import OTHER_WEIGHTS, read_weights, some_of, strays_of
 
-DEFAULT_WEIGHTS = "model.safetensors"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_OTHER_WEIGHTS = (".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
-_HEADER_READERS = 8  # on a hub each header is a round trip
 
 
 def local_directory(source: str) -> Path | None:
@@ -85,80 +75,26 @@ def open_checkpoint(
 def _assemble(
     source: str, files: Mapping[str, SourceFile], name: str, commit: str | None
 ) -> Checkpoint:
-    if index_name := find_index(files):
-        index = parse_index(index_name, content_of(files[index_name]))
-        check_files_exist(index, files)
-        weights = _read_headers(files[name] for name in index.files)
-        shards, stale = apply_index(index, (file.shard for file in weights))
-    else:
-        weights = _read_headers(_unindexed(source, files))
-        index, stale = Index(DEFAULT_INDEX, {}, {}), []
-        shards = tuple(file.shard for file in weights)
-        _check_no_tensor_twice(shards)
-    if not any(shard.tensors for shard in shards):
+    refusing = Refusing()
+    weights = read_weights(source, files, refusing)
+    if not any(shard.tensors for shard in weights.shards):
         raise CtcliError(f"{source}: its weights files hold no tensors.", "Check the download.")
-    carried, left_out = _carried_along(files, {shard.name for shard in shards})
+    index = weights.index or Index(DEFAULT_INDEX, {}, {})
+    carried, left_out = _carried_along(files, weights.names)
     history, unreadable = read_history(files.get(RECIPE_NAME))
     config, no_config = _read_config(files.get(CONFIG_NAME))
     return Checkpoint(
-        shards,
-        {file.file.name: file.shard for file in weights},
+        weights.shards,
+        {file.file.name: file.shard for file in weights.files},
         carried,
         config,
-        Origin(name, commit, _digest(weights)),
+        Origin(name, commit, _digest(weights.files)),
         index.name,
         index.metadata,
         index.total_size,
         history,
-        warnings=(*stale, *left_out, *unreadable, *no_config),
+        warnings=(*refusing.warnings, *left_out, *unreadable, *no_config),
     )
-
-
-def _unindexed(source: str, files: Mapping[str, SourceFile]) -> list[SourceFile]:
-    """The weights files of a checkpoint without an index."""
-    names = [name for name in files if name.endswith(".safetensors") and "/" not in name]
-    if DEFAULT_WEIGHTS in names:
-        return [files[DEFAULT_WEIGHTS]]
-    if names:
-        return [files[name] for name in sorted(names, key=natural_key)]
-    if others := [name for name in files if name.endswith(_OTHER_WEIGHTS)]:
-        raise CtcliError(
-            f"{source}: its weights are not safetensors: {_some(others)}.",
-            "Convert them first: load the model in transformers and save_pretrained it.",
-        )
-    raise CtcliError(f"{source}: no safetensors files in it.", "Check the path.")
-
-
-def _read_headers(files: Iterable[SourceFile]) -> list[WeightsFile]:
-    def attempt(file: SourceFile) -> WeightsFile | CtcliError:
-        try:
-            return read_weights_file(file)
-        except CtcliError as error:
-            return error
-
-    pool = ThreadPoolExecutor(_HEADER_READERS)
-    try:
-        results = list(pool.map(attempt, files))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # a hub may take its time to answer
-    errors = [result for result in results if isinstance(result, CtcliError)]
-    if errors:
-        raise CtcliError([line for e in errors for line in e.problems], errors[0].hint)
-    return [result for result in results if isinstance(result, WeightsFile)]
-
-
-def _check_no_tensor_twice(shards: Iterable[Shard]) -> None:
-    home: dict[str, str] = {}
-    problems = []
-    for shard in shards:
-        for tensor in shard.tensors:
-            if tensor in home:
-                problems.append(f"tensor {tensor!r} is both in {home[tensor]} and in {shard.name}.")
-            home[tensor] = shard.name
-    if problems:
-        raise CtcliError(
-            problems, "There is no index to decide: add the index, or move the stray file away."
-        )
 
 
 def _read_config(file: SourceFile | None) -> tuple[dict[str, Any], list[str]]:
@@ -173,29 +109,23 @@ def _read_config(file: SourceFile | None) -> tuple[dict[str, Any], list[str]]:
 
 
 def _carried_along(
-    files: Mapping[str, SourceFile], used: set[str]
+    files: Mapping[str, SourceFile], used: Collection[str]
 ) -> tuple[dict[str, SourceFile], list[str]]:
     """The files that come along, and warnings about those that are left out."""
-    strays = [n for n in files if n.endswith(".safetensors") and n not in used]
-    others = [n for n in files if n.endswith(_OTHER_WEIGHTS)]
+    strays, others = strays_of(files, used)
     warnings = []
     if strays:
-        warnings.append(f"left out, since the checkpoint does not name them: {_some(strays)}.")
+        warnings.append(f"left out, since the checkpoint does not name them: {some_of(strays)}.")
     if others:
-        warnings.append(f"left out, since they are weights of other formats: {_some(others)}.")
+        warnings.append(f"left out, since they are weights of other formats: {some_of(others)}.")
     kept = {
         name: file
         for name, file in files.items()
-        if not name.removesuffix(".index.json").endswith((".safetensors", *_OTHER_WEIGHTS))
+        if not name.removesuffix(".index.json").endswith((".safetensors", *OTHER_WEIGHTS))
         and name not in used
         and name != RECIPE_NAME
     }
     return kept, warnings
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def _digest(weights: Iterable[WeightsFile]) -> str:

@@ -1,53 +1,63 @@
-"""Rows and columns of tensors between files and memory, through buffers that are reused.
+"""Rows and columns of tensors between files and memory, through buffers that are used again.
 
-Elements are taken for unsigned integers of their size; `ctcli.lazy.tensors` makes numbers of them.
+F32 and F64 are floats in memory; elements of other dtypes are unsigned integers of their size.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from typing import TYPE_CHECKING
 
-from ctcli.lazy.tensors import DTYPES, StoredTensor, TensorSpec
+from ctcli.lazy.known import array_dtype
+from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.storage.transfer import write_bytes
 
 if TYPE_CHECKING:
-    from ctcli.ops.bits import Bits
-
-_buffers = threading.local()
+    from ctcli.lazy.nodes import Block
 
 
-def read_rows(descriptor: int, tensor: StoredTensor, start: int, stop: int) -> Bits:
+class Buffer:
+    """Memory that grows to what is asked for, and is used again."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def view(self, nbytes: int) -> memoryview:
+        """The first bytes of it; what they held before is lost."""
+        if len(self._bytes) < nbytes:
+            self._bytes = bytearray(nbytes)
+        return memoryview(self._bytes)[:nbytes]
+
+
+def read_rows(descriptor: int, tensor: Stored, start: int, stop: int, buffer: Buffer) -> Block:
     """Read rows of a stored tensor.
 
     Returns:
-        [stop - start, all other dimensions]. It lies in this thread's buffer, which the next call
-        overwrites.
+        [stop - start, all other dimensions], in the buffer.
 
     Raises:
         EOFError: the file ends before.
     """
     row_bytes = _row_bytes(tensor.spec)
-    content = _buffer((stop - start) * row_bytes)
+    content = buffer.view((stop - start) * row_bytes)
     _fill(descriptor, content, tensor.start + start * row_bytes)
     return _as_array(content, tensor.spec, stop - start)
 
 
-def read_columns(descriptor: int, tensor: StoredTensor, start: int, stop: int) -> Bits:
+def read_columns(descriptor: int, tensor: Stored, start: int, stop: int, buffer: Buffer) -> Block:
     """Read columns of a stored matrix, [rows, stop - start]; see `read_rows`."""
     rows, row_bytes = tensor.spec.shape[0], _row_bytes(tensor.spec)
     first, width = _columns(tensor.spec, start, stop)
     if width == row_bytes:
-        return read_rows(descriptor, tensor, 0, rows)
-    content = _buffer(rows * width)
+        return read_rows(descriptor, tensor, 0, rows, buffer)
+    content = buffer.view(rows * width)
     for row in range(rows):
         piece = content[row * width : (row + 1) * width]
         _fill(descriptor, piece, tensor.start + row * row_bytes + first)
     return _as_array(content, tensor.spec, rows)
 
 
-def write_rows(descriptor: int, offset: int, spec: TensorSpec, start: int, rows: Bits) -> int:
+def write_rows(descriptor: int, offset: int, spec: TensorSpec, start: int, rows: Block) -> int:
     """Write rows of the tensor that begins at `offset`, from row `start` on.
 
     Returns:
@@ -58,7 +68,9 @@ def write_rows(descriptor: int, offset: int, spec: TensorSpec, start: int, rows:
     return content.nbytes
 
 
-def write_columns(descriptor: int, offset: int, spec: TensorSpec, start: int, columns: Bits) -> int:
+def write_columns(
+    descriptor: int, offset: int, spec: TensorSpec, start: int, columns: Block
+) -> int:
     """Write columns of the matrix that begins at `offset`, from column `start` on."""
     content, row_bytes = _as_bytes(columns), _row_bytes(spec)
     first, width = _columns(spec, start, start + columns.shape[1])
@@ -70,12 +82,6 @@ def write_columns(descriptor: int, offset: int, spec: TensorSpec, start: int, co
     return content.nbytes
 
 
-def _buffer(nbytes: int) -> memoryview:
-    if len(getattr(_buffers, "bytes", b"")) < nbytes:
-        _buffers.bytes = bytearray(nbytes)
-    return memoryview(_buffers.bytes)[:nbytes]
-
-
 def _fill(descriptor: int, view: memoryview, position: int) -> None:
     while view:
         count = os.preadv(descriptor, [view], position)
@@ -84,16 +90,17 @@ def _fill(descriptor: int, view: memoryview, position: int) -> None:
         view, position = view[count:], position + count
 
 
-def _as_array(content: memoryview, spec: TensorSpec, rows: int) -> Bits:
+def _as_array(content: memoryview, spec: TensorSpec, rows: int) -> Block:
     import numpy as np
 
-    size = DTYPES[spec.dtype].bits // 8
-    columns = len(content) // max(1, rows) // size
-    return np.ndarray((rows, columns), f"u{size}", content)
+    dtype = np.dtype(array_dtype(spec))
+    return np.ndarray((rows, len(content) // max(1, rows) // dtype.itemsize), dtype, content)
 
 
-def _as_bytes(bits: Bits) -> memoryview:
-    content: memoryview = bits.reshape(-1).view("u1").data
+def _as_bytes(block: Block) -> memoryview:
+    import numpy as np
+
+    content: memoryview = np.ascontiguousarray(block).reshape(-1).view("u1").data
     return content
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 from ctcli.checkpoint.value import Shard
 from ctcli.errors import CtcliError
-from ctcli.lazy.tensors import DTYPE_RANK, DTYPES, LazyTensor, SourceFile, StoredTensor, TensorSpec
+from ctcli.lazy.nodes import LazyTensor
+from ctcli.lazy.tensors import SourceFile, Stored, TensorSpec
+from ctcli.ops.dtypes import DTYPE_RANK, DTYPES
 from ctcli.storage.strict_json import parse_json
 
 LENGTH_BYTES = 8
@@ -48,7 +50,7 @@ def read_weights_file(file: SourceFile) -> WeightsFile:
     except _HeaderError as bad:
         raise CtcliError([f"{file.name}: {problem}" for problem in bad.problems], _HINT) from bad
     tensors: dict[str, LazyTensor] = {
-        name: StoredTensor(spec, file, start + begin) for name, (spec, begin) in specs.items()
+        name: Stored(spec, file, start + begin) for name, (spec, begin) in specs.items()
     }
     return WeightsFile(file, header, Shard(file.name, tensors, metadata))
 
@@ -146,9 +148,9 @@ def _parse_entry(name: str, entry: Any) -> tuple[TensorSpec, int]:
         raise _HeaderError(f"{label}: its shape {shape!r} is not a list of sizes.")
     if not _is_counts(offsets) or len(offsets) != 2:
         raise _HeaderError(f"{label}: its data_offsets {offsets!r} are not two positions.")
-    spec, (begin, end) = TensorSpec(dtype, tuple(shape)), offsets
     if _exceeds_any_file(shape):
         raise _HeaderError(f"{label}: its shape {shape} is larger than any file.")
+    spec, (begin, end) = TensorSpec(dtype, tuple(shape)), offsets
     if end < begin:
         raise _HeaderError(f"{label}: its offsets {begin}..{end} are reversed.")
     if 8 * (end - begin) != spec.bits:
@@ -179,7 +181,7 @@ def _exceeds_any_file(shape: list[int]) -> bool:
 
 def _is_unicode(text: str) -> bool:
     """Whether JSON's escapes did not smuggle in half a character."""
-    return not any("\ud800" <= char <= "\udfff" for char in text)
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _gaps_and_overlaps(found: Mapping[str, tuple[TensorSpec, int]], data_bytes: int) -> list[str]:

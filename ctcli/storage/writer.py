@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, replace
@@ -22,8 +21,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ctcli.errors import CtcliError, os_errors_of
-from ctcli.storage.destination import check_replaceable, partial_of
-from ctcli.storage.journal import Errors, Journal, Part, line_of, read_journal
+from ctcli.storage.destination import Form, partial_of
+from ctcli.storage.journal import Errors, Journal, Part, is_foreign, line_of, read_journal
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,14 @@ class Leftover:
 
     Attributes:
         journal: the files that need not be written again, and parts of others.
-        reclaimable: bytes of disk that the others occupy: they will be freed, or are parts of them.
+        reclaimable: disk bytes held by leftover files that this run will delete or finish.
+        foreign: disk bytes of what a run with another plan left, which this one will delete.
         elsewhere: those of the complete files that need not be on this disk.
     """
 
     journal: Journal
     reclaimable: int
+    foreign: int = 0
     elsewhere: frozenset[str] = frozenset()
 
     def without_parts(self) -> Leftover:
@@ -73,25 +74,25 @@ def look_for_leftover(
     )
     streamed = [path.stat() for path in (root / "source").rglob("*") if path.is_file()]
     reclaimable += sum(status.st_blocks * 512 for status in streamed if status.st_nlink == 1)
-    return Leftover(Journal(complete, parts), reclaimable, frozenset(elsewhere))
+    foreign = reclaimable if is_foreign(root / "journal", key) else 0
+    return Leftover(Journal(complete, parts), reclaimable, foreign, frozenset(elsewhere))
 
 
 class PartialDirectory:
     """An output that is not yet complete. Use `open_partial` to get one."""
 
     def __init__(
-        self, destination: Path, journal: IO[str], fsync: bool, overwrite: bool, is_file: bool
+        self, destination: Path, journal: IO[str], fsync: bool, overwrite: bool, form: Form
     ) -> None:
         self._destination = destination
         self._root = partial_of(destination)
         self._journal = journal
-        self._lock = threading.Lock()
         self._fsync = fsync
         self._overwrite = overwrite
-        self._is_file = is_file
+        self._form = form
 
     def create(self, name: str, size: int) -> int:
-        """Create the file `name` at full length and return its descriptor, for `finish`."""
+        """Create the file `name` at full length and return its descriptor."""
         path = self._fresh_path(name)
         with os_errors_of(name, "creating"):
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
@@ -114,7 +115,6 @@ class PartialDirectory:
             os.link(source.resolve(), path)
         except OSError:
             return False
-        self._note((name, {}))
         return True
 
     def note_part(self, part: Part) -> None:
@@ -126,11 +126,15 @@ class PartialDirectory:
             with os_errors_of(part.file, "writing"):
                 self._note(astuple(part))
 
-    def finish(self, name: str, descriptor: int, errors: Errors) -> None:
+    def sync(self, name: str, descriptor: int) -> None:
+        """Have a complete file reach the disk, if that was asked for."""
+        if self._fsync:
+            with os_errors_of(name, "writing"):
+                os.fsync(descriptor)
+
+    def note_file(self, name: str, errors: Errors) -> None:
         """Note in the journal that the file `name` is complete, and the errors of its modules."""
         with os_errors_of(name, "writing"):
-            if self._fsync:
-                os.fsync(descriptor)
             self._note((name, errors))
 
     @property
@@ -157,24 +161,11 @@ class PartialDirectory:
             if self._fsync:
                 for folder, _, _ in os.walk(self._root / "checkpoint"):
                     _sync_folder(Path(folder))
-            if self._is_file:
-                self._publish_files()
-            else:
-                self._publish_directory()
+            replaced = self._root / "replaced" if self._overwrite else None
+            self._form.publish(self._root / "checkpoint", self._destination, replaced)
             if self._fsync:
                 _sync_folder(self._destination.parent)
         shutil.rmtree(self._root, ignore_errors=True)
-
-    def _publish_directory(self) -> None:
-        if self._overwrite and self._destination.exists():
-            self._destination.rename(self._root / "replaced")
-        (self._root / "checkpoint").rename(self._destination)
-
-    def _publish_files(self) -> None:
-        """DST comes last: once it is there, all is."""
-        made = (self._root / "checkpoint").iterdir()
-        for path in sorted(made, key=lambda path: path.name == self._destination.name):
-            path.replace(self._destination.with_name(path.name))
 
     def _fresh_path(self, name: str) -> Path:
         """A path to create `name` at. What a killed run left there may be a link to the source."""
@@ -185,11 +176,10 @@ class PartialDirectory:
         return path
 
     def _note(self, entry: tuple[Any, ...]) -> None:
-        with self._lock:
-            self._journal.write(line_of(entry))
-            self._journal.flush()
-            if self._fsync:
-                os.fsync(self._journal.fileno())
+        self._journal.write(line_of(entry))
+        self._journal.flush()
+        if self._fsync:
+            os.fsync(self._journal.fileno())
 
 
 @contextmanager
@@ -199,7 +189,7 @@ def open_partial(
     leftover: Leftover,
     fsync: bool,
     overwrite: bool,
-    is_file: bool,
+    form: Form,
 ) -> Iterator[PartialDirectory]:
     """Open the partial directory of `destination`, keeping what an earlier run wrote.
 
@@ -209,7 +199,7 @@ def open_partial(
         leftover: the files and parts to keep, from `look_for_leftover`.
         fsync: whether every file must reach the disk before it is called complete.
         overwrite: whether a DST with content is replaced.
-        is_file: whether DST is a file, beside which other output files go.
+        form: what DST is to become.
 
     Raises:
         CtcliError: another process is writing the same destination.
@@ -229,7 +219,7 @@ def open_partial(
                     "Run the same command again.",
                 )
             if destination.exists():
-                check_replaceable(destination, overwrite, is_file)
+                form.check(destination, overwrite)
             if not (kept.complete or kept.parts):
                 shutil.rmtree(root / "checkpoint", ignore_errors=True)
             (root / "checkpoint").mkdir(exist_ok=True)
@@ -237,7 +227,7 @@ def open_partial(
             journal.truncate(0)
             journal.writelines(kept.lines(key))
             journal.flush()
-        yield PartialDirectory(destination, journal, fsync, overwrite, is_file)
+        yield PartialDirectory(destination, journal, fsync, overwrite, form)
 
 
 @contextmanager

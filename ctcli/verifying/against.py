@@ -11,22 +11,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ctcli.checkpoint.value import Checkpoint
-from ctcli.lazy.tensors import (
-    DerivedTensor,
-    KnownTensor,
-    LazyTensor,
-    StoredTensor,
-    matrix_of,
-)
+from ctcli.lazy.nodes import Computed, LazyTensor, matrix_shape, starting_point
+from ctcli.lazy.tensors import Stored
 from ctcli.models.experts import layout_problem, packed_experts, split_experts
 from ctcli.models.protected import is_embedding, is_head
-from ctcli.verifying.computed import ComputedScan, Values
+from ctcli.ops.dtypes import WEIGHT_FLOATS
+from ctcli.verifying.checks import Check, module_check, plain_check, rounded_check
 from ctcli.verifying.findings import Finding
-from ctcli.verifying.linear import FLOATS, QuantizedModule
+from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.quantized import CACHE_SCALES
-from ctcli.verifying.scanning import Reader, Scan
 from ctcli.verifying.structure import Snapshot
-from ctcli.verifying.values import ModuleScan, PlainScan
 
 if TYPE_CHECKING:
     from ctcli.verifying.errors import LayerError
@@ -42,12 +36,12 @@ class Pairing:
     """Every tensor of a checkpoint beside what it should be.
 
     Attributes:
-        scans: what to look at: one for each module that is compared by value, and each tensor.
+        checks: what to look at: one for each module that is compared by value, and each tensor.
         findings: tensors that have no counterpart, or one of another dtype or shape.
         notes: tensors for which there is nothing to compare with.
     """
 
-    scans: list[Scan] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -64,19 +58,6 @@ def pair(snapshot: Snapshot, modules: Mapping[str, QuantizedModule], source: Che
         modules: its quantized modules.
         source: the expected checkpoint.
     """
-    reader = Reader(lambda _: None)
-    try:
-        return _paired(snapshot, modules, source, Values(reader))
-    finally:
-        reader.close()
-
-
-def _paired(
-    snapshot: Snapshot,
-    modules: Mapping[str, QuantizedModule],
-    source: Checkpoint,
-    values: Values,
-) -> Pairing:
     pairing = Pairing()
     wanted, split = dict(source.tensors()), _split(snapshot, source)
     for name, parts in split.items():
@@ -87,19 +68,19 @@ def _paired(
         own = {f"{module.name}.{suffix}": tensor for suffix, tensor in module.tensors.items()}
         weight = f"{module.name}.weight"
         if own.keys() <= wanted.keys():  # the source was quantized already
-            pairing.scans.append(ModuleScan(module))
+            pairing.checks.append(module_check(module))
             left -= own.keys()
-            _pair_each(own, wanted, values, pairing)
+            _pair_each(own, wanted, pairing)
             continue
         left.discard(weight)
-        _pair_weight(module, wanted.get(weight) or _tied(weight, wanted), values, pairing)
+        _pair_weight(module, wanted.get(weight) or _tied(weight, wanted), pairing)
     own = {
         name: tensor
         for name, tensor in snapshot.tensors.items()
         if not _is_part(name, modules) or name.endswith(".bias")
     }
     left -= own.keys()
-    _pair_each(own, wanted, values, pairing)
+    _pair_each(own, wanted, pairing)
     for name in sorted(left) if snapshot.is_complete else ():
         pairing.differ(name, "it is missing: the source has it.")
     return pairing
@@ -110,12 +91,12 @@ def _is_part(name: str, modules: Mapping[str, QuantizedModule]) -> bool:
     return module in modules and suffix in modules[module].tensors
 
 
-def _split(snapshot: Snapshot, source: Checkpoint) -> dict[str, dict[str, StoredTensor]]:
+def _split(snapshot: Snapshot, source: Checkpoint) -> dict[str, dict[str, Stored]]:
     """What each tensor of packed experts became that the checkpoint does not have as it was."""
     found = {}
     for name, tensor in source.tensors():
         packed = packed_experts(name, tensor.spec)
-        if packed is None or name in snapshot.tensors or not isinstance(tensor, StoredTensor):
+        if packed is None or name in snapshot.tensors or not isinstance(tensor, Stored):
             continue
         if not layout_problem(packed, tensor.spec, source.config):
             found[name] = split_experts(packed, tensor)
@@ -132,38 +113,36 @@ def _tied(weight: str, wanted: Mapping[str, LazyTensor]) -> LazyTensor | None:
     return next(embeddings, None)
 
 
-def _pair_weight(
-    module: QuantizedModule, wanted: LazyTensor | None, values: Values, pairing: Pairing
-) -> None:
-    """A quantized weight with a matrix."""
-    matrix = matrix_of(wanted) if wanted and wanted.spec.dtype in FLOATS else None
-    if wanted is None or matrix is None:
-        pairing.scans.append(ModuleScan(module))
+def _pair_weight(module: QuantizedModule, wanted: LazyTensor | None, pairing: Pairing) -> None:
+    """A quantized weight with what it should be."""
+    exact = starting_point(wanted) if wanted and wanted.spec.dtype in WEIGHT_FLOATS else None
+    if wanted is None or exact is None:
+        pairing.checks.append(module_check(module))
         message = "the source has no such weight." if wanted is None else "it is quantized twice."
         pairing.differ(f"{module.name}.weight", message)
         return
-    if matrix.shape != module.shape:
-        pairing.scans.append(ModuleScan(module))
-        message = f"its shape is {list(module.shape)}, and {list(matrix.shape)} in the source."
+    shape = matrix_shape(exact.spec.shape)
+    if shape != module.shape:
+        pairing.checks.append(module_check(module))
+        message = f"its shape is {list(module.shape)}, and {list(shape)} in the source."
         pairing.differ(f"{module.name}.weight", message)
         return
     scale = module.outputs["weight_scale"].spec.dtype
-    if scale in FLOATS and scale != wanted.spec.dtype:
+    if scale in WEIGHT_FLOATS and scale != wanted.spec.dtype:
         message = f"it is {scale}, and the source's weight {wanted.spec.dtype}."
         pairing.differ(f"{module.name}.weight_scale", message)
-    pairing.scans.append(ModuleScan(module, matrix, values.of(matrix.needs)))
+    pairing.checks.append(module_check(module, exact))
 
 
 def _pair_each(
-    own: Mapping[str, StoredTensor],
+    own: Mapping[str, Stored],
     wanted: Mapping[str, LazyTensor],
-    values: Values,
     pairing: Pairing,
 ) -> None:
     """Tensors with those of the same name."""
     for name, tensor in own.items():
         expected = wanted.get(name) or _tied(name, wanted)
-        scan: Scan = PlainScan(name, tensor)
+        check = plain_check(name, tensor)
         if expected is None and name.endswith(_FROM_CALIBRATION):
             pairing.notes.append(f"{name}: it comes from calibration, not from the source")
         elif expected is None:
@@ -172,14 +151,11 @@ def _pair_each(
             found, should = tensor.spec, expected.spec
             message = f"it is {found.dtype} {list(found.shape)}, and should be"
             pairing.differ(name, f"{message} {should.dtype} {list(should.shape)}.")
-        elif isinstance(expected, DerivedTensor):
-            needs = (*expected.derivation.matrix.needs, *expected.derivation.needs)
-            scan = ComputedScan(name, tensor, expected, values.of(needs))
-        elif isinstance(expected, KnownTensor):
-            scan = PlainScan(name, tensor, expected.content)
+        elif isinstance(expected, Computed):
+            check = rounded_check(name, tensor, expected)
         else:
-            scan = PlainScan(name, tensor, expected)
-        pairing.scans.append(scan)
+            check = plain_check(name, tensor, expected)
+        pairing.checks.append(check)
 
 
 def error_findings(errors: Mapping[str, LayerError], max_error: float | None) -> list[Finding]:

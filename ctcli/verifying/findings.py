@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ctcli.errors import CtcliError
 from ctcli.units import format_bytes
 from ctcli.verifying.errors import LayerError
 
@@ -31,11 +30,6 @@ class Finding:
     kind: Kind
     where: str
     message: str
-
-
-def findings_of(error: CtcliError, kind: Kind, where: str) -> list[Finding]:
-    """The problems of an error, each as a finding."""
-    return [Finding(kind, where, line.removeprefix(f"{where}: ")) for line in error.problems]
 
 
 @dataclass(frozen=True)

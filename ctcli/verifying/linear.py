@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ctcli.formats.declared import Group, words
-from ctcli.lazy.tensors import Output, StoredTensor, TensorSpec
-from ctcli.schemes import family_of
+from ctcli.formats.groups import Group
+from ctcli.lazy.nodes import Output
+from ctcli.lazy.tensors import Stored, TensorSpec
+from ctcli.ops.dtypes import CODES, WEIGHT_FLOATS
+from ctcli.schemes import format_of, words
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Numerics
+from ctcli.schemes.format import NumericFormat, ShapeError
 from ctcli.verifying.findings import Finding
 
-FLOATS = ("BF16", "F16", "F32")
 # Last components of the tensors that stand for a weight, or come with one.
 PARTS = (
     *("weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_global_scale"),
     *("input_scale", "input_zero_point", "input_global_scale"),
 )
-_STORED_DTYPES = ("I8", "U8", "I32", "F8_E4M3", "F8_E5M2")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class QuantizedModule:
     scheme: Scheme
     shape: tuple[int, int]
     outputs: Mapping[str, Output]
-    tensors: Mapping[str, StoredTensor]
+    tensors: Mapping[str, Stored]
 
 
 class LinearCheck:
@@ -50,14 +50,14 @@ class LinearCheck:
         quantized: it, if it is quantized and nothing is wrong with its tensors.
     """
 
-    def __init__(self, name: str, tensors: Mapping[str, StoredTensor], group: Group | None) -> None:
+    def __init__(self, name: str, tensors: Mapping[str, Stored], group: Group | None) -> None:
         self.findings: list[Finding] = []
         self.shape: tuple[int, int] | None = None
         self.quantized: QuantizedModule | None = None
         self._name, self._tensors = name, tensors
         if group is None:
             self._check_left_alone()
-        elif not (tensors.keys() & {*PARTS}) and tensors["weight"].spec.dtype in FLOATS:
+        elif not (tensors.keys() & {*PARTS}) and tensors["weight"].spec.dtype in WEIGHT_FLOATS:
             message = (
                 f"it is {tensors['weight'].spec.dtype}, but config.json quantizes its module with "
                 f"{group.name} and does not list it in ignore."
@@ -73,7 +73,7 @@ class LinearCheck:
     def _check_left_alone(self) -> None:
         weight = self._tensors.get("weight")
         marks = sorted(self._tensors.keys() & {*PARTS})
-        if marks or (weight and weight.spec.dtype in _STORED_DTYPES):
+        if marks or (weight and weight.spec.dtype in (*CODES, "I32")):
             what = f"it has {', '.join(marks)}" if marks else "its weight is"
             dtype = f" {weight.spec.dtype}" if weight and not marks else ""
             message = f"{what}{dtype}, but config.json leaves the module unquantized."
@@ -81,10 +81,10 @@ class LinearCheck:
 
     def _check(self, scheme: Scheme) -> None:
         try:
-            family = family_of(scheme)
+            form = format_of(scheme)
         except ValueError:
             return  # said once, of config.json
-        self.shape = shape = self._shape_of(scheme)
+        self.shape = shape = self._shape_of(form, scheme)
         if shape is None:
             self._add("", f"it has no weight that {words(scheme.weights)} could stand for.")
             return
@@ -93,7 +93,7 @@ class LinearCheck:
             self._add("", f"its {shape[1]} columns are no multiple of the group size {group}.")
             return
         numerics = Numerics(scheme, self._scale_dtype(), "float32", "minmax")
-        outputs = family.outputs(numerics, TensorSpec(numerics.dtype, shape))
+        outputs = form.outputs(numerics, TensorSpec(numerics.dtype, shape))
         self._check_tensors(scheme, {name: output.spec for name, output in outputs.items()})
         if not self.findings:
             kept = {name: self._tensors[name] for name in (*outputs, *self._static(scheme))}
@@ -102,7 +102,7 @@ class LinearCheck:
     def _scale_dtype(self) -> str:
         """The dtype of scales that have the weight's: any float will do."""
         scale = self._tensors.get("weight_scale")
-        return scale.spec.dtype if scale and scale.spec.dtype in FLOATS else "BF16"
+        return scale.spec.dtype if scale and scale.spec.dtype in WEIGHT_FLOATS else "BF16"
 
     def _static(self, scheme: Scheme) -> dict[str, TensorSpec | None]:
         """What scales of static inputs there have to be; None: of any floating dtype."""
@@ -132,37 +132,21 @@ class LinearCheck:
                 shapes = f"{list(spec.shape)}, and {what} demands {list(expected.shape)}"
                 self._add(suffix, f"its shape is {shapes}.")
         scale = self._tensors.get("input_scale") if "input_scale" in static else None
-        if scale and scale.spec.dtype not in FLOATS:
+        if scale and scale.spec.dtype not in WEIGHT_FLOATS:
             self._add("input_scale", f"it is {scale.spec.dtype}, which is no scale.")
         known = {*demand, *static, "bias"}
         for suffix in sorted(self._tensors.keys() - known):
             self._add(suffix, f"it is extra: {what} has no such tensor.")
 
-    def _shape_of(self, scheme: Scheme) -> tuple[int, int] | None:
+    def _shape_of(self, form: NumericFormat, scheme: Scheme) -> tuple[int, int] | None:
         """[rows, columns] of the weight before it was packed."""
-        for suffix in ("weight_packed", "weight"):
-            tensor = self._tensors.get(suffix)
-            if tensor and len(tensor.spec.shape) == 2:
-                rows, columns = tensor.spec.shape
-                if suffix == "weight":
-                    return rows, columns
-                if "4-pack" in scheme.format or tensor.spec.dtype == "U8":
-                    return rows, 2 * columns
-                return rows, self._unpacked_columns(scheme, rows, columns)
-        return None
+        specs = {suffix: tensor.spec for suffix, tensor in self._tensors.items()}
+        try:
+            return form.shape_of(specs, scheme, self._content)
+        except ShapeError as error:
+            self._add("weight_shape", str(error))
+            return error.shape
 
-    def _unpacked_columns(self, scheme: Scheme, rows: int, words_: int) -> int:
-        """Columns of a packed weight: those of its scales, else what `weight_shape` says."""
-        bits, group = scheme.weights.num_bits, scheme.weights.group_size
-        scale, stored = (self._tensors.get(name) for name in ("weight_scale", "weight_shape"))
-        found, is_grouped = words_ * 32 // bits, False
-        if group and scale and len(scale.spec.shape) == 2:
-            found, is_grouped = scale.spec.shape[1] * group, True
-        if stored is None or stored.spec != TensorSpec("I64", (2,)):
-            return found
-        said = struct.unpack("<2q", stored.file.read(stored.start, 16))
-        fits = said[1] == found if is_grouped else -(-said[1] * bits // 32) == words_
-        if said[0] == rows and fits:
-            return int(said[1])
-        self._add("weight_shape", f"it says {list(said)}, and the weight is {[rows, found]}.")
-        return found
+    def _content(self, suffix: str) -> bytes:
+        tensor = self._tensors[suffix]
+        return tensor.file.read(tensor.start, tensor.spec.nbytes)

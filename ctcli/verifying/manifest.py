@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctcli.errors import CtcliError, os_errors_of
-from ctcli.lazy.tensors import StoredTensor
+from ctcli.lazy.tensors import Stored
 from ctcli.storage.local import LocalFile
 from ctcli.units import Advance
 from ctcli.verifying.findings import Finding
@@ -50,7 +50,7 @@ def hash_all(snapshot: Snapshot, manifest: Path, workers: int, advance: Advance)
         advance: is told bytes that were read.
     """
     files = [f for f in snapshot.files.values() if f.location.resolve() != manifest.resolve()]
-    held: dict[str, dict[str, StoredTensor]] = {}
+    held: dict[str, dict[str, Stored]] = {}
     for name, tensor in snapshot.tensors.items():
         held.setdefault(tensor.file.name, {})[name] = tensor
     with ThreadPoolExecutor(workers) as pool:
@@ -61,7 +61,7 @@ def hash_all(snapshot: Snapshot, manifest: Path, workers: int, advance: Advance)
 
 
 def _hash(
-    file: LocalFile, tensors: Mapping[str, StoredTensor], advance: Advance
+    file: LocalFile, tensors: Mapping[str, Stored], advance: Advance
 ) -> tuple[str, dict[str, str]]:
     whole, found = hashlib.sha256(), {}
     with os_errors_of(file.name, "reading"), file.location.open("rb", buffering=0) as stream:
@@ -79,9 +79,7 @@ def _hash(
     return whole.hexdigest(), found
 
 
-def _parts(
-    file: LocalFile, tensors: Mapping[str, StoredTensor]
-) -> Iterator[tuple[str | None, int, int]]:
+def _parts(file: LocalFile, tensors: Mapping[str, Stored]) -> Iterator[tuple[str | None, int, int]]:
     """The file from start to end: each tensor, and what is between them."""
     position = 0
     for name, tensor in sorted(tensors.items(), key=lambda i: (i[1].start, i[1].spec.nbytes)):

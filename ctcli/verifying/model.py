@@ -7,9 +7,8 @@ from typing import Any
 
 from ctcli.errors import CtcliError
 from ctcli.models.architecture import Architecture
-from ctcli.models.experts import packed_experts
-from ctcli.models.families import family_of, is_tied, model_type, text_config
-from ctcli.models.protected import is_embedding, is_head
+from ctcli.models.config import classes, is_tied, text_config
+from ctcli.models.families import family_of, model_type
 from ctcli.models.resolve import resolve
 from ctcli.verifying.findings import Finding
 from ctcli.verifying.quantized import Quantization
@@ -52,9 +51,9 @@ def _not_comparable(snapshot: Snapshot) -> str | None:
         return f"the architecture of model type {model_type(snapshot.config)!r} is not known"
     if not snapshot.is_complete:
         return "not all weights files can be read"
-    for name, tensor in snapshot.tensors.items():
-        if packed_experts(name, tensor.spec):
-            return f"{name} holds several experts"
+    packed = (module for module in snapshot.modules.values() if module.kind == "experts")
+    if module := next(packed, None):
+        return f"{module.tensor(next(iter(module.parts)))} holds several experts"
     return None
 
 
@@ -77,12 +76,15 @@ def tie_findings(snapshot: Snapshot) -> Iterator[Finding]:
     """Where the flag that ties the head to the embedding is not right, by headers alone."""
     config, names = snapshot.config, snapshot.tensors
     heads = {
-        module for name in names if is_head(module := name.rpartition(".")[0]) and "weight" in name
+        module.name
+        for module in snapshot.modules.values()
+        if module.kind == "head" and any("weight" in part for part in module.parts)
     }
-    classes = [str(name) for name in config.get("architectures") or []]
     if not snapshot.is_complete:
         return
-    generates = any(name.endswith(("ForCausalLM", "ForConditionalGeneration")) for name in classes)
+    generates = any(
+        name.endswith(("ForCausalLM", "ForConditionalGeneration")) for name in classes(config)
+    )
     if is_tied(config) is False and generates and not heads:
         message = "tie_word_embeddings is false, and the head is not stored."
         yield Finding("config", _CONFIG, message)
@@ -99,9 +101,11 @@ def tie_findings(snapshot: Snapshot) -> Iterator[Finding]:
 
 def tied_pair(snapshot: Snapshot) -> tuple[str, str] | None:
     """A head and an embedding that are tied, and stored both: they have to be equal."""
-    weights = [name for name in snapshot.tensors if name.endswith(".weight")]
-    heads = [name for name in weights if is_head(name.removesuffix(".weight"))]
-    embeddings = [name for name in weights if is_embedding(name.removesuffix(".weight"))]
-    if is_tied(snapshot.config) and heads and embeddings:
-        return heads[0], embeddings[0]
+    first = {
+        module.kind: f"{module.name}.weight"
+        for module in reversed([*snapshot.modules.values()])
+        if "weight" in module.parts
+    }
+    if is_tied(snapshot.config) and {"head", "embedding"} <= first.keys():
+        return first["head"], first["embedding"]
     return None

@@ -5,26 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctcli.checkpoint.value import Checkpoint
 from ctcli.formats.loaders import Loader
+from ctcli.options import OptionError, memory, option, revision, threads
 
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What to check.
+    """Check that a checkpoint is what it says, and, with --against, what it was made from.
 
-    Attributes:
-        source: what the checkpoint should be, but for quantization; None: there is no source.
-        max_error: the largest relative root mean square error of a weight; None: any.
-        target: a loader that should take it.
-        tensor_parallel: machines over which vLLM spreads it.
-        workers: threads.
-        manifest: file with hashes to compare with, or to write if there is none.
+    Exits with 3 if there is any difference, and lists them all.
     """
 
-    source: Checkpoint | None = None
-    max_error: float | None = None
-    target: Loader | None = None
-    tensor_parallel: int = 1
-    workers: int = 1
-    manifest: Path | None = None
+    against: str | None = option(
+        None, "What DST was made from: a local directory or a hub id.", metavar="SRC"
+    )
+    revision: str | None = revision()
+    max_error: float | None = option(
+        None,
+        "Largest relative error (rms of the error over rms of the weight) of a module.",
+        "any",
+        metavar="X",
+        least=0.0,
+    )
+    target: Loader | None = option(None, "Check what this loader demands.")
+    tp: int = option(1, "Tensor-parallel size, for vllm.", least=1)
+    sha256: Path | None = option(
+        None, "Hashes of all files and tensors: compared with FILE if it exists, else written."
+    )
+    html: Path | None = option(None, "Write the result as a page, with a chart of the errors.")
+    num_workers: int | None = threads()
+    max_memory: int = memory()
+
+    def __post_init__(self) -> None:
+        """Refuse options that would have no effect."""
+        if self.revision and not self.against:
+            raise OptionError("--revision is for --against.")
+        if self.max_error is not None and not self.against:
+            raise OptionError("--max-error is for --against.")
+        if self.tp > 1 and self.target != "vllm":
+            raise OptionError("--tp is for --target vllm.")

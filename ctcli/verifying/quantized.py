@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ctcli.formats.declared import QUANT_METHOD, Declaration, read_declaration
 from ctcli.formats.quantized import quantized_format
-from ctcli.lazy.tensors import StoredTensor, TensorSpec
+from ctcli.lazy.tensors import Stored
+from ctcli.models.config import table
 from ctcli.models.fused import fused_sets
-from ctcli.models.protected import is_embedding, is_norm, protected_kind
-from ctcli.schemes import family_of
+from ctcli.models.modules import Module
+from ctcli.ops.dtypes import FLOATS
+from ctcli.schemes import format_of
 from ctcli.verifying.findings import Finding
-from ctcli.verifying.linear import FLOATS, PARTS, LinearCheck, QuantizedModule
+from ctcli.verifying.linear import PARTS, LinearCheck, QuantizedModule
 from ctcli.verifying.structure import Snapshot
 
 _CONFIG = "config.json"
@@ -44,50 +44,35 @@ def quantization_of(snapshot: Snapshot) -> tuple[Quantization, list[Finding], li
     Returns:
         What is quantized, every difference, and what could not be checked.
     """
-    specs = {name: tensor.spec for name, tensor in snapshot.tensors.items()}
     declared = read_declaration(snapshot.config)
     if declared is None:
-        findings = []
-        if marked := quantized_format(specs.items(), snapshot.config):
+        findings, tensors = [], snapshot.tensors.items()
+        specs = ((name, tensor.spec) for name, tensor in tensors)
+        if marked := quantized_format(specs, snapshot.config):
             message = f"it has no quantization_config, but there are tensors of {marked}."
             findings.append(Finding("config", _CONFIG, message))
-        return Quantization(None, {}, _plain_shapes(specs)), findings, []
+        return Quantization(None, {}, _plain_shapes(snapshot)), findings, []
+    findings = [*_config_findings(declared, snapshot.config)]
     if declared.method != QUANT_METHOD:
         note = f"quantization: its method is {declared.method}, not {QUANT_METHOD}"
-        return Quantization(declared, {}, None), [], [note]
-    findings = [*_config_findings(declared, snapshot.config)]
-    if any(not _is_readable(pattern) for pattern in _patterns(declared)):
+        return Quantization(declared, {}, None), findings, [note]
+    if declared.has_unreadable_patterns:
         note = "quantized tensors, since config.json has patterns that cannot be read"
         return Quantization(declared, {}, None), findings, [note]
-    parts = _by_module(snapshot.tensors)
-    modules, shapes = {}, _plain_shapes(specs)
-    for module, tensors in parts.items():
-        found = LinearCheck(module, tensors, declared.group_of(module))
+    linears = [module for module in snapshot.modules.values() if _is_linear(module)]
+    names = [module.name for module in linears]
+    modules, shapes = {}, _plain_shapes(snapshot)
+    for module in linears:
+        found = LinearCheck(module.name, module.parts, declared.group_of(module.name))
         findings += found.findings
         if found.shape:
-            shapes[f"{module}.weight"] = found.shape
+            shapes[f"{module.name}.weight"] = found.shape
         if found.quantized:
-            modules[module] = found.quantized
-    findings += [*_group_findings(declared, parts), *_fused_findings(declared, parts)]
+            modules[module.name] = found.quantized
+    findings += [*_group_findings(declared, names), *_fused_findings(declared, names)]
     findings += _cache_findings(snapshot)
-    is_known = all(f"{module}.weight" in shapes for module in parts)
+    is_known = all(f"{name}.weight" in shapes for name in names)
     return Quantization(declared, modules, shapes if is_known else None), findings, []
-
-
-def _patterns(declared: Declaration) -> list[str]:
-    targets = [target for group in declared.groups for target in group.targets]
-    return [*declared.ignore, *targets]
-
-
-def _is_readable(pattern: object) -> bool:
-    """Whether a pattern is a name or an expression."""
-    if not isinstance(pattern, str):
-        return False
-    try:
-        re.compile(pattern.removeprefix("re:"))
-    except re.error:
-        return not pattern.startswith("re:")
-    return True
 
 
 def _config_findings(declared: Declaration, config: Mapping[str, Any]) -> Iterator[Finding]:
@@ -95,15 +80,12 @@ def _config_findings(declared: Declaration, config: Mapping[str, Any]) -> Iterat
     yield from (
         Finding("config", _CONFIG, p.removeprefix("config.json: ")) for p in declared.problems
     )
-    for pattern in _patterns(declared):
-        if not _is_readable(pattern):
-            yield Finding("config", _CONFIG, f"{pattern!r} is no name and no regular expression.")
     for group in declared.groups:
         try:
-            family_of(group.scheme)
+            format_of(group.scheme)
         except ValueError as error:
             yield Finding("config", _CONFIG, f"{group.name}: {error}.")
-    whole = config.get("quantization_config") or {}
+    whole = table(config.get("quantization_config"))
     formats = {group.scheme.format for group in declared.groups}
     expected = formats.pop() if len(formats) == 1 else "mixed-precision"
     if declared.groups and whole.get("format") not in (None, expected):
@@ -115,35 +97,25 @@ def _config_findings(declared: Declaration, config: Mapping[str, Any]) -> Iterat
         yield Finding("config", _CONFIG, message)
 
 
-def _by_module(tensors: Mapping[str, StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
-    """The tensors of every module that is a linear, or is stored like a quantized one."""
-    found: dict[str, dict[str, StoredTensor]] = defaultdict(dict)
-    for name, tensor in tensors.items():
-        module, _, leaf = name.rpartition(".")
-        found[module][leaf] = tensor
-    return {
-        module: parts
-        for module, parts in found.items()
-        if parts.keys() & {*PARTS} or _is_linear(module, parts.get("weight"))
-    }
-
-
-def _is_linear(module: str, weight: StoredTensor | None) -> bool:
-    if weight is None or len(weight.spec.shape) != 2 or is_norm(module):
+def _is_linear(module: Module[Stored]) -> bool:
+    """Whether a module is a linear, or is stored like a quantized one."""
+    if module.parts.keys() & {*PARTS}:
+        return True
+    if module.weight is None or len(module.shape) != 2 or module.kind == "norm":
         return False
     # An embedding of no quantized dtype is none; nor are convolutions and stored rotations.
-    kind = protected_kind(module, {})
-    plain = weight.spec.dtype in (*FLOATS, "F64")
-    return not (plain and (is_embedding(module) or kind in ("online transforms", "convolutions")))
+    plain = module.weight.spec.dtype in FLOATS
+    return not (plain and module.kind in ("embedding", "rotation", "convolution"))
 
 
-def _plain_shapes(specs: Mapping[str, TensorSpec]) -> dict[str, tuple[int, ...]]:
+def _plain_shapes(snapshot: Snapshot) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors that are parameters as they stand."""
     return {
-        name: spec.shape
-        for name, spec in specs.items()
-        if name.rpartition(".")[2] not in (*PARTS, *CACHE_SCALES)
-        and protected_kind(name.rpartition(".")[0], {}) != "online transforms"
+        module.tensor(part): tensor.spec.shape
+        for module in snapshot.modules.values()
+        if module.kind != "rotation"
+        for part, tensor in module.parts.items()
+        if part not in (*PARTS, *CACHE_SCALES)
     }
 
 
@@ -170,21 +142,17 @@ def _fused_findings(declared: Declaration, modules: Iterable[str]) -> Iterator[F
 
 def _cache_findings(snapshot: Snapshot) -> Iterator[Finding]:
     """Scales of a quantized key-value cache, which are there if and only if it is declared."""
-    config = snapshot.config.get("quantization_config") or {}
-    scheme = config.get("kv_cache_scheme")
-    scheme = scheme if isinstance(scheme, Mapping) else {}
+    scheme = table(table(snapshot.config.get("quantization_config")).get("kv_cache_scheme"))
     found = [name for name in snapshot.tensors if name.endswith(CACHE_SCALES)]
     if not scheme:
         message = "it is extra: config.json has no kv_cache_scheme."
         yield from (Finding("scheme", name, message) for name in found)
     elif not scheme.get("dynamic"):
-        for name in snapshot.tensors:
-            parent, _, leaf = name.rpartition(".")[0].rpartition(".")
-            if leaf in ("k_proj", "v_proj") and name.rpartition(".")[2] in (
-                "weight",
-                "weight_packed",
-            ):
-                scale = f"{parent}.{leaf[0]}_scale"
+        for module in snapshot.modules.values():
+            stored = module.parts.keys() & {"weight", "weight_packed"}
+            if stored and module.leaf in ("k_proj", "v_proj"):
+                parent = module.name.rpartition(".")[0]
+                scale = f"{parent}.{module.leaf[0]}_scale"
                 if scale not in snapshot.tensors:
                     message = "it is missing, and kv_cache_scheme demands it."
                     yield Finding("scheme", scale, message)

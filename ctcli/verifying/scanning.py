@@ -1,187 +1,80 @@
-"""Reading tensors in blocks on a pool of threads, whatever is looked for in them."""
+"""Looking at everything: checks as tasks of the engine's schedule, with nothing to write."""
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
 
-from ctcli.errors import CtcliError, os_errors_of
-from ctcli.lazy.tensors import SourceFile, StoredTensor, from_bits
-from ctcli.ops.runtime import load_torch
-from ctcli.storage.rows import read_columns, read_rows
+from ctcli.engine.jobs import Job, NodeJob, node_tasks
+from ctcli.engine.perform import Done, compute
+from ctcli.engine.schedule import Schedule, Stop
+from ctcli.lazy.nodes import all_nodes
+from ctcli.lazy.values import Values
 from ctcli.units import Advance
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ctcli.ops.comparing import Errors
-
-# As for the engine's jobs: small enough for temporaries to stay in cache.
-BLOCK_ELEMENTS = 512 * 1024
-_BLOCKS_TOGETHER = 8
-# Columns are read in runs of at least so many: each row of one costs a system call, and memory.
-_COLUMNS_AT_ONCE = 256
-# What a block of elements needs while it is looked at, and what all may need together, torch aside.
-_BYTES_PER_ELEMENT = 40
-_MEMORY = 192_000_000
+from ctcli.verifying.checks import Check, Seen
 
 
-@dataclass
-class Sight:
-    """What was seen in some blocks of a scan.
-
-    Attributes:
-        faults: how many times, by tensor and what is wrong with its values.
-        errors: of each block: its first row and column, and how far it is from a source.
-    """
-
-    faults: Counter[tuple[str, str]] = field(default_factory=Counter)
-    errors: list[tuple[int, int, Errors]] = field(default_factory=list)
-
-    def fault(self, tensor: str, what: str, count: int) -> None:
-        """Count values of a tensor that something is wrong with."""
-        if count:
-            self.faults[tensor, what] += count
+def bytes_to_read(checks: Sequence[Check]) -> int:
+    """Bytes that the checks read, with the values that they need."""
+    nodes = all_nodes([check.node for check in checks])
+    return sum(tensor.spec.nbytes for node in nodes for tensor in node.reads)
 
 
-class Reader:
-    """Reads stored tensors, from any thread."""
-
-    def __init__(self, advance: Advance) -> None:
-        self._advance = advance
-        self._lock = threading.Lock()
-        self._descriptors: dict[SourceFile, int] = {}
-
-    def read(self, tensor: StoredTensor, start: int, stop: int, columnwise: bool = False) -> Tensor:
-        """Rows (columns) of a tensor, taken for [first dimension, all others]."""
-        read = read_columns if columnwise else read_rows
-        try:
-            with os_errors_of(tensor.file.name, "reading"):
-                bits = read(self._descriptor(tensor.file), tensor, start, stop)
-        except EOFError as error:
-            raise CtcliError(
-                f"{tensor.file.name}: it became shorter while it was being read.",
-                "Leave the checkpoint alone while ctcli runs, then run the same command again.",
-            ) from error
-        self._advance(bits.nbytes)
-        return from_bits(bits.copy(), tensor.spec.dtype)
-
-    def whole(self, tensor: StoredTensor) -> Tensor:
-        """All of a tensor."""
-        return self.read(tensor, 0, tensor.spec.shape[0] if tensor.spec.shape else 1)
-
-    def close(self) -> None:
-        """Close all files."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-
-    def _descriptor(self, file: SourceFile) -> int:
-        with self._lock:
-            if file not in self._descriptors:
-                path = file.fetch(self._advance)
-                self._descriptors[file] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            return self._descriptors[file]
-
-
-class Scan(Protocol):
-    """Something to look at in blocks."""
-
-    @property
-    def name(self) -> str:
-        """Of the tensor or the module."""
-
-    @property
-    def tensor(self) -> StoredTensor:
-        """Where its largest tensor lies: scans go through the files in order."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes to read."""
-
-    @property
-    def extent(self) -> Extent:
-        """Its size, for cutting it into blocks."""
-
-    def look(self, reader: Reader, start: int, stop: int, sight: Sight) -> None:
-        """Look at rows (columns, or bytes) from `start` to `stop`, and note what is seen."""
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How a scan can be cut.
-
-    Attributes:
-        length: rows (columns, where it is columnwise).
-        across: elements of each.
-        granule: how many belong together.
-        columnwise: whether it goes over columns.
-    """
-
-    length: int
-    across: int
-    granule: int = 1
-    columnwise: bool = False
-
-    @property
-    def step(self) -> int:
-        """The length of a block."""
-        least = _COLUMNS_AT_ONCE if self.columnwise else 1
-        height = max(least, BLOCK_ELEMENTS // max(1, self.across))
-        return max(1, height // self.granule) * self.granule
-
-    @property
-    def memory(self) -> int:
-        """Bytes that a block needs."""
-        return min(self.step, self.length) * self.across * _BYTES_PER_ELEMENT
-
-    def runs(self) -> Iterator[range]:
-        """The blocks, several together; none where there are no elements."""
-        together = _BLOCKS_TOGETHER * self.step
-        for start in range(0, self.length if self.across else 0, together):
-            yield range(start, min(start + together, self.length), self.step)
-
-
-def scan_all(scans: Sequence[Scan], workers: int, advance: Advance) -> list[tuple[Scan, Sight]]:
+def scan_all(
+    checks: Sequence[Check], workers: int, max_memory: int, advance: Advance
+) -> list[tuple[Check, Seen]]:
     """Look at everything.
 
     Args:
-        scans: what to look at.
-        workers: threads; fewer, where blocks are so large that memory would not do.
+        checks: what to look at.
+        workers: threads.
+        max_memory: bytes that all jobs under way may hold together.
         advance: is told bytes that were read.
 
     Returns:
-        The scans and what was seen, in the order of the scans.
+        The checks and what was seen, in their order.
 
     Raises:
         CtcliError: something cannot be read.
     """
-    load_torch()
-    places = [(scan.tensor.file.name, scan.tensor.start) for scan in scans]
-    ordered = sorted(range(len(scans)), key=lambda i: places[i])
-    runs = [(i, run) for i in ordered for run in scans[i].extent.runs()]
-    largest = max((scan.extent.memory for scan in scans), default=0)
-    threads = max(1, min(workers, _MEMORY // max(1, largest)))
-    reader = Reader(advance)
-    pool = ThreadPoolExecutor(threads)
-    sights = [Sight() for _ in scans]
+    ordered = [check.node for check in sorted(checks, key=lambda check: check.place)]
+    nodes = {node.key: node for node in all_nodes(ordered)}
+    tasks = node_tasks(ordered)
+    seen: dict[str, dict[int, Seen]] = {check.node.key: {} for check in checks}
+    stop = Stop(advance)
+
+    def do(job: Job, values: Values) -> Done:
+        assert isinstance(job, NodeJob)
+        return compute(job, nodes[job.key], values.known, stop)
+
+    jobs = ((task, job) for task in tasks for job in task.jobs())
+    schedule = Schedule(tasks, jobs, workers, max_memory, do)
     try:
-        seen = pool.map(lambda item: _look(reader, scans[item[0]], item[1]), runs)
-        for (i, _), sight in zip(runs, seen, strict=True):
-            sights[i].faults.update(sight.faults)
-            sights[i].errors.extend(sight.errors)
+        while not schedule.is_over:
+            schedule.start()
+            wait(schedule.running, return_when=FIRST_COMPLETED)
+            for task, done in schedule.collect():
+                if task.node and not task.node.is_value:
+                    assert isinstance(done.job, NodeJob)
+                    found = _together([part for (part,) in done.measures])
+                    seen[task.node.key][done.job.start] = found
     finally:
-        pool.shutdown(cancel_futures=True)
-        reader.close()
-    return list(zip(scans, sights, strict=True))
+        stop.stop()
+        schedule.stop()
+        wait(schedule.running)
+    return [
+        (check, _together([part for _, part in sorted(seen[check.node.key].items(), key=_start)]))
+        for check in checks
+    ]
 
 
-def _look(reader: Reader, scan: Scan, run: range) -> Sight:
-    sight = Sight()
-    for start in run:
-        scan.look(reader, start, min(start + run.step, run.stop), sight)
-    return sight
+def _start(part: tuple[int, Seen]) -> int:
+    return part[0]
+
+
+def _together(parts: Sequence[Seen]) -> Seen:
+    seen = Seen()
+    for part in parts:
+        seen.faults.update(part.faults)
+        seen.errors.extend(part.errors)
+    return seen

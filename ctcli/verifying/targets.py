@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ctcli.formats.loaders import Contents, problems
-from ctcli.models.families import text_config
+from ctcli.models.config import size_of, text_config
 from ctcli.verifying.findings import Finding
 from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.options import VerifyOptions
@@ -45,9 +45,9 @@ def loader_findings(
     for problem in problems(loader, contents):
         where, _, message = problem.partition(": ")
         findings.append(Finding("loader", where, message))
-    if options.tensor_parallel == 1:
+    if options.tp == 1:
         return findings, []
-    spread, unknown = _tensor_parallel(snapshot, quantization, options.tensor_parallel)
+    spread, unknown = _tensor_parallel(snapshot, quantization, options.tp)
     return findings + spread, unknown
 
 
@@ -55,8 +55,7 @@ def _tensor_parallel(
     snapshot: Snapshot, quantization: Quantization, machines: int
 ) -> tuple[list[Finding], list[str]]:
     findings, unknown = [], []
-    heads = text_config(snapshot.config).get("num_key_value_heads")
-    heads = heads if isinstance(heads, int) else machines
+    heads = size_of(text_config(snapshot.config), "num_key_value_heads") or machines
     for module in quantization.modules.values():
         leaf = module.name.rpartition(".")[2]
         rows, columns = module.shape

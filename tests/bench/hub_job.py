@@ -109,15 +109,16 @@ class _Job:
         rng, kills = random.Random(0), 0
         del self._hub.repos[_MADE]
         place = self._work / ("." + _MADE.replace("/", "--") + ".ctcli-partial")
-        with Watch(place) as watch:
-            while True:
-                job = subprocess.Popen(self._job, env=self._environment, cwd=self._work)
-                if kills < self._options.kills:
-                    time.sleep(rng.uniform(1, max(2, seconds / 12)))
-                    job.send_signal(signal.SIGKILL)
-                if job.wait() == 0:
-                    break
-                kills += 1
+        watch = Watch(place, self._work / "watched")
+        watched = watch.command(*self._job[3:])
+        while True:
+            job = subprocess.Popen(watched, env=self._environment, cwd=self._work)
+            if kills < self._options.kills:
+                time.sleep(rng.uniform(1, max(2, seconds / 12)))
+                job.send_signal(signal.SIGKILL)
+            if job.wait() == 0:
+                break
+            kills += 1
         made = self._hub.contents(_MADE)
         (self._work / "made").mkdir()
         for name, content in made.items():

@@ -50,17 +50,13 @@ _RECIPES = "tests/bench/recipes"
 
 
 def _computing(name: str, command: str, checkpoint: tuple[str, ...]) -> Race:
-    """Ours, and what it may be made of: start-up, loading torch, and copying as many bytes.
-
-    FP8 and symmetric integers load none.
-    """
+    """Ours, and what it may be made of: start-up, and copying as many bytes."""
     command = f"{_CTCLI} {command} --quiet"
     return Race(
         checkpoint,
         {
             f"ctcli {name}": command,
             "its start-up and plan": f"{command} --dry-run",
-            "import torch": "{python} -c 'import torch'",
             "cp -r of its output": "cp -r {made} {dst}",
             "cp -r of its source": "cp -r {src} {dst}",
         },
@@ -95,7 +91,10 @@ def _run(
     return Race(checkpoint, commands, made, is_chain=True, is_cold=on_disk)
 
 
-_SCHEMES = ("FP8_DYNAMIC", "FP8_BLOCK", "W8A8", "W4A16", "NVFP4A16", "MXFP4A16")
+_SCHEMES = (
+    *("FP8_DYNAMIC", "FP8_BLOCK", "W8A8", "W4A16"),
+    *("W4A16_ASYM", "NVFP4A16", "MXFP4A16", "MXFP8A16"),
+)
 RACES = {
     "reindex": Race(
         _LLAMA_1B,
@@ -115,9 +114,16 @@ RACES = {
         _LLAMA_1B,
         {
             "ctcli rotate": f"{_CTCLI} rotate {{src}} {{dst}} --quiet",
-            "import torch": "{python} -c 'import torch'",
             "cp -r": "cp -r {src} {dst}",
         },
+    ),
+    "verify-against": Race(
+        _LLAMA_1B,
+        {
+            "ctcli verify --against": f"{_CTCLI} verify {{made}} --against {{src}} --quiet",
+            "cat both": "sh -c 'cat {src}/* {made}/* >/dev/null'",
+        },
+        f"{_CTCLI} quantize {{src}} {{made}} --scheme W4A16 --quiet --overwrite",
     ),
     **{
         f"run-{scheme}": _run(f"rotate-{scheme}", scheme)
@@ -127,6 +133,9 @@ RACES = {
     "run-W4A16-on-disk": _run("rotate-W4A16", "W4A16", on_disk=True),
     "run-8B-shapes": _run("rotate-FP8_DYNAMIC", "FP8_DYNAMIC", _LLAMA_8B),
     **{f"quantize-{scheme}": _quantize(scheme) for scheme in _SCHEMES},
+    "quantize-W4A16-mse": _computing(
+        "W4A16 mse", "quantize {src} {dst} --scheme W4A16 --observer mse", _LLAMA_1B
+    ),
     "quantize-8B-shapes": _quantize("W4A16", _LLAMA_8B),
     "export-bin": _computing("export-bin", "export-bin {src} {dst}", _LLAMA_2_7B),
 }

@@ -26,8 +26,6 @@ from tests.helpers.operating import run_fuse_norms, run_rotate, run_steps
 from tests.helpers.quantizing import config_of, run_quantize, tensors_of
 from tests.helpers.tiny_models import EXACT, LLAMA_MAPPING, MODELS, Models, read
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 FUSE = {"use": "fuse-norms"}
 ROTATE = {"use": "rotate", "rotations": ["R1", "R2"], "transform_type": "random-hadamard"}
 GROUPS = {"bits": 4, "type": "int", "strategy": "group", "group_size": 16}
@@ -51,8 +49,8 @@ QUANTIZE: Mapping[str, dict[str, Any]] = {
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whether matrices whose rows a rotation mixes are taken by columns, as large ones are."""
     if request.param == "columns":
-        monkeypatch.setattr("ctcli.lazy.tensors.LEAST_COLUMNS", 1)
-        monkeypatch.setattr("ctcli.engine.jobs._COLUMNS_AT_ONCE", 1)
+        monkeypatch.setattr("ctcli.lazy.nodes.LEAST_COLUMNS", 1)
+        monkeypatch.setattr("ctcli.lazy.cut.COLUMNS_AT_ONCE", 1)
     return str(request.param)
 
 
@@ -216,6 +214,7 @@ def test_a_rotated_and_quantized_model_answers_like_the_chain_of_commands(
 RECIPES: Mapping[str, tuple[dict[str, Any], ...]] = {
     "reindex": ({"use": "reindex", "max_shard_size": "1MB"},),
     "fuse-norms": ({**FUSE, "mapping": "mapping.toml"},),
+    "device": ({**FUSE, "device": "cpu:0"},),
     "rotate": ({**ROTATE, "seed": 7, "randomize": True},),
     "transform-config": ({"use": "rotate", "transform_config": "transform.json"},),
     "rotation-file": ({"use": "rotate", "rotation_file": "learned.safetensors"},),

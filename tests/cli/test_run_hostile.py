@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ctcli.cli.recipes import make_steps
-from ctcli.engine.jobs import ReduceJob
-from ctcli.engine.reductions import Values
 from ctcli.errors import CtcliError
-from ctcli.lazy.tensors import Reduction, StoredTensor, TensorSpec, matrix_of
 from ctcli.storage.layout import lay_out
 from ctcli.storage.local import local_file
 from ctcli.storage.opening import open_checkpoint
@@ -27,8 +23,6 @@ from tests.helpers.checkpoints import tensor_hashes, write_index
 from tests.helpers.operating import run_steps
 from tests.helpers.quantizing import config_of
 from tests.helpers.tiny_models import EXACT, Models, difference, load, logits, make, read, write
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 FUSE = {"use": "fuse-norms"}
 FLOAT32 = {**FUSE, "dtype": "float32"}
@@ -147,22 +141,6 @@ def test_a_step_can_link_the_shards_that_stay(pylm: Path, ctcli: Ctcli, tmp_path
     report = json.loads(done.stdout)["steps"][0]
     linked = [path for path in (tmp_path / "out").glob("*.safetensors") if path.stat().st_nlink > 1]
     assert len(linked) == report["shards"] - report["shards_rewritten"] > 0
-
-
-def test_parts_of_a_value_are_let_go_once_it_is_known(pylm: Path) -> None:
-    """The errors that mse measures on a weight by columns are a tenth of its size."""
-    file = local_file("model", next(pylm.glob("*.safetensors")))
-    matrix = matrix_of(StoredTensor(TensorSpec("F32", (4, 8)), file, 0))
-    assert matrix
-    reduction = Reduction((matrix,), lambda block, _: block, "max", lambda found, _: found)
-    jobs = [ReduceJob(reduction, matrix, range(start, start + 2, 2)) for start in (0, 2)]
-    values = Values(jobs)
-    parts = [torch.ones(31, 4) for _ in jobs]
-    kept = [weakref.ref(part) for part in parts]
-    for job in jobs:
-        values.add(job, parts.pop())
-    assert values.known(reduction).shape == (31, 4)
-    assert [reference() for reference in kept] == [None, None]
 
 
 def test_a_run_is_not_continued_after_a_norm_in_a_file_of_its_own_changed(

@@ -1,50 +1,145 @@
-"""What loads no torch: the commands as they are run, and that other devices give the same bytes."""
+"""What loads neither torch nor numba, and that another device gives the same bytes."""
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from ctcli.ops.stored_weights import E4M3_MAX, Rounding, e4m3, quantize
-from tests.helpers.checkpoints import file_hashes
+from tests.helpers.checkpoints import assert_same_but_for_device
+from tests.helpers.frozen import PRESETS
+from tests.helpers.frozen_sources import make_sources
+from tests.helpers.hub import Hub
 from tests.helpers.quantizing import run_quantize
 from tests.helpers.tiny_models import make
 
+# Runs commands as `ctcli` does, one after the other: whatever one loads stays loaded.
 PROGRAM = """
-import sys
-from ctcli.cli import app
-try:
-    app()
-except SystemExit as end:
-    print(end.code or 0, "torch" in sys.modules)
+import json, os, sys
+from ctcli.__main__ import main
+os._exit = sys.exit
+ends, lines = [], json.loads(sys.argv[1])
+for line in lines:
+    sys.argv = ["ctcli", *line.split()]
+    try:
+        main()
+    except SystemExit as end:
+        ends.append([line, end.code or 0, sorted({"numba", "torch"} & sys.modules.keys())])
+print()
+print(json.dumps(ends))
 """
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("fuse-norms",),
-        ("fuse-norms", "--dtype", "float32"),
-        ("quantize", "--scheme", "FP8_DYNAMIC"),
-        ("quantize", "--scheme", "W8A8"),
-        ("quantize", "--scheme", "W4A16", "--on-indivisible", "smaller-group"),
-        ("quantize", "--scheme", "FP8_BLOCK", "--compute-dtype", "weight"),
-        ("quantize", "--bits", "8", "--type", "float", "--strategy", "group", "--group-size", "32"),
-        ("rotate", "--rotations", "R1,R2,R4", "--dry-run"),
-    ],
+STATIC = {
+    "FP8": "FP8 --input-scales input_scale.safetensors",
+    "NVFP4": "NVFP4 --input-scales input_global_scale.safetensors",
+}
+SCHEMES = {name: STATIC.get(name, name) for name in PRESETS}
+TYPES = ("hadamard", "random-hadamard", "random-matrix")
+ROTATED = (
+    *(f"{source} --transform-type {name}" for source in ("tied", "centred") for name in TYPES),
+    *(
+        f"tied --rotations R1,R2,R3,R4 --block-size 32 --transform-type {name}"
+        for name in TYPES[:2]
+    ),
 )
-def test_no_torch_is_loaded(words: tuple[str, ...], pylm: Path, tmp_path: Path) -> None:
-    command, *options = words
-    every = [command, str(pylm), str(tmp_path / "out"), "--quiet", *options]
+RUN = 'steps = [{use = "rotate"}, {use = "quantize", scheme = "W4A16_ASYM"}]'
+
+
+def loaded_by(folder: Path, *lines: str, env: Mapping[str, str] | None = None) -> set[str]:
+    """Which of numba and torch are loaded by commands that run in `folder` and end well."""
+    words = [sys.executable, "-c", PROGRAM, json.dumps(lines)]
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *every], capture_output=True, text=True, check=True
+        words,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+        env={**os.environ, **(env or {})},
     )
-    assert done.stdout.splitlines()[-1] == "0 False"
+    ends = json.loads(done.stdout.splitlines()[-1])
+    assert [(line, code) for line, code, _ in ends] == [(line, 0) for line in lines], done.stderr
+    return {name for *_, names in ends for name in names}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with sources to run in; those that are fixtures are links."""
+    here = tmp_path_factory.mktemp("sources")
+    found = make_sources(here)
+    for name in ("pylm", "golden"):
+        (here / name).symlink_to(found[name])
+    (here / "run.toml").write_text(RUN)
+    return here
+
+
+@pytest.mark.parametrize("observer", ["minmax", "mse"])
+def test_quantize_loads_no_torch(observer: str, folder: Path) -> None:
+    lines = [
+        f"quantize golden {observer}-{name} --scheme {preset} --observer {observer} --quiet"
+        for name, preset in SCHEMES.items()
+    ]
+    own = f"--type int --bits 5 --strategy group --group-size 32 --observer {observer}"
+    lines += [
+        f"quantize golden {observer}-own {own} --asymmetric --quiet",
+        f"quantize pylm {observer}-pylm {own} --on-indivisible smaller-group --quiet",
+        f"quantize experts {observer}-experts {own} --compute-dtype weight --quiet",
+    ]
+    assert loaded_by(folder, *lines) == {"numba"}
+
+
+def test_surgery_loads_no_torch(folder: Path) -> None:
+    lines = ["fuse-norms golden fused", "fuse-norms pylm wide --dtype float32"]
+    lines += ["fuse-norms centred centred-fused --center"]
+    lines += [f"rotate {each} rotated-{n}" for n, each in enumerate(ROTATED)]
+    assert loaded_by(folder, *(f"{line} --quiet" for line in lines)) == {"numba"}
+
+
+def test_export_run_and_verify_load_no_torch(folder: Path) -> None:
+    lines = [f"export-bin pylm v{version}.bin --version {version}" for version in (0, 1, 2)]
+    lines += [
+        "run run.toml golden made",
+        "verify made --against golden",
+        "verify made --sha256 made.sha256",
+        "reindex pylm shards --max-shard-size 1MB",
+    ]
+    assert loaded_by(folder, *(f"{line} --quiet" for line in lines)) == {"numba"}
+
+
+def test_what_computes_nothing_loads_neither(folder: Path) -> None:
+    commands = ("fuse-norms", "quantize", "rotate", "export-bin", "run", "reindex", "inspect")
+    lines = ["--help", *(f"{command} --help" for command in (*commands, "verify"))]
+    lines += [
+        "reindex golden plain --quiet",
+        "inspect golden --tensors",
+        "run run.toml golden out --dry-run --quiet",
+        "fuse-norms centred out --center --dry-run --quiet",
+        "export-bin pylm out.bin --dry-run --quiet",
+    ]
+    lines += [f"quantize golden out --scheme {name} --dry-run --quiet" for name in SCHEMES.values()]
+    lines += [f"rotate {each} out --dry-run --quiet" for each in ROTATED]
+    assert loaded_by(folder, *lines) == set()
+
+
+def test_plans_of_what_a_hub_has_and_takes_load_neither(folder: Path, tmp_path: Path) -> None:
+    with Hub() as hub:
+        hub.add("org/model", folder / "golden")
+        env = hub.env(tmp_path / "home", hub.token)
+        options = "--dry-run --quiet"
+        lines = (
+            f"quantize org/model out --scheme NVFP4A16 {options}",
+            f"rotate org/model out --stream {options}",
+            f"fuse-norms org/model hf://org/made {options}",
+            f"quantize golden out --scheme W8A8 --push org/made {options}",
+            "inspect org/model",
+            "reindex org/model hub-out --stream --quiet",
+            "reindex golden hf://org/plain --quiet",
+        )
+        assert loaded_by(folder, *lines, env=env) == set()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -56,14 +151,6 @@ def test_weights_are_the_same_with_torch(preset: str, dtype: torch.dtype, tmp_pa
     with_torch = run_quantize(
         source, tmp_path / "with", preset, on_indivisible="smaller-group", device="cpu:0"
     )
-    assert file_hashes(tmp_path / "without") == file_hashes(tmp_path / "with")
+    assert_same_but_for_device(tmp_path / "without", tmp_path / "with")
     # Both sum squares in float32, each in an order of its own.
     assert without.errors == pytest.approx(with_torch.errors, rel=1e-5)
-
-
-def test_rows_may_be_longer_than_numpys_largest_buffer() -> None:
-    before = np.getbufsize()
-    bits = np.full((1, 10_000_016), 0x3F80, np.uint16)
-    found = quantize(bits, Rounding("BF16", (1, None), E4M3_MAX, e4m3, rounds_quotients=False))
-    assert (found.codes == 0x7E).all()  # 448
-    assert np.getbufsize() == before

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from ctcli.formats.declared import Declaration, read_declaration, words
+from ctcli.formats.declared import Declaration, read_declaration
 from ctcli.formats.loaders import (
     FORMATS,
     LOADERS,
@@ -19,6 +19,7 @@ from ctcli.formats.loaders import (
     problems,
     scheme_problems,
 )
+from ctcli.schemes import words
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.presets import PRESETS, preset
 from tests.helpers.operating import run_rotate

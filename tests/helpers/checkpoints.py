@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from ctcli.checkpoint.value import RECIPE_NAME
+
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -93,3 +95,10 @@ def file_hashes(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def assert_same_but_for_device(one: Path, other: Path) -> None:
+    """Both hold the same files; only the recipe of one names the device that it was made on."""
+    hashes, others = file_hashes(one), file_hashes(other)
+    assert hashes.pop(RECIPE_NAME) != others.pop(RECIPE_NAME)
+    assert hashes == others

@@ -11,34 +11,24 @@ import pytest
 from ctcli.engine.plan import Settings, check_resources, make_plan
 from ctcli.engine.run import execute
 from ctcli.errors import CtcliError
-from ctcli.rewrites.exporting.export_bin import ExportOptions, export_bin
+from ctcli.rewrites.exporting.export_bin import export_bin
+from ctcli.rewrites.exporting.options import ExportOptions
 from ctcli.rewrites.exporting.report import ExportReport
-from ctcli.storage.llama2c import lay_out_bin
 from ctcli.storage.opening import open_checkpoint
-
-DEFAULTS = {
-    "version": 2,
-    "group_size": None,
-    "max_seq_len": None,
-    "tokenizer": False,
-    "allow_nonstandard": False,
-}
 
 
 def export(source: Path, destination: Path, *, workers: int = 2, **options: Any) -> ExportReport:
     """Export `source`; options are those of `ExportOptions`."""
-    chosen = ExportOptions(**{**DEFAULTS, **options})
-    checkpoint, report = export_bin(open_checkpoint(str(source)), chosen)
-    plan = make_plan(
-        lay_out_bin(checkpoint, destination.name), destination, Settings(workers, 2 * 10**9)
-    )
+    chosen = ExportOptions(**options)
+    made, report = export_bin(open_checkpoint(str(source)), chosen)
+    plan = make_plan(made.lay_out(destination.name), destination, Settings(workers, 2 * 10**9))
     check_resources(plan)
     return report.with_errors(execute(plan, lambda _: None))
 
 
 def refusal(source: Path, **options: Any) -> Sequence[str]:
     """The reasons why `source` is not exported."""
-    chosen = ExportOptions(**{**DEFAULTS, **options})
+    chosen = ExportOptions(**options)
     with pytest.raises(CtcliError) as refused:
         export_bin(open_checkpoint(str(source)), chosen)
     return list(refused.value.problems)

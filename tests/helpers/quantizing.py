@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,10 @@ from safetensors import safe_open
 
 from ctcli.engine.plan import Settings, make_plan
 from ctcli.engine.run import execute
-from ctcli.rewrites.quantizing.options import quantize_options
+from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.quantize import QuantizeReport, quantize
-from ctcli.schemes.parsing import Overrides
 from ctcli.storage.layout import lay_out
 from ctcli.storage.opening import open_checkpoint
-
-DEFAULTS: Mapping[str, Any] = {
-    "config": None,
-    "overrides": Overrides(),
-    "targets": (),
-    "ignore": (),
-    "default_ignore": True,
-    "on_indivisible": "error",
-    "observer": "minmax",
-    "compute_dtype": "float32",
-    "input_scales": None,
-    "allow_nonfinite": False,
-    "device": "cpu",
-    "max_shard_size": None,
-}
 
 
 def run_quantize(
@@ -42,8 +26,8 @@ def run_quantize(
     advance: Callable[[int], None] = lambda _: None,
     **options: Any,
 ) -> QuantizeReport:
-    """Quantize `source` into `destination`; options are those of `quantize_options`."""
-    chosen = quantize_options(schemes=schemes, **{**DEFAULTS, **options})
+    """Quantize `source` into `destination`; options are those of `QuantizeOptions`."""
+    chosen = QuantizeOptions(scheme=schemes, **options)
     checkpoint, report = quantize(open_checkpoint(str(source)), chosen)
     plan = make_plan(lay_out(checkpoint), destination, Settings(workers, 2 * 10**9))
     return report.with_errors(execute(plan, advance))

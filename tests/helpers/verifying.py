@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ctcli.checkpoint.value import Checkpoint
 from ctcli.verifying.findings import Finding, Verification
 from ctcli.verifying.options import VerifyOptions
 from ctcli.verifying.verification import verify
@@ -22,10 +23,11 @@ Damage = Callable[[Path], object]
 INDEX = "model.safetensors.index.json"
 
 
-def run_verify(directory: Path, **options: Any) -> Verification:
-    """Verify; options are those of `VerifyOptions`."""
-    chosen = VerifyOptions(**{"workers": 2, **options})
-    return verify(directory, chosen, lambda *_: nullcontext(lambda _: None))
+def run_verify(directory: Path, source: Checkpoint | None = None, **options: Any) -> Verification:
+    """Verify against a source, if there is one; options are those of `VerifyOptions`."""
+    against = source.origin.name if source else None
+    chosen = VerifyOptions(against=against, **{"num_workers": 2, **options})
+    return verify(directory, chosen, lambda *_: nullcontext(lambda _: None), source)
 
 
 def lines(found: Verification) -> list[str]:

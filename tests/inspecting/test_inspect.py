@@ -28,20 +28,23 @@ from ctcli.inspecting import abilities
 from ctcli.inspecting.inspection import data_of, inspect
 from ctcli.inspecting.summary import sections_of
 from ctcli.inspecting.weights import weights_of
-from ctcli.lazy.tensors import TensorSpec
+from ctcli.lazy.nodes import LazyTensor
+from ctcli.lazy.tensors import Known, TensorSpec
+from ctcli.models.modules import modules_of
 from ctcli.ops.draws import Draws
 from ctcli.ops.transforms import make_rotation
-from ctcli.rewrites.exporting.export_bin import ExportOptions, export_bin
-from ctcli.rewrites.reindex import reindex
+from ctcli.rewrites.exporting.export_bin import export_bin
+from ctcli.rewrites.exporting.options import ExportOptions
+from ctcli.rewrites.reindex import ReindexOptions, reindex
 from ctcli.rewrites.surgery.fuse_norms import fuse_norms
-from ctcli.rewrites.surgery.options import fuse_options, rotate_options
+from ctcli.rewrites.surgery.options import FuseOptions, RotateOptions, RotationName
 from ctcli.rewrites.surgery.rotate import rotate
 from ctcli.storage.opening import open_checkpoint
 from tests.conftest import Ctcli
 from tests.helpers.checkpoints import array, write_checkpoint, write_index
 from tests.helpers.hub import Hub
 from tests.helpers.llamas import make_model, meta_tensors, save, save_hf
-from tests.helpers.operating import FUSE, ROTATE, run_rotate
+from tests.helpers.operating import run_rotate
 from tests.helpers.quantizing import run_quantize
 from tests.helpers.tiny_models import Models, load, make
 from tests.test_console import run_in_terminal
@@ -79,7 +82,7 @@ def test_counts_are_those_of_transformers_and_safetensors(tiny: Models) -> None:
 
 def test_straddling_sets_are_those_that_reindex_moves(pylm: Path) -> None:
     data = look(pylm)
-    _, report = reindex(open_checkpoint(str(pylm)))
+    _, report = reindex(open_checkpoint(str(pylm)), ReindexOptions())
     assert data["fused_sets"] == report.fused_sets
     assert [(s["set"], s["shards"]) for s in data["fused_sets_straddling"]] == [
         (move.fused.name, sorted(move.sources)) for move in report.moves
@@ -97,8 +100,8 @@ def refusal(rewrite: Callable[[Checkpoint], object], folder: Path) -> tuple[str,
 
 
 def commands() -> Mapping[str, Callable[[Checkpoint], object]]:
-    fuse = fuse_options(**FUSE)
-    bin_file = ExportOptions(2, None, None, tokenizer=False, allow_nonstandard=False)
+    fuse = FuseOptions()
+    bin_file = ExportOptions()
     return {
         "fuse-norms": lambda checkpoint: fuse_norms(checkpoint, fuse),
         **{f"rotate {r}": rotating(r) for r in ("R1", "R2", "R3", "R4")},
@@ -106,8 +109,8 @@ def commands() -> Mapping[str, Callable[[Checkpoint], object]]:
     }
 
 
-def rotating(name: str) -> Callable[[Checkpoint], object]:
-    options = rotate_options(**{**ROTATE, "rotations": (name,)})
+def rotating(name: RotationName) -> Callable[[Checkpoint], object]:
+    options = RotateOptions(rotations=(name,))
     return lambda checkpoint: rotate(checkpoint, options)
 
 
@@ -266,8 +269,10 @@ def test_rotations_at_run_time_are_told(tiny: Models, tmp_path: Path) -> None:
 def test_parameters_of_other_methods(
     specs: dict[str, tuple[Any, ...]], config: dict[str, Any], parameters: int
 ) -> None:
-    tensors = {name: TensorSpec(dtype, tuple(shape)) for name, (dtype, *shape) in specs.items()}
-    weights = weights_of(tensors, config, None).values()
+    tensors: dict[str, LazyTensor] = {
+        name: Known(TensorSpec(dtype, tuple(shape)), b"") for name, (dtype, *shape) in specs.items()
+    }
+    weights = weights_of(modules_of(tensors, config), config, None).values()
     assert [(weight.parameters, weight.is_quantized) for weight in weights] == [(parameters, True)]
 
 

@@ -12,8 +12,6 @@ from compressed_tensors.transform.utils.hadamard import (
 
 from ctcli.ops.hadamard import LARGEST_ORDER, hadamard, paley_one, sylvester, with_ones_first
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # Multiples of 4 that the constructions do not reach.
 UNREACHED = [
     260, 268, 292, 324, 356, 372, 404, 412, 436, 452, 476, 508, 520, 532, 536, 584, 596, 604, 612,

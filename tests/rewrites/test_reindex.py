@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from ctcli.checkpoint.sharding import natural_key
 from ctcli.checkpoint.value import Checkpoint, Origin, Shard
-from ctcli.lazy.tensors import StoredTensor, TensorSpec
+from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.models.fused import FUSED_ROLES, fused_sets
-from ctcli.rewrites.reindex import reindex
+from ctcli.rewrites.reindex import ReindexOptions, reindex
 from ctcli.storage.local import LocalFile
 from tests.conftest import Ctcli
 from tests.helpers.checkpoints import (
@@ -50,12 +50,12 @@ def checkpoints(draw: st.DrawFn) -> Checkpoint:
         for leaf in draw(st.sets(st.sampled_from(["weight", "bias", "weight_scale"]), min_size=1))
     ]
     count = draw(st.integers(1, 6))
-    shards: list[dict[str, StoredTensor]] = [{} for _ in range(count)]
+    shards: list[dict[str, Stored]] = [{} for _ in range(count)]
     for name in names:
         i = draw(st.integers(0, count - 1))
         spec = TensorSpec("BF16", (draw(st.integers(0, 1000)),))
         file = LocalFile(f"model-{i + 1:05d}-of-{count:05d}.safetensors", Path(), 0, "")
-        shards[i][name] = StoredTensor(spec, file, 0)
+        shards[i][name] = Stored(spec, file, 0)
     stored = tuple(
         Shard(f"model-{i:05d}-of-{count:05d}.safetensors", tensors, {})
         for i, tensors in enumerate(shards, start=1)
@@ -69,7 +69,7 @@ def checkpoints(draw: st.DrawFn) -> Checkpoint:
 
 @given(checkpoints())
 def test_every_set_ends_in_one_shard_and_no_tensor_is_lost_or_doubled(source: Checkpoint) -> None:
-    result, _ = reindex(source)
+    result, _ = reindex(source, ReindexOptions())
     assert sorted(result.tensors(), key=str) == sorted(source.tensors(), key=str)
     home = result.home()
     for fused in fused_sets(home):
@@ -80,7 +80,7 @@ def test_every_set_ends_in_one_shard_and_no_tensor_is_lost_or_doubled(source: Ch
 
 @given(checkpoints())
 def test_a_set_goes_where_most_of_its_bytes_are_and_nothing_else_moves(source: Checkpoint) -> None:
-    result, report = reindex(source)
+    result, report = reindex(source, ReindexOptions())
     fused_names = {name for fused in fused_sets(source.home()) for name in fused.tensors}
     stayed = {s.name: s.tensors.keys() - fused_names for s in source.shards}
     left = [s.tensors.keys() - fused_names for s in result.shards]
@@ -96,8 +96,8 @@ def test_a_set_goes_where_most_of_its_bytes_are_and_nothing_else_moves(source: C
 
 @given(checkpoints())
 def test_reindexing_twice_changes_nothing_more(source: Checkpoint) -> None:
-    once, _ = reindex(source)
-    twice, report = reindex(once)
+    once, _ = reindex(source, ReindexOptions())
+    twice, report = reindex(once, ReindexOptions())
     assert (twice.shards, report.moves) == (once.shards, ())
 
 
@@ -105,7 +105,7 @@ def test_reindexing_twice_changes_nothing_more(source: Checkpoint) -> None:
 def test_cut_to_size_keeps_natural_order_and_never_splits_a_set(
     source: Checkpoint, limit: int
 ) -> None:
-    result, _ = reindex(source, limit)
+    result, _ = reindex(source, ReindexOptions(max_shard_size=limit))
     assert sorted(result.tensors(), key=str) == sorted(source.tensors(), key=str)
     home = result.home()
     units = [set(fused.tensors) for fused in fused_sets(home)]
@@ -139,10 +139,10 @@ def straddling(folder: Path) -> Path:
 
 
 def test_a_set_over_three_shards_is_gathered_and_an_empty_shard_disappears(
-    ctcli: Ctcli, tmp_path: Path
+    cli: Ctcli, tmp_path: Path
 ) -> None:
     source = straddling(tmp_path / "source")
-    done = ctcli("reindex", source, tmp_path / "out", "--json")
+    done = cli("reindex", source, tmp_path / "out", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(done.stdout)
     assert report["fused_sets"] == report["sets_moved"] == 1
@@ -164,9 +164,9 @@ def test_a_set_over_three_shards_is_gathered_and_an_empty_shard_disappears(
     assert 0 < total - index["metadata"]["total_size"] < 3000
 
 
-def test_max_shard_size_lays_out_anew_without_loss(ctcli: Ctcli, tmp_path: Path) -> None:
+def test_max_shard_size_lays_out_anew_without_loss(cli: Ctcli, tmp_path: Path) -> None:
     source = straddling(tmp_path / "source")
-    done = ctcli("reindex", source, tmp_path / "out", "--max-shard-size", "5KB")
+    done = cli("reindex", source, tmp_path / "out", "--max-shard-size", "5KB")
     assert done.returncode == 0, done.stderr
     names = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert names == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
@@ -174,11 +174,11 @@ def test_max_shard_size_lays_out_anew_without_loss(ctcli: Ctcli, tmp_path: Path)
 
 
 def test_a_single_file_is_still_written_and_says_that_nothing_moved(
-    ctcli: Ctcli, tmp_path: Path
+    cli: Ctcli, tmp_path: Path
 ) -> None:
     tensors = {f"layers.0.attn.{m}.weight": array(4, 4) for m in FUSED_ROLES[0].members}
     source = write_checkpoint(tmp_path / "source", {"model.safetensors": tensors}, index=False)
-    done = ctcli("reindex", source, tmp_path / "out")
+    done = cli("reindex", source, tmp_path / "out")
     assert done.returncode == 0
     assert "sets moved        none" in done.stdout
     made = file_hashes(tmp_path / "out")
@@ -186,18 +186,18 @@ def test_a_single_file_is_still_written_and_says_that_nothing_moved(
     assert made == file_hashes(source)
 
 
-def test_several_files_without_an_index_get_one(ctcli: Ctcli, tmp_path: Path) -> None:
+def test_several_files_without_an_index_get_one(cli: Ctcli, tmp_path: Path) -> None:
     source = straddling(tmp_path / "source")
     (source / "model.safetensors.index.json").unlink()
-    done = ctcli("reindex", source, tmp_path / "out")
+    done = cli("reindex", source, tmp_path / "out")
     assert done.returncode == 0
     assert (tmp_path / "out" / "model.safetensors.index.json").exists()
     assert tensor_hashes(tmp_path / "out") == tensor_hashes(source)
 
 
-def test_link_shares_unchanged_shards_and_copies_the_rest(ctcli: Ctcli, tmp_path: Path) -> None:
+def test_link_shares_unchanged_shards_and_copies_the_rest(cli: Ctcli, tmp_path: Path) -> None:
     source = straddling(tmp_path / "source")
-    assert ctcli("reindex", source, tmp_path / "out", "--link").returncode == 0
+    assert cli("reindex", source, tmp_path / "out", "--link").returncode == 0
     unchanged, out = source / "model-00003-of-00004.safetensors", tmp_path / "out"
     assert (out / "model-00002-of-00003.safetensors").samefile(unchanged)
     changed = (out / "model-00001-of-00003.safetensors").stat()
@@ -205,13 +205,13 @@ def test_link_shares_unchanged_shards_and_copies_the_rest(ctcli: Ctcli, tmp_path
     assert tensor_hashes(out) == tensor_hashes(source)
 
 
-def test_link_copies_where_the_file_system_does_not_allow_it(ctcli: Ctcli, tmp_path: Path) -> None:
+def test_link_copies_where_the_file_system_does_not_allow_it(cli: Ctcli, tmp_path: Path) -> None:
     shared_memory = Path("/dev/shm")
     assert shared_memory.stat().st_dev != tmp_path.stat().st_dev
     source = straddling(tmp_path / "source")
     out = shared_memory / f"ctcli-test-{tmp_path.name}"
     try:
-        done = ctcli("reindex", source, out, "--link")
+        done = cli("reindex", source, out, "--link")
         assert done.returncode == 0, done.stderr
         assert tensor_hashes(out) == tensor_hashes(source)
     finally:
@@ -220,11 +220,11 @@ def test_link_copies_where_the_file_system_does_not_allow_it(ctcli: Ctcli, tmp_p
         out.rmdir()
 
 
-def test_dry_run_says_the_same_and_writes_nothing(ctcli: Ctcli, tmp_path: Path) -> None:
+def test_dry_run_says_the_same_and_writes_nothing(cli: Ctcli, tmp_path: Path) -> None:
     source = straddling(tmp_path / "source")
-    dry = json.loads(ctcli("reindex", source, tmp_path / "out", "--dry-run", "--json").stdout)
+    dry = json.loads(cli("reindex", source, tmp_path / "out", "--dry-run", "--json").stdout)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-    real = json.loads(ctcli("reindex", source, tmp_path / "out", "--json").stdout)
+    real = json.loads(cli("reindex", source, tmp_path / "out", "--json").stdout)
     for key in ("fused_sets", "sets_moved", "bytes_moved", "shards_rewritten", "moves"):
         assert dry[key] == real[key]
     sizes = sum(path.stat().st_size for path in (tmp_path / "out").iterdir())
@@ -233,12 +233,12 @@ def test_dry_run_says_the_same_and_writes_nothing(ctcli: Ctcli, tmp_path: Path) 
 
 @pytest.mark.parametrize("option", [(), ("--max-shard-size", "1MB")])
 def test_pylm_gives_the_same_logits_in_transformers(
-    ctcli: Ctcli, pylm: Path, tmp_path: Path, option: tuple[str, ...]
+    cli: Ctcli, pylm: Path, tmp_path: Path, option: tuple[str, ...]
 ) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    assert ctcli("reindex", pylm, tmp_path / "out", *option).returncode == 0
+    assert cli("reindex", pylm, tmp_path / "out", *option).returncode == 0
     assert tensor_hashes(tmp_path / "out") == tensor_hashes(pylm)
     tokens = torch.arange(256).reshape(2, 128)
     with torch.no_grad():
@@ -250,12 +250,12 @@ def test_pylm_gives_the_same_logits_in_transformers(
 
 
 def test_the_recipe_tells_the_source_and_continues_its_history(
-    ctcli: Ctcli, pylm: Path, tmp_path: Path
+    cli: Ctcli, pylm: Path, tmp_path: Path
 ) -> None:
     import tomllib
 
-    ctcli("reindex", pylm, tmp_path / "a")
-    ctcli("reindex", tmp_path / "a", tmp_path / "b", "--max-shard-size", "2MB")
+    cli("reindex", pylm, tmp_path / "a")
+    cli("reindex", tmp_path / "a", tmp_path / "b", "--max-shard-size", "2MB")
     recipe = tomllib.loads((tmp_path / "b" / "ctcli_recipe.toml").read_text())
     assert recipe["source"]["name"] == "a"
     assert recipe["history"] == [{"use": "reindex"}]
@@ -263,13 +263,13 @@ def test_the_recipe_tells_the_source_and_continues_its_history(
 
 
 def test_a_disk_that_is_too_small_is_found_before_anything_is_written(
-    ctcli: Ctcli, tmp_path: Path
+    cli: Ctcli, tmp_path: Path
 ) -> None:
     size = 2 * shutil.disk_usage(tmp_path).free // 4 * 4
     header = {"a.weight": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
     file = write_raw(tmp_path / "source" / "model.safetensors", header)
     os.truncate(file, file.stat().st_size + size)  # a hole takes no space
-    done = ctcli("reindex", tmp_path / "source", tmp_path / "out")
+    done = cli("reindex", tmp_path / "source", tmp_path / "out")
     assert done.returncode == 1
     assert "bytes are needed there" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["source"]

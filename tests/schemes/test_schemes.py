@@ -1,10 +1,9 @@
-"""Numeric families against a plain numpy reference and compressed-tensors itself, bit for bit."""
+"""Numeric formats against a plain numpy reference and compressed-tensors itself, bit for bit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,26 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ctcli.lazy.tensors import Matrix, NonFiniteError, Reduction, StoredTensor, TensorSpec, to_bits
-from ctcli.ops import packing, rounding, stored_weights, sums
-from ctcli.ops.ranges import SHRINKS
-from ctcli.schemes import family_of
+from ctcli.lazy.evaluate import Evaluator, combined
+from ctcli.lazy.nodes import (
+    Computed,
+    Input,
+    Node,
+    NonFiniteError,
+    Output,
+    Where,
+    all_nodes,
+    axis_of,
+)
+from ctcli.lazy.tensors import Stored, TensorSpec
+from ctcli.ops import packing
+from ctcli.ops.device import rounding, sums
+from ctcli.ops.quantized import SHRINKS
+from ctcli.schemes import format_of
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.family import Execution, Numerics
-from ctcli.schemes.restoring import Restored, restore
-from ctcli.schemes.weights import derive, largest_magnitude
+from ctcli.schemes.format import Restored
+from ctcli.schemes.weights import Weight, largest_magnitude, quantized
 from ctcli.storage.local import local_file
 from tests.helpers import reference
 from tests.helpers.reference import E2M1, E4M3, F32, Arguments, Quantized, Tiles, around, between
@@ -42,6 +53,7 @@ FIXED = {"nvfp4-pack-quantized": NVFP4, "mxfp4-pack-quantized": MXFP4, "mxfp8-qu
 MODES = st.sampled_from([(d, c) for d in ("BF16", "F16", "F32") for c in ("float32", "weight")])
 STRATEGIES = ("tensor", "channel", "group", "block")
 CPU = Execution("cpu", allow_nonfinite=False)
+TORCH = Execution("cpu:0", allow_nonfinite=False)  # what other devices do, on this one
 NEVER_READ = local_file("weights", Path(__file__))
 
 
@@ -77,54 +89,103 @@ def raw(tensor: NDArray[Any] | Tensor) -> NDArray[np.uint8]:
     return np.frombuffer(tensor.tobytes(), np.uint8)
 
 
-def value_of(reduction: Reduction, blocks: list[Tensor]) -> Tensor:
-    after = value_of(reduction.after, blocks) if reduction.after else None
-    parts = torch.stack([reduction.part(block, after) for block in blocks])
-    combined = parts.amax(0) if reduction.combine == "max" else parts.sum(0)
-    value: Tensor = reduction.finish(combined, after)
-    return value
+def bits_of(tensor: Tensor) -> NDArray[Any]:
+    """Its elements as unsigned integers, in its shape."""
+    size = tensor.element_size()
+    return np.frombuffer(raw(tensor).tobytes(), f"u{size}").reshape(tensor.shape)
+
+
+class InMemory:
+    """Reads a weight that lies in memory."""
+
+    def __init__(self, weight: F32, dtype: str) -> None:
+        stored = torch.from_numpy(weight).to(DTYPES[dtype])
+        self.array = stored.view(torch.int16).numpy().view("u2") if dtype != "F32" else weight
+
+    def read(self, _: Stored, axis: int, start: int, stop: int) -> NDArray[Any]:
+        return np.ascontiguousarray(self.array[:, start:stop] if axis else self.array[start:stop])
+
+
+@dataclass(frozen=True)
+class AsItIs:
+    """What is stored."""
+
+    def __call__(self, blocks: Any, _: Where) -> tuple[Any, tuple[()]]:
+        return blocks, ()
+
+
+def stored_weight(shape: tuple[int, ...], dtype: str, by_columns: bool = False) -> Weight:
+    spec = TensorSpec(dtype, shape)
+    stored = Stored(spec, NEVER_READ, 0)
+    rows, columns = shape
+    if not by_columns:
+        return stored
+    inputs = {"weight": Input(stored, (rows, columns))}
+    outputs = {"weight": Output(spec)}
+    node = Node("m/x", "m", (rows, columns), inputs, outputs, AsItIs(), granule=(rows, 1))
+    found = Computed(node, "weight")
+    assert axis_of(found) == 1
+    return found
+
+
+def values_of(node: Node, reader: InMemory, together: int, others: float) -> dict[str, Any]:
+    """The values that a node reads whole, from blocks of so many rows or columns."""
+    values: dict[str, Any] = {}
+    for each in [*all_nodes([node])][:-1]:
+        assert each.combine
+        length = each.shape[each.axis] if each.along else 1
+        starts = range(0, length, together)
+        evaluator = Evaluator(reader, values)
+        parts = [evaluator.value(each, at, min(at + together, length)) for at in starts]
+        if each.key.endswith("amax"):
+            parts.append(np.full(1, others, np.float32))
+        values[each.key] = combined(parts, each.combine)
+    return values
 
 
 def quantize(
-    weight: F32, how: Numerics, together: int, others: float = 0, axis: int = 0
+    weight: F32,
+    how: Numerics,
+    together: int,
+    others: float = 0,
+    axis: int = 0,
+    execution: Execution = CPU,
 ) -> tuple[dict[str, Tensor], F32]:
-    """Quantize so many rows (columns, with axis 1) at a time.
+    """Quantize so many rows (columns, with axis 1) at a time, and read them.
 
     `others` is the largest of the rest of the fused set.
     """
-    family, spec = family_of(how.scheme), TensorSpec(how.dtype, weight.shape)
-    matrix = Matrix(StoredTensor(spec, NEVER_READ, 0), weight.shape)
-    if axis:
-        matrix = replace(matrix, granule=(len(weight), 1), compute=lambda block, *_: block)
-        assert matrix.is_columnwise
-    shared = largest_magnitude([matrix], CPU) if how.scheme.weights == NVFP4 else None
-    derivation = derive("module", matrix, how, CPU, shared)
-    starts = range(0, weight.shape[axis], together)
-    every = torch.from_numpy(weight).to(DTYPES[how.dtype])
-    blocks = [each.contiguous() for each in torch.split(every, together, axis)]
-    rest = [torch.full((1, 1), others, dtype=blocks[0].dtype)] if shared else []
-    needed = tuple(value_of(reduction, blocks + rest) for reduction in derivation.needs)
-    computed = [derivation.compute(block, 0, needed)[0] for block in blocks]
-    if direct := derivation.direct:
-        for block, tensors in zip(blocks, computed, strict=True):
-            found = direct.compute(to_bits(block.clone()), ())[0]
-            assert {n: raw(t).tolist() for n, t in tensors.items()} == {
-                n: raw(bits).tolist() for n, bits in found.items()
-            }
-    outputs = {}
-    for name, declared in derivation.outputs.items():
-        parts = [tensors[name] for tensors in computed][: 1 if declared.is_whole else None]
-        outputs[name] = parts[0] if declared.is_whole else torch.cat(parts, axis)
+    source, reader = stored_weight(weight.shape, how.dtype, bool(axis)), InMemory(weight, how.dtype)
+    shared = None
+    if how.scheme.weights == NVFP4:
+        shared = largest_magnitude("module", {"module": source}, execution)
+    node = quantized("module", source, how, execution, shared)
+    evaluator = Evaluator(reader, values_of(node, reader, together, others))
+    length = weight.shape[axis]
+    starts = range(0, length, together)
+    before = reader.array.copy()
+    computed = []
+    for start in starts:
+        (found,) = evaluator.compute(node, start, min(start + together, length))
+        computed.append(found.outputs)
+    np.testing.assert_array_equal(raw(reader.array), raw(before), "the input changed")
+    outputs, stored = {}, {}
+    for name, declared in node.outputs.items():
+        parts = [arrays[name] for arrays in computed][: 1 if declared.is_whole else None]
+        stored[name] = np.concatenate(parts, axis if not declared.is_whole else 0)
+        dtype = next(dtype for dtype, tag in TAGS.items() if tag == declared.spec.dtype)
+        outputs[name] = torch.from_numpy(stored[name].copy()).view(dtype)
         assert spec_of(outputs[name]) == declared.spec, name
         if not declared.is_whole:
             lengths = [part.shape[axis] for part in parts]
-            places = [derivation.place(declared, start) for start in starts]
+            places = [node.place(name, node.axis, start) for start in starts]
             assert places == [sum(lengths[:i]) for i in range(len(parts))], name
-    inputs = [block.float() for block in blocks]
-    whole = needed[0] if needed else None
-    values = [family.quantize(block, weight.shape, how, whole)[1] for block in inputs]
-    np.testing.assert_array_equal(raw(torch.cat(inputs, axis)), raw(weight), "the input changed")
-    return outputs, torch.cat(values, axis).numpy()
+    return outputs, restore(how, stored, weight.shape).values
+
+
+def restore(how: Numerics, stored: Mapping[str, Any], shape: tuple[int, ...]) -> Restored:
+    rows, columns = shape
+    return format_of(how.scheme).decode(stored, (rows, columns), how.scheme, how.dtype)
 
 
 def assert_equal(outputs: Mapping[str, Tensor], values: F32, expected: Quantized) -> None:
@@ -247,7 +308,7 @@ def test_bytes_are_those_of_the_reference_in_any_blocks(
     how = numerics(weights, layout, *data.draw(MODES))
     group = weights.group_size
     columns = group * data.draw(st.integers(1, 2)) if group else data.draw(st.integers(1, 40))
-    granule, across = family_of(how.scheme).granule(how.scheme)
+    granule, across = format_of(how.scheme).granule(how.scheme)
     rows = data.draw(st.integers(1, 20 + granule))
     weight = data.draw(weights_for(how, (rows, columns)))
     others = data.draw(st.sampled_from((0, 2.625, 2.625, 1024)))
@@ -255,9 +316,10 @@ def test_bytes_are_those_of_the_reference_in_any_blocks(
     expected = reference.quantize(weight, how.dtype, for_reference(how), gmax)
     for together in (-(-rows // granule) * granule, granule * data.draw(st.integers(1, 3))):
         assert_equal(*quantize(weight, how, together, others), expected)
+    assert_equal(*quantize(weight, how, together, others, execution=TORCH), expected)
     if rows > 1 and columns > 1:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ctcli.lazy.tensors.LEAST_COLUMNS", 1)
+            patch.setattr("ctcli.lazy.nodes.LEAST_COLUMNS", 1)
             assert_equal(*quantize(weight, how, across, others, axis=1), expected)
 
 
@@ -320,30 +382,20 @@ def test_compressed_tensors_writes_the_same_bytes_and_reads_them_back(
     rounded = reference.rounded(values, TAGS[result.dtype])
     np.testing.assert_array_equal(result.float().numpy(), rounded)
 
-    restored = restore(how.scheme, outputs, weight.shape)
-    np.testing.assert_array_equal(restored.values.numpy(), values)
+    stored = {name: bits_of(tensor) for name, tensor in outputs.items()}
+    restored = restore(how, stored, weight.shape)
+    np.testing.assert_array_equal(restored.values, values)
     assert_bounds_hold(weight, how, restored)
 
 
 def assert_bounds_hold(weight: F32, how: Numerics, restored: Restored) -> None:
     """Rounding leaves at most half a step; what is cut off at the ends of a range may err more."""
     tiles = Tiles(weight.shape, for_reference(how).tile)
-    errors = tiles.sums((restored.values.numpy().astype(np.float64) - weight) ** 2)
-    bounds = restored.bounds.squeeze(3).squeeze(1).numpy()
+    errors = tiles.sums((restored.values.astype(np.float64) - weight) ** 2)
+    bounds = restored.bounds
     # The quotient was rounded to the weight's dtype, in whose steps the codes are counted.
     slack = {"F32": 1.001, "F16": 1.01, "BF16": 1.5}[how.dtype]
     assert (errors <= bounds * slack + 1e-12).all()
-
-
-def test_half_steps_are_half_the_way_to_the_next_magnitude() -> None:
-    for values, half_steps in (
-        (E4M3, rounding.e4m3_half_steps),
-        (E2M1, rounding.e2m1_half_steps),
-    ):
-        expected = np.append(np.diff(values), values[-1] - values[-2]) / 2
-        both = torch.tensor(np.concatenate([values, -values]), dtype=torch.float32)
-        found = half_steps(both).numpy()
-        np.testing.assert_array_equal(found, np.concatenate([expected, expected]))
 
 
 def assert_least_error(weight: F32, how: Numerics) -> None:
@@ -399,27 +451,22 @@ def test_sums_of_squares_come_with_the_outputs_and_nonfinite_weights_are_refused
     weights: QuantizationArgs, layout: str, size: float
 ) -> None:
     how = numerics(weights, layout, "F32", "float32")
-    matrix = Matrix(StoredTensor(TensorSpec("F32", (6, 32)), NEVER_READ, 0), (6, 32))
-    derivation = derive("module", matrix, how, CPU, None)
-    weight = torch.from_numpy(np.random.default_rng(1).normal(size=(6, 32)).astype(np.float32))
-    weight *= size
-    values = family_of(how.scheme).quantize(weight, (6, 32), how, None)[1]
-    expected = [(x.double() ** 2).sum() for x in (values - weight, weight)]
+    node = quantized("module", stored_weight((6, 32), "F32"), how, CPU, None)
+    weight = np.random.default_rng(1).normal(size=(6, 32)).astype(np.float32) * np.float32(size)
+    reader = InMemory(weight, "F32")
+    (found,) = Evaluator(reader, {}).compute(node, 0, 6)
+    values = restore(how, found.outputs, (6, 32)).values
+    expected = [(x.astype(np.float64) ** 2).sum() for x in (values - weight, weight)]
     # In float32: a difference, its square, and the sum of all 192 of them.
-    close = partial(np.testing.assert_allclose, rtol=194 * 2.0**-24)
-    close(derivation.compute(weight, 0, ())[1], expected)
-    if direct := derivation.direct:
-        close(direct.compute(to_bits(weight), ())[1], expected)
-    for wrong in (torch.nan, -torch.inf):
+    np.testing.assert_allclose(found.measures[0], expected, rtol=194 * 2.0**-24)
+    allowing = quantized(
+        "module", stored_weight((6, 32), "F32"), how, replace(CPU, allow_nonfinite=True), None
+    )
+    for wrong in (np.nan, -np.inf):
         weight[4, 0] = wrong
         with pytest.raises(NonFiniteError):
-            derivation.compute(weight, 0, ())
-        if direct:
-            with pytest.raises(NonFiniteError):
-                direct.compute(to_bits(weight), ())
-    allowing = derive("module", matrix, how, replace(CPU, allow_nonfinite=True), None)
-    assert not allowing.direct
-    allowing.compute(weight, 0, ())
+            [*Evaluator(reader, {}).compute(node, 0, 6)]
+        assert [*Evaluator(reader, {}).compute(allowing, 0, 6)]
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -438,9 +485,6 @@ def test_e4m3_rounds_to_nearest_even_and_reads_every_code() -> None:
     x = around(E4M3)
     codes = rounding.to_e4m3(torch.tensor(x)).view(torch.uint8).numpy()
     np.testing.assert_array_equal(codes, reference.e4m3_codes(x))
-    rounded = np.array(x, np.float32)
-    np.testing.assert_array_equal(stored_weights.e4m3(rounded, True), codes)
-    np.testing.assert_array_equal(rounded, reference.e4m3_values(codes))  # as numbers: -0 is 0
     every = np.delete(np.arange(256, dtype=np.uint8), [0x7F, 0xFF])  # these are NaN
     values = rounding.from_e4m3(torch.from_numpy(every).view(torch.float8_e4m3fn))
     np.testing.assert_array_equal(raw(values), raw(reference.e4m3_values(every)))

@@ -16,6 +16,7 @@ import pytest
 
 from tests.conftest import Ctcli
 from tests.helpers.checkpoints import array, file_hashes, tensor_hashes, write_checkpoint, write_raw
+from tests.helpers.processes import HANG_SECONDS
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -43,12 +44,12 @@ def dst(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def refused(ctcli: Ctcli, tmp_path: Path) -> Run:
+def refused(cli: Ctcli, tmp_path: Path) -> Run:
     """Runs `reindex`, which must fail with an error of these parts and change nothing."""
 
     def run(*arguments: str | Path, said: tuple[str, ...]) -> Done:
         before = sorted(os.walk(tmp_path)), file_hashes(tmp_path)
-        done = ctcli("reindex", *arguments)
+        done = cli("reindex", *arguments)
         assert_expected_error(done, said)
         assert (sorted(os.walk(tmp_path)), file_hashes(tmp_path)) == before
         return done
@@ -57,11 +58,11 @@ def refused(ctcli: Ctcli, tmp_path: Path) -> Run:
 
 
 @pytest.fixture
-def made(ctcli: Ctcli) -> Run:
+def made(cli: Ctcli) -> Run:
     """Runs `reindex`, which must succeed."""
 
     def run(*arguments: str | Path) -> Done:
-        done = ctcli("reindex", *arguments)
+        done = cli("reindex", *arguments)
         assert done.returncode == 0, done.stderr
         return done
 
@@ -85,7 +86,9 @@ def confined(preamble: str, *arguments: str | Path) -> Done:
     module = "[sys.executable, '-m', 'ctcli', 'reindex', *sys.argv[1:]]"
     program = f"import os, sys, ctypes, resource\n{preamble}\nos.execv(sys.executable, {module})"
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
+    )
 
 
 def bound_by_permissions(*arguments: str | Path) -> Done:
@@ -280,9 +283,9 @@ def test_the_hint_on_too_little_memory_is_about_memory(refused: Run, src: Path, 
     ids=lambda options: " ".join(options)[:30],
 )
 def test_wrong_usage_ends_with_2(
-    ctcli: Ctcli, src: Path, dst: Path, options: tuple[str, ...]
+    cli: Ctcli, src: Path, dst: Path, options: tuple[str, ...]
 ) -> None:
-    done = ctcli("reindex", src, dst, *options)
+    done = cli("reindex", src, dst, *options)
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert options[0] in done.stderr
     assert "Traceback" not in done.stderr
@@ -290,8 +293,8 @@ def test_wrong_usage_ends_with_2(
 
 
 @pytest.mark.parametrize("arguments", [(), ("a",), ("", "b"), ("a", "")])
-def test_missing_and_empty_paths_are_wrong_usage(ctcli: Ctcli, arguments: tuple[str, ...]) -> None:
-    done = ctcli("reindex", *arguments, "--dry-run")
+def test_missing_and_empty_paths_are_wrong_usage(cli: Ctcli, arguments: tuple[str, ...]) -> None:
+    done = cli("reindex", *arguments, "--dry-run")
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
 
 

@@ -22,7 +22,8 @@ from safetensors.numpy import save as save_numpy
 from safetensors.torch import save, save_file
 
 from ctcli.errors import CtcliError
-from ctcli.lazy.tensors import DTYPES, StoredTensor, TensorSpec
+from ctcli.lazy.tensors import Stored, TensorSpec
+from ctcli.ops.dtypes import DTYPES
 from ctcli.storage.index import find_index, parse_index
 from ctcli.storage.local import LocalFile, list_local
 from ctcli.storage.safetensors import WeightsFile, encode_header, file_order, read_weights_file
@@ -71,7 +72,7 @@ def spec_of(tensor: torch.Tensor) -> TensorSpec:
 
 
 def ordered_specs(tensors: Tensors) -> dict[str, TensorSpec]:
-    stored = {name: StoredTensor(spec_of(t), NOWHERE, 0) for name, t in tensors.items()}
+    stored = {name: Stored(spec_of(t), NOWHERE, 0) for name, t in tensors.items()}
     return {n: t.spec for n, t in sorted(stored.items(), key=lambda item: file_order(*item))}
 
 
@@ -94,7 +95,6 @@ TENSORS = st.dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(TENSORS)
 def test_an_encoded_header_and_its_order_are_the_packages(tensors: Tensors) -> None:
     specs = ordered_specs(tensors)
@@ -119,7 +119,6 @@ def test_an_encoded_header_of_a_numpy_dtype_is_the_packages(dtype: str, tmp_path
     assert shard.nbytes == 16 * np.dtype(dtype).itemsize
 
 
-@settings(deadline=None)
 @given(TENSORS)
 def test_every_file_of_the_package_reads_back(tensors: Tensors) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +128,7 @@ def test_every_file_of_the_package_reads_back(tensors: Tensors) -> None:
     assert found.shard.metadata == FORMAT
     assert {n: t.spec for n, t in found.shard.tensors.items()} == ordered_specs(tensors)
     for name, tensor in found.shard.tensors.items():
-        assert isinstance(tensor, StoredTensor)
+        assert isinstance(tensor, Stored)
         data = content[tensor.start : tensor.start + tensor.spec.nbytes]
         assert data == raw_bytes(tensors[name])
 
@@ -301,7 +300,7 @@ def damaged_headers(draw: st.DrawFn) -> bytes:
     return framed(bytes(text), end)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(damaged_headers())
 def test_no_file_is_accepted_that_the_package_refuses(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -367,7 +366,7 @@ def copy_with_kernel(source: int, start: int, target: int, offset: int, nbytes: 
 
 
 @pytest.mark.parametrize("copy", [copy_with_buffer, copy_with_kernel])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, len(DATA)), st.integers(0, len(DATA)), st.integers(0, len(DATA)))
 @example(0, len(DATA), 0)
 @example(1, BUFFER_BYTES, 4097)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from ctcli.schemes.presets import PRESETS, preset
-from ctcli.schemes.ranges import tile_of
+from ctcli.schemes.tiles import tile_of
 from ctcli.storage.opening import open_checkpoint
 from tests.conftest import ROOT
 from tests.helpers.operating import run_steps
@@ -23,7 +23,6 @@ from tests.helpers.tiny_models import MODELS, Models, make
 from tests.helpers.verifying import INDEX, edit_json, lines, run_verify
 
 GOLDEN = ROOT / "fixtures" / "golden" / "input"
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def input_scales(name: str, folder: Path) -> Path | None:

@@ -13,12 +13,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
 from ctcli.checkpoint.value import RECIPE_NAME
-from ctcli.cli import app
 from ctcli.errors import CtcliError
-from ctcli.schemes.parsing import Overrides
 from ctcli.storage.opening import open_checkpoint
 from ctcli.verifying.page import page
 from tests.conftest import ROOT, Ctcli
@@ -39,7 +36,6 @@ from tests.helpers.verifying import (
 GOLDEN = ROOT / "fixtures" / "golden" / "input"
 Q, K = (f"model.layers.1.self_attn.{role}_proj" for role in "qk")
 NORM = "model.norm.weight"
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
@@ -49,38 +45,38 @@ def made(tmp_path: Path) -> Path:
     return tmp_path / "made"
 
 
-def test_a_sound_checkpoint_exits_with_zero(made: Path, ctcli: Ctcli) -> None:
+def test_a_sound_checkpoint_exits_with_zero(made: Path, cli: Ctcli) -> None:
     before = file_hashes(made)
-    done = ctcli("verify", made, "--against", GOLDEN, "--target", "vllm", "--tp", "2")
+    done = cli("verify", made, "--against", GOLDEN, "--target", "vllm", "--tp", "2")
     assert (done.returncode, done.stderr) == (0, "")
     assert "differences    none" in done.stdout
     assert "7 tensors are equal byte for byte, 14 have errors" in done.stdout
     assert file_hashes(made) == before
 
 
-def test_differences_are_all_listed_and_exit_with_three(made: Path, ctcli: Ctcli) -> None:
+def test_differences_are_all_listed_and_exit_with_three(made: Path, cli: Ctcli) -> None:
     names = tensors_of(made)
     norms = [name for name in names if "layernorm" in name]
     scales = [name for name in names if name.endswith("weight_scale")]
     both(*map(drop, norms), *(edit(name, torch.Tensor.neg_) for name in scales))(made)
-    done = ctcli("verify", made)
+    done = cli("verify", made)
     assert done.returncode == 3
     listed = done.stdout.partition("\ndifferences\n")[2].splitlines()
     assert len(listed) == len(norms) + len(scales) == 18
     line = f"{Q}.weight_scale: 512 of its values are zero or negative, as no scale is."
     assert f"  value  {line}" in listed
 
-    as_json = ctcli("verify", made, "--json")
+    as_json = cli("verify", made, "--json")
     assert (as_json.returncode, as_json.stderr) == (3, "")
     data = json.loads(as_json.stdout)
     assert len(data["differences"]) == 18
     assert {d["kind"] for d in data["differences"]} == {"value", "shape"}
-    quiet = ctcli("verify", made, "--quiet")
+    quiet = cli("verify", made, "--quiet")
     assert (quiet.returncode, quiet.stdout) == (3, "")
 
 
-def test_json_has_the_errors_of_every_module(made: Path, ctcli: Ctcli) -> None:
-    data = json.loads(ctcli("verify", made, "--against", GOLDEN, "--json").stdout)
+def test_json_has_the_errors_of_every_module(made: Path, cli: Ctcli) -> None:
+    data = json.loads(cli("verify", made, "--against", GOLDEN, "--json").stdout)
     assert data["differences"] == []
     assert (data["unchanged"], len(data["errors"])) == (7, 14)
     assert data["errors"][Q].keys() == {
@@ -101,21 +97,21 @@ def test_json_has_the_errors_of_every_module(made: Path, ctcli: Ctcli) -> None:
         ([".", "--against", "nowhere"], 1, "nowhere: no such directory"),
     ],
 )
-def test_wrong_usage(ctcli: Ctcli, arguments: list[str], status: int, message: str) -> None:
-    done = ctcli("verify", *arguments)
+def test_wrong_usage(cli: Ctcli, arguments: list[str], status: int, message: str) -> None:
+    done = cli("verify", *arguments)
     assert done.returncode == status
     assert message in done.stderr
 
 
-def test_a_folder_without_a_checkpoint_is_one_big_difference(ctcli: Ctcli, tmp_path: Path) -> None:
-    done = ctcli("verify", tmp_path)
+def test_a_folder_without_a_checkpoint_is_one_big_difference(cli: Ctcli, tmp_path: Path) -> None:
+    done = cli("verify", tmp_path)
     assert done.returncode == 3
     assert "*.safetensors: there are no weights files." in done.stdout
 
 
 def test_hashes_are_written_once_and_compared_from_then_on(made: Path, tmp_path: Path) -> None:
     sums = tmp_path / "sums"
-    found = run_verify(made, manifest=sums)
+    found = run_verify(made, sha256=sums)
     assert lines(found) == []
     assert ("hashes", f"written to {sums}") in found.rows()
     listed = [line.split("  ", 1) for line in sums.read_text().splitlines() if line[0] != "#"]
@@ -125,15 +121,15 @@ def test_hashes_are_written_once_and_compared_from_then_on(made: Path, tmp_path:
     line = f"# {hashlib.sha256(norm).hexdigest()}  BF16 [256]  {NORM}\n"
     assert line in sums.read_text()
     before = sums.read_bytes()
-    assert ("hashes", f"compared with {sums}") in run_verify(made, manifest=sums).rows()
-    assert lines(run_verify(made, manifest=sums)) == []
+    assert ("hashes", f"compared with {sums}") in run_verify(made, sha256=sums).rows()
+    assert lines(run_verify(made, sha256=sums)) == []
 
     # The lowest bit of a scale, which nothing else could tell from a sound one.
     flip(f"{Q}.weight_scale", 0, 0)(made)
     (made / "generation_config.json").write_text("{}")
     (made / RECIPE_NAME).unlink()
     shard = shard_of(made, f"{Q}.weight_scale")
-    assert lines(run_verify(made, manifest=sums)) == [
+    assert lines(run_verify(made, sha256=sums)) == [
         f"hash {RECIPE_NAME}: the file is in the manifest, and not there.",
         "hash generation_config.json: the file is not in the manifest.",
         f"hash {shard}: the file is not the one of the manifest.",
@@ -144,7 +140,7 @@ def test_hashes_are_written_once_and_compared_from_then_on(made: Path, tmp_path:
 
 def test_hashes_of_what_is_not_sound_are_not_written(made: Path, tmp_path: Path) -> None:
     flip(f"{Q}.weight_scale", 0, 15)(made)
-    found = run_verify(made, manifest=tmp_path / "sums")
+    found = run_verify(made, sha256=tmp_path / "sums")
     assert len(found.findings) == 1
     assert found.notes == (f"hashes: {tmp_path / 'sums'} is not written, as there are differences",)
     assert not (tmp_path / "sums").exists()
@@ -152,9 +148,9 @@ def test_hashes_of_what_is_not_sound_are_not_written(made: Path, tmp_path: Path)
 
 def test_hashes_may_lie_in_the_checkpoint_and_no_other_file_passes_for_them(made: Path) -> None:
     for _ in range(2):
-        assert lines(run_verify(made, manifest=made / "SHA256SUMS")) == []
+        assert lines(run_verify(made, sha256=made / "SHA256SUMS")) == []
     with pytest.raises(CtcliError, match=r"config\.json: line 1 has no hash"):
-        run_verify(made, manifest=made / "config.json")
+        run_verify(made, sha256=made / "config.json")
 
 
 class Reader(HTMLParser):
@@ -181,25 +177,27 @@ class Reader(HTMLParser):
         self.text += data
 
 
-def test_a_page_replaces_nothing_but_a_page(made: Path, ctcli: Ctcli, tmp_path: Path) -> None:
+def test_a_page_replaces_nothing_but_a_page(
+    made: Path, cli: Ctcli, ctcli: Ctcli, tmp_path: Path
+) -> None:
     before = file_hashes(made)
     for file in (made / "config.json", tmp_path, tmp_path / "nowhere" / "page.html"):
-        done = ctcli("verify", made, "--html", file)
+        done = cli("verify", made, "--html", file)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith(f"error: {file}: ")
     assert file_hashes(made) == before
     for _ in range(2):
-        assert ctcli("verify", made, "--html", tmp_path / "page.html").returncode == 0
+        assert cli("verify", made, "--html", tmp_path / "page.html").returncode == 0
     assert ctcli("verify", made, "--quiet", "--html", "/dev/stdout").stdout.endswith("</html>\n")
 
 
 def test_the_page_stands_alone_and_shows_every_error(
-    made: Path, ctcli: Ctcli, tmp_path: Path
+    made: Path, cli: Ctcli, tmp_path: Path
 ) -> None:
     named = made.with_name("a <b> & c")
     made.rename(named)
     flip(f"{Q}.weight_scale", 0, 8)(named)
-    done = ctcli("verify", named, "--against", GOLDEN, "--html", tmp_path / "page.html")
+    done = cli("verify", named, "--against", GOLDEN, "--html", tmp_path / "page.html")
     assert done.returncode == 3
     reader = Reader()
     content = (tmp_path / "page.html").read_text()
@@ -242,8 +240,7 @@ def test_vllm_merges_blocks_and_has_no_kernel_for_some_formats(tmp_path: Path) -
     assert len(found) == 4  # k of two layers, and gate
     k = "model.layers.0.self_attn.k_proj"
     assert found[0].startswith(f"{k}: its 64 rows are no multiple of 128")
-    overrides = Overrides(format="int-quantized")
-    run_quantize(GOLDEN, tmp_path / "w4a4", "W4A4", overrides=overrides)
+    run_quantize(GOLDEN, tmp_path / "w4a4", "W4A4", format="int-quantized")
     (line,) = demands(tmp_path / "w4a4", target="vllm")
     assert line.startswith("W4A4: vLLM has no kernel for INT4 in groups of 128 with inputs INT4")
 
@@ -284,7 +281,7 @@ def test_no_group_and_no_block_lies_on_two_machines(
     scheme: str, machines: int, expected: list[str], tmp_path: Path
 ) -> None:
     run_quantize(GOLDEN, tmp_path / "out", scheme)
-    found = demands(tmp_path / "out", target="vllm", tensor_parallel=machines)
+    found = demands(tmp_path / "out", target="vllm", tp=machines)
     assert sorted(found) == sorted(expected)
 
 
@@ -292,7 +289,7 @@ def test_rotations_at_run_time_need_one_machine(tiny: Models, tmp_path: Path) ->
     model = tiny("llama", hidden=128)
     run_rotate(model.folder, tmp_path / "rotated", rotations=("R2", "R4"), block_size=32)
     run_quantize(tmp_path / "rotated", tmp_path / "out", "FP8_DYNAMIC")
-    found = demands(tmp_path / "out", target="vllm", tensor_parallel=2)
+    found = demands(tmp_path / "out", target="vllm", tp=2)
     assert "R4: it is applied at run time, for which vLLM needs one machine." in found
     (line,) = demands(tmp_path / "out", target="transformers")
     assert line.startswith("R4: this rotation is not applied at run time")
@@ -318,9 +315,9 @@ def ragged(folder: Path) -> Path:
     (folder / "source").mkdir()
     save_file(tensors, folder / "source" / "model.safetensors", metadata={"format": "pt"})
     (folder / "source" / "config.json").write_text('{"model_type": "novel"}')
-    overrides = Overrides(num_bits=4, strategy="channel", symmetric=False)
-    run_quantize(folder / "source", folder / "out", overrides=overrides)
-    return folder / "out"
+    out = folder / "out"
+    run_quantize(folder / "source", out, bits=4, strategy="channel", symmetric=False)
+    return out
 
 
 @pytest.mark.parametrize(
@@ -342,7 +339,7 @@ def test_set_padding_bits_are_found(
 
 
 def test_a_packed_word_does_not_lie_on_two_machines(tmp_path: Path) -> None:
-    found = demands(ragged(tmp_path), target="vllm", tensor_parallel=2)
+    found = demands(ragged(tmp_path), target="vllm", tp=2)
     assert found == [
         "layers.0.mlp.down_proj: a machine's 10 columns are no multiple of 8, the elements of a "
         "packed word."
@@ -357,9 +354,11 @@ EXAMPLES = [
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=" ".join)
-def test_the_examples_of_the_readme_run(example: list[str], made: Path, tmp_path: Path) -> None:
+def test_the_examples_of_the_readme_run(
+    example: list[str], made: Path, cli: Ctcli, tmp_path: Path
+) -> None:
     places = {"DST": made, "SRC": GOLDEN}
     places |= {name: tmp_path / name for name in ("DST.sha256", "DST.html")}
-    done = CliRunner().invoke(app, [str(places.get(word, word)) for word in example[1:]])
-    assert (done.exit_code, done.stderr) == (0, "")
+    done = cli(*(places.get(word, word) for word in example[1:]))
+    assert (done.returncode, done.stderr) == (0, "")
     assert all(path.exists() for name, path in places.items() if name in example)

@@ -41,7 +41,6 @@ QKV = "model.layers.1.self_attn.{q_proj,k_proj,v_proj}"
 DOWN = "model.layers.0.mlp.down_proj"
 NORM, EMBEDDING = "model.norm.weight", "model.embed_tokens.weight"
 SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
-pytestmark = pytest.mark.usefixtures("one_thread")
 Make = Callable[..., Path]
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from ctcli.checkpoint.sharding import natural_key
 from ctcli.models.llama import SHAPES
 from ctcli.models.llama_config import LlamaConfig
+from ctcli.ops.dtypes import FLOATS
 from ctcli.rewrites.exporting.source import Llama
 from ctcli.storage.llama2c import NORM_EPS, ROPE_THETA, Header
 from ctcli.units import format_bytes
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _MAX_TABLE_BYTES = 256 * 1024 * 1024  # version 0's frequency tables are held in memory
 # Tensors without a place in the format: the reason, and the pattern of their names.
 _EXTRAS = {
@@ -78,15 +78,16 @@ def _tensor_obstacles(llama: Llama, header: Header) -> Iterator[str]:
         if spec.shape != expected:
             remark = _tensor_parallel(spec.shape, expected)
             yield f"{name}: its shape is {list(spec.shape)}, not {list(expected)}{remark}."
-        if spec.dtype not in _FLOATS:
-            yield f"{name}: its dtype is {spec.dtype}, none of {', '.join(_FLOATS)}."
+        if spec.dtype not in FLOATS:
+            yield f"{name}: its dtype is {spec.dtype}, none of {', '.join(reversed(FLOATS))}."
     extras: dict[str, list[str]] = defaultdict(list)
     for name in tensors.keys() - places.keys() - {naming.once["classifier"]}:
         if not naming.ignored.fullmatch(name):
             reason = next(why for why, pattern in _EXTRAS.items() if pattern.fullmatch(name))
             extras[reason].append(name)
     for reason, names in sorted(extras.items()):
-        yield f"no place for {reason}: {_some(sorted(names, key=natural_key))}."
+        first = min(names, key=natural_key)
+        yield f"no place for {reason}: {_some([first, *names[1:]])}."
 
 
 def _shape_of(name: str, header: Header) -> tuple[int, ...]:

@@ -2,62 +2,43 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ctcli.checkpoint.value import Checkpoint, Shard
+from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
-from ctcli.lazy.tensors import (
-    Derivation,
-    DerivedTensor,
-    KnownTensor,
+from ctcli.lazy.known import widened
+from ctcli.lazy.nodes import (
+    Computed,
+    Input,
     LazyTensor,
+    Node,
     NonFiniteError,
     Output,
-    TensorSpec,
-    matrix_of,
-    widened,
+    Where,
+    axis_of,
+    matrix_shape,
+    starting_point,
+    step_key,
 )
+from ctcli.lazy.tensors import Known, TensorSpec
 from ctcli.rewrites.exporting.checks import obstacles, unread_constants
+from ctcli.rewrites.exporting.options import ExportOptions
 from ctcli.rewrites.exporting.report import ExportReport, Place
 from ctcli.rewrites.exporting.source import Llama, read_llama
 from ctcli.rewrites.exporting.tokenizer import TOKENIZER_NAME, Tokenizer, read_tokenizer
-from ctcli.storage.llama2c import ROPE_THETA, TABLES, Header, Version
+from ctcli.storage.llama2c import ROPE_THETA, TABLES, BinFile, Header
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ctcli.lazy.nodes import Blocks
 
 _GROUP_SIZE = 64
+_FLOATS = ("BF16", "F16", "F32", "F64")
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """What a user can choose.
-
-    Attributes:
-        version: of the file's format.
-        group_size: elements under one scale in version 2; None: 64, halved until it fits.
-        max_seq_len: positions that readers make room for; None: as many as the model has.
-        tokenizer: whether to write tokenizer.bin beside it.
-        allow_nonstandard: let a RoPE base and a norm's epsilon through that readers do not use.
-    """
-
-    version: Version
-    group_size: int | None
-    max_seq_len: int | None
-    tokenizer: bool
-    allow_nonstandard: bool
-
-
-def export_bin(checkpoint: Checkpoint, options: ExportOptions) -> tuple[Checkpoint, ExportReport]:
+def export_bin(checkpoint: Checkpoint, options: ExportOptions) -> tuple[BinFile, ExportReport]:
     """Lay a Llama out as llama2.c's .bin file.
-
-    Returns:
-        A checkpoint of one shard, whose tensors are in the file's order and whose config holds the
-        fields of the header.
 
     Raises:
         CtcliError: the format cannot hold it, or the options do not fit it; lists every reason.
@@ -72,13 +53,11 @@ def export_bin(checkpoint: Checkpoint, options: ExportOptions) -> tuple[Checkpoi
     refused = () if options.allow_nonstandard else unread
     _check([*obstacles(llama, header)], tokenizer.problems, refused)
     places = _places(llama, header)
-    tensors = {name: part for place in places for name, part in place.parts.items()}
-    result = replace(
-        checkpoint,
-        shards=(Shard("model.bin", tensors, {}),),
-        files={TOKENIZER_NAME: tokenizer.content} if options.tokenizer else {},
-        config=asdict(header),
-        steps=(*checkpoint.steps, {"use": "export-bin", **asdict(options)}),
+    result = BinFile(
+        header,
+        [part for place in places for part in place.parts.values()],
+        {TOKENIZER_NAME: tokenizer.content} if options.tokenizer else {},
+        checkpoint.origin,
         warnings=(
             *checkpoint.warnings,
             *unread,
@@ -167,64 +146,96 @@ def _granule(llama: Llama, header: Header, name: str) -> int:
     return header.dim // header.n_heads if reordered else 1
 
 
-def _tables(header: Header) -> Iterator[tuple[str, KnownTensor]]:
+def _tables(header: Header) -> Iterator[tuple[str, Known]]:
     from ctcli.ops.rope import angle_tables
 
     half = header.dim // header.n_heads // 2
     spec = TensorSpec("F32", (header.max_seq_len, half))
     tables = angle_tables(header.max_seq_len, 2 * half, ROPE_THETA)
     for name, table in zip(TABLES, tables, strict=True):
-        yield name, KnownTensor(spec, table.numpy().astype("<f4").tobytes())
+        yield name, Known(spec, table.astype("<f4").tobytes())
 
 
 def _parts(
     module: str, tensor: LazyTensor, granule: int, group_size: int | None
 ) -> Mapping[str, LazyTensor]:
     """What stands for a tensor: itself in float32, or a matrix's codes and scales."""
-    spec, matrix = tensor.spec, matrix_of(tensor)
+    spec, exact = tensor.spec, starting_point(tensor)
     grouped = group_size if len(spec.shape) == 2 else None
-    if matrix is None or (spec.dtype == "F32" and granule == 1 and not grouped):
-        return {module: widened(tensor) if isinstance(tensor, KnownTensor) else tensor}
+    if exact is None or (spec.dtype == "F32" and granule == 1 and not grouped):
+        return {module: widened(tensor) if isinstance(tensor, Known) else tensor}
+    shape, tag = matrix_shape(exact.spec.shape), exact.spec.dtype
     outputs = {"values": Output(TensorSpec("F32", spec.shape), is_whole=len(spec.shape) == 1)}
-    compute = partial(_widen, granule)
+    kernel: Widen | QuantizeQ80 = Widen(tag, granule)
     if grouped:
         rows, columns = spec.shape
         outputs = {
             "codes": Output(TensorSpec("I8", (rows, columns))),
             "scales": Output(TensorSpec("F32", (rows, columns // grouped))),
         }
-        compute = partial(_quantize, grouped, granule)
-    by_columns = matrix.is_columnwise
-    together = math.lcm(matrix.granule[by_columns], (grouped or 1) if by_columns else granule)
-    derivation = Derivation(module, matrix, together, outputs, compute, measures="max")
-    return {f"{module}.{output}": DerivedTensor(derivation, output) for output in outputs}
+        kernel = QuantizeQ80(tag, granule, grouped)
+    node = Node(
+        key=step_key(module, "weight", exact, "export"),
+        module=module,
+        shape=shape,
+        inputs={"weight": Input(exact, shape)},
+        outputs=outputs,
+        kernel=kernel,
+        granule=(granule, grouped or 1),
+        axis=axis_of(exact),
+        measure="max",
+    )
+    return {f"{module}.{output}": Computed(node, output) for output in outputs}
 
 
-def _quantize(
-    group_size: int, granule: int, block: Tensor, _start: int, _values: tuple[Tensor, ...]
-) -> tuple[Mapping[str, Tensor], Sequence[float]]:
-    """Codes and scales of some rows, and the largest absolute error."""
-    from ctcli.ops.q80 import quantize_q80
-    from ctcli.ops.rope import interleave_halves
+@dataclass(frozen=True)
+class QuantizeQ80:
+    """Codes and scales of a matrix; it measures the largest absolute error.
 
-    codes, scales, error = quantize_q80(block, group_size)
-    if not scales.isfinite().all():
-        raise NonFiniteError("Repair the checkpoint.")
-    if granule > 1:
-        # Groups lie inside rows, so that the order of the rows can wait for the smaller codes.
-        codes, scales = interleave_halves(codes, granule), interleave_halves(scales, granule)
-    return {"codes": codes, "scales": scales}, (error,)
+    Attributes:
+        tag: safetensors tag of the blocks.
+        granule: rows of a head whose order changes; 1: none does.
+        group_size: elements under one scale.
+    """
+
+    tag: str
+    granule: int
+    group_size: int
+
+    def __call__(self, blocks: Blocks, _where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`.
+
+        Raises:
+            NonFiniteError: the matrix holds NaN or infinities.
+        """
+        import numpy as np
+
+        from ctcli.ops.q80 import quantize_q80
+        from ctcli.ops.rope import interleave_halves
+
+        codes, scales, error = quantize_q80(blocks["weight"], self.tag, self.group_size)
+        if not np.isfinite(scales).all():
+            raise NonFiniteError("Repair the checkpoint.")
+        if self.granule > 1:
+            # Groups lie inside rows, so that the order of the rows can wait for the smaller codes.
+            codes = interleave_halves(codes, self.granule)
+            scales = interleave_halves(scales, self.granule)
+        return {"codes": codes, "scales": scales}, (error,)
 
 
-def _widen(
-    granule: int, block: Tensor, _start: int, _values: tuple[Tensor, ...]
-) -> tuple[Mapping[str, Tensor], Sequence[float]]:
-    """Some rows in float32; there is nothing to measure."""
-    import torch
+@dataclass(frozen=True)
+class Widen:
+    """Rows in float32; there is nothing to measure."""
 
-    from ctcli.ops.rope import interleave_halves
+    tag: str
+    granule: int
 
-    values = block.to(torch.float32)
-    if granule > 1:
-        values = interleave_halves(values, granule)
-    return {"values": values}, ()
+    def __call__(self, blocks: Blocks, _where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`."""
+        from ctcli.ops.edits import edited
+        from ctcli.ops.rope import interleave_halves
+
+        values, _ = edited(blocks["weight"], self.tag, "F32")
+        if self.granule > 1:
+            values = interleave_halves(values, self.granule)
+        return {"values": values}, ()

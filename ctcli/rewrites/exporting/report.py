@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ctcli.lazy.tensors import LazyTensor
+from ctcli.lazy.nodes import LazyTensor
 from ctcli.storage.llama2c import Header
 from ctcli.units import format_bytes
 

@@ -9,7 +9,8 @@ from typing import Any
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.formats.quantized import quantized_format
-from ctcli.lazy.tensors import LazyTensor, StoredTensor, content_of
+from ctcli.lazy.nodes import LazyTensor
+from ctcli.lazy.tensors import Stored, content_of
 from ctcli.models.llama import HUGGING_FACE, Naming, naming_of
 from ctcli.models.llama_config import LlamaConfig, from_config_json, from_params_json
 from ctcli.storage.strict_json import parse_json
@@ -92,7 +93,7 @@ def _params_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 def _are_equal(a: LazyTensor, b: LazyTensor) -> bool:
     """Whether two stored tensors hold the same bytes; mostly the first ones tell."""
-    if a.spec != b.spec or not (isinstance(a, StoredTensor) and isinstance(b, StoredTensor)):
+    if a.spec != b.spec or not (isinstance(a, Stored) and isinstance(b, Stored)):
         return False
     for start in range(0, a.spec.nbytes, _COMPARED_BYTES):
         count = min(_COMPARED_BYTES, a.spec.nbytes - start)

@@ -1,162 +1,154 @@
-"""The options of `ctcli quantize`, from what a user typed to what the rewrite takes."""
+"""The options of `ctcli quantize`, and what is read and parsed of them."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from ctcli.errors import CtcliError, os_errors_of
-from ctcli.lazy.tensors import LazyTensor, StoredTensor, TensorSpec
+from ctcli.errors import CtcliError
+from ctcli.formats.groups import parse_config
+from ctcli.lazy.nodes import LazyTensor
+from ctcli.options import OptionError, option
+from ctcli.rewrites.options import (
+    RewriteOptions,
+    check_device,
+    device,
+    read_json,
+    shard_size,
+)
+from ctcli.rewrites.quantizing.input_scales import read_scales
 from ctcli.rewrites.quantizing.selection import Choice, OnIndivisible
 from ctcli.schemes.family import ComputeDtype, Execution, Observer
-from ctcli.schemes.parsing import Overrides, parse_config, parse_schemes
-from ctcli.storage.local import local_file
-from ctcli.storage.safetensors import read_weights_file
-from ctcli.storage.strict_json import parse_json
+from ctcli.schemes.parsing import Overrides, parse_schemes
 
-# What the options are called whose arguments compressed-tensors calls otherwise.
-_OPTIONS = {"num_bits": "bits", "block_structure": "block"}
-CACHE_SCALES = (".k_scale", ".v_scale")
+_SCHEME_S = "the scheme's"
+
+
+def _parse_block(text: str) -> tuple[int, int]:
+    rows, _, columns = text.lower().partition("x")
+    if not (rows.isdecimal() and columns.isdecimal()):
+        raise OptionError(f"{text!r} is no block: give rows and columns, as in 128x128.")
+    return int(rows), int(columns)
 
 
 @dataclass(frozen=True)
-class QuantizeOptions:
-    """All that decides the output.
+class QuantizeOptions(RewriteOptions):
+    """Quantize linears into a compressed-tensors checkpoint, without a model and without data.
 
-    Attributes:
-        choice: which modules, and how.
-        observer: how a group's range is found.
-        compute_dtype: what quotients are computed in.
-        execution: device, and what to do with values that are not finite.
-        input_scales: scales of static activations and of the key-value cache, by tensor name.
-        max_shard_size: bytes of tensor data that a shard may hold; None leaves the shards.
-        recipe: the options as a user gave them.
+    Embeddings, heads, routers and gates, norms, convolutions, vision and audio towers and
+    multi-token-prediction layers are left alone unless --targets names them.
     """
 
-    choice: Choice
-    observer: Observer
-    compute_dtype: ComputeDtype
-    execution: Execution
-    input_scales: Mapping[str, LazyTensor]
-    max_shard_size: int | None
-    recipe: Mapping[str, Any]
-
-
-def quantize_options(
-    *,
-    schemes: Sequence[str],
-    config: Path | None,
-    overrides: Overrides,
-    targets: Sequence[str],
-    ignore: Sequence[str],
-    default_ignore: bool,
-    on_indivisible: OnIndivisible,
-    observer: Observer,
-    compute_dtype: ComputeDtype,
-    input_scales: Path | None,
-    allow_nonfinite: bool,
-    device: str,
-    max_shard_size: int | None,
-) -> QuantizeOptions:
-    """Read the files that options name, and parse the schemes.
-
-    Raises:
-        CtcliError: unknown schemes, unreadable files, or a device that is not there.
-    """
-    recipe = {
-        "scheme": list(schemes),
-        "config": str(config) if config else None,
-        "config_sha256": sha256_of(config),
-        **{_OPTIONS.get(key, key): value for key, value in overrides.given().items()},
-        "targets": list(targets),
-        "ignore": list(ignore),
-        "default_ignore": default_ignore,
-        "on_indivisible": on_indivisible,
-        "observer": observer,
-        "compute_dtype": compute_dtype,
-        "input_scales": str(input_scales) if input_scales else None,
-        "input_scales_sha256": sha256_of(input_scales),
-        "allow_nonfinite": allow_nonfinite,
-        "max_shard_size": max_shard_size,
-    }
-    if config and (schemes or overrides.given()):
-        raise CtcliError(
-            "--config says all about the schemes: --scheme and single arguments do not go with it.",
-            "Give one or the other.",
-        )
-    if config:
-        chosen, left_alone = parse_config(config.name, read_json(config))
-        ignore = (*ignore, *left_alone)
-    else:
-        chosen = parse_schemes(schemes, overrides)
-    check_device(device)
-    return QuantizeOptions(
-        Choice(chosen, tuple(targets), tuple(ignore), default_ignore, on_indivisible),
-        observer,
-        compute_dtype,
-        Execution(device, allow_nonfinite),
-        _read_scales(input_scales) if input_scales else {},
-        max_shard_size,
-        recipe,
+    scheme: tuple[str, ...] = option(
+        (),
+        "Preset such as W4A16, for all linears or for those that PATTERN matches (a name, or re: "
+        "and an expression). Repeatable; the first that matches counts.",
+        "none",
+        metavar="[PATTERN=]NAME",
     )
+    config: Path | None = option(
+        None, "compressed-tensors' own JSON (config_groups, ignore), instead of --scheme."
+    )
+    bits: int | None = option(None, "Bits of a weight.", _SCHEME_S, metavar="BITS", least=2, most=8)
+    type: Literal["int", "float"] | None = option(None, "Integers, or FP8 and FP4.", _SCHEME_S)
+    strategy: Literal["tensor", "channel", "group", "block", "tensor_group"] | None = option(
+        None, "Which weights share a scale.", _SCHEME_S
+    )
+    group_size: int | None = option(None, "Columns that share a scale.", _SCHEME_S, least=2)
+    block: tuple[int, int] | None = option(
+        None,
+        "Tile that shares a scale (128x128).",
+        _SCHEME_S,
+        metavar="ROWSxCOLUMNS",
+        parse=_parse_block,
+    )
+    symmetric: bool | None = option(
+        None, "Without a zero point?", _SCHEME_S, flags="--symmetric/--asymmetric"
+    )
+    format: str | None = option(
+        None,
+        "Layout on disk: pack-quantized, int-quantized, float-quantized, naive-quantized.",
+        "what vLLM loads",
+        metavar="NAME",
+    )
+    targets: tuple[str, ...] = option(
+        (),
+        "Module to quantize although it is protected by default (lm_head). Repeatable.",
+        "linears",
+        metavar="PATTERN",
+    )
+    ignore: tuple[str, ...] = option(
+        (),
+        "Module to leave alone, beside the default ones. Repeatable.",
+        "embeddings, heads, routers, norms, convolutions, towers, MTP",
+        metavar="PATTERN",
+    )
+    default_ignore: bool = option(
+        True, "Leave the default modules alone.", flags="--default-ignore/--no-default-ignore"
+    )
+    on_indivisible: OnIndivisible = option(
+        "error", "What to do with weights whose columns are no multiple of the group size."
+    )
+    observer: Observer = option(
+        "minmax",
+        "Range of a group: its extremes, or the shrunk range with the least squared error (mse, "
+        "slower).",
+    )
+    compute_dtype: ComputeDtype = option(
+        "float32",
+        "Dtype of weight / scale: float32, as compressed-tensors has it on GPUs, or the weight's, "
+        "as on CPUs.",
+    )
+    input_scales: Path | None = option(
+        None,
+        "safetensors file with <module>.input_scale or .input_global_scale for static schemes, and "
+        "k_scale and v_scale for an FP8 key-value cache.",
+    )
+    allow_nonfinite: bool = option(False, "Let NaN and infinite weights through.")
+    max_shard_size: int | None = shard_size()
+    device: str = device()
 
+    def __post_init__(self) -> None:
+        """Hash, parse and read what the options name."""
+        _ = self.recipe, self.choice
+        check_device(self.device)
+        _ = self.scales
 
-def read_json(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        CtcliError: it cannot be read, or holds something else.
-    """
-    with os_errors_of(str(path), "reading"):
-        content = path.read_bytes()
-    try:
-        parsed = parse_json(content)
-    except ValueError as error:
-        raise CtcliError(f"{path}: not JSON: {error}.", "Correct the file.") from error
-    if not isinstance(parsed, dict):
-        raise CtcliError(f"{path}: no JSON object.", "Correct the file.")
-    return parsed
-
-
-def _read_scales(path: Path) -> dict[str, LazyTensor]:
-    """The scales of a file, each a single number, in the shape [1] that readers expect."""
-    with os_errors_of(str(path), "reading"):
-        file = local_file(path.name, path)
-    scales: dict[str, LazyTensor] = {}
-    problems = []
-    for name, tensor in read_weights_file(file).shard.tensors.items():
-        if not isinstance(tensor, StoredTensor) or tensor.spec.dtype not in ("F32", "BF16", "F16"):
-            problems.append(f"{path}: {name} has dtype {tensor.spec.dtype}, not a float's.")
-        elif tensor.spec.shape not in ((), (1,)):
-            problems.append(f"{path}: {name} has shape {list(tensor.spec.shape)}, not one number.")
+    @cached_property
+    def choice(self) -> Choice:
+        """Which modules, and how."""
+        overrides = Overrides(
+            num_bits=self.bits,
+            type=self.type,
+            strategy=self.strategy,
+            group_size=self.group_size,
+            block_structure=self.block,
+            symmetric=self.symmetric,
+            format=self.format,
+        )
+        left_alone: tuple[str, ...] = ()
+        if self.config is None:
+            schemes = parse_schemes(self.scheme, overrides)
+        elif self.scheme or overrides.given():
+            raise CtcliError(
+                "--config says all about the schemes: --scheme and single arguments do not go with "
+                "it.",
+                "Give one or the other.",
+            )
         else:
-            scales[name] = replace(tensor, spec=TensorSpec(tensor.spec.dtype, (1,)))
-    if problems:
-        raise CtcliError(problems, "Give one float for each scale.")
-    return scales
+            schemes, left_alone = parse_config(self.config.name, read_json(self.config))
+        ignore = (*self.ignore, *left_alone)
+        return Choice(schemes, self.targets, ignore, self.default_ignore, self.on_indivisible)
 
+    @property
+    def execution(self) -> Execution:
+        """Device, and what to do with values that are not finite."""
+        return Execution(self.device, self.allow_nonfinite)
 
-def sha256_of(path: Path | None) -> str | None:
-    """What a file holds: a run with another content is another run."""
-    if path is None:
-        return None
-    with os_errors_of(str(path), "reading"), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that torch cannot use here."""
-    if device == "cpu":
-        return
-    import torch
-
-    try:
-        torch.zeros(1, device=device).item()  # "meta" has no numbers
-    except (RuntimeError, AssertionError) as error:
-        first_line = str(error).partition("\n")[0]
-        raise CtcliError(
-            f"--device {device}: torch cannot use it: {first_line}", "Give --device cpu."
-        ) from error
+    @cached_property
+    def scales(self) -> Mapping[str, LazyTensor]:
+        """Scales of static activations and of the key-value cache, by tensor name."""
+        return read_scales(self.input_scales) if self.input_scales else {}

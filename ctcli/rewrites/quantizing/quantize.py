@@ -12,15 +12,9 @@ from ctcli.checkpoint.sharding import cut_to_size
 from ctcli.checkpoint.value import Checkpoint, Shard
 from ctcli.errors import CtcliError
 from ctcli.formats.quantized import quantized_format
-from ctcli.lazy.tensors import (
-    Derivation,
-    DerivedTensor,
-    LazyTensor,
-    Matrix,
-    Reduction,
-    StoredTensor,
-    matrix_of,
-)
+from ctcli.lazy.nodes import Computed, LazyTensor, Node, starting_point
+from ctcli.lazy.tensors import Stored
+from ctcli.models.config import table
 from ctcli.models.experts import (
     expert_modules,
     layout_problem,
@@ -28,13 +22,14 @@ from ctcli.models.experts import (
     split_experts,
 )
 from ctcli.models.fused import fused_sets
-from ctcli.models.protected import TRANSPOSED_LINEARS, is_embedding, is_head
+from ctcli.models.protected import TRANSPOSED_LINEARS, is_head
 from ctcli.patterns import matches
 from ctcli.rewrites.quantizing.config import quantization_config
-from ctcli.rewrites.quantizing.options import CACHE_SCALES, QuantizeOptions
+from ctcli.rewrites.quantizing.input_scales import CACHE_SCALES
+from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.selection import Choice, Selection, select
 from ctcli.schemes.family import Execution, Numerics
-from ctcli.schemes.weights import derive, largest_magnitude
+from ctcli.schemes.weights import Weight, largest_magnitude, quantized
 from ctcli.units import format_bytes
 
 _WORST = 10  # modules with the largest error that the summary shows
@@ -118,14 +113,14 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     online = _online_matrices(untied)
     selection = select(specs, untied.config, choice, known=(*specs, *packed, *tied, *online))
     selection = replace(selection, kept={**selection.kept, **online})
-    derivations = _derivations(weights, selection, options)
-    added = _placed_scales(untied, selection, options.input_scales)
-    shards = tuple(_quantized(shard, experts, derivations, added) for shard in untied.shards)
-    kv_cache = any(name.endswith(CACHE_SCALES) for name in options.input_scales)
+    nodes = _nodes(weights, selection, options)
+    added = _placed_scales(untied, selection, options.scales)
+    shards = tuple(_quantized(shard, experts, nodes, added) for shard in untied.shards)
+    kv_cache = any(name.endswith(CACHE_SCALES) for name in options.scales)
     unlisted = [*tied, *_packed_modules(untied, experts)]
     config = quantization_config(selection, unlisted, kv_cache)
     # What `rotate` declared for the server stays.
-    declared = untied.config.get("quantization_config") or {}
+    declared = table(untied.config.get("quantization_config"))
     config["transform_config"] = declared.get("transform_config", {})
     step = {"use": "quantize", **options.recipe}
     result = replace(untied, shards=shards, steps=(*untied.steps, step))
@@ -158,17 +153,15 @@ def _check_source(checkpoint: Checkpoint) -> None:
         )
 
 
-def _expert_weights(
-    checkpoint: Checkpoint, ignore: Sequence[str]
-) -> dict[str, dict[str, StoredTensor]]:
+def _expert_weights(checkpoint: Checkpoint, ignore: Sequence[str]) -> dict[str, dict[str, Stored]]:
     """For every packed tensor of experts that is not ignored: the weights it splits into."""
     problems = []
-    found: dict[str, dict[str, StoredTensor]] = {}
+    found: dict[str, dict[str, Stored]] = {}
     names = {name for name, _ in checkpoint.tensors()}
     for name, tensor in checkpoint.tensors():
         packed = packed_experts(name, tensor.spec)
         module = name.removesuffix(".weight")
-        if packed is None or not isinstance(tensor, StoredTensor):
+        if packed is None or not isinstance(tensor, Stored):
             continue
         if any(matches(pattern, module) for pattern in ignore):
             continue
@@ -197,13 +190,13 @@ def _packed_modules(checkpoint: Checkpoint, split: Collection[str]) -> Iterator[
 def _untie(checkpoint: Checkpoint, choice: Choice) -> Checkpoint:
     """Give a tied lm_head a weight of its own if the user names it."""
     named = {pattern for pattern, _ in choice.schemes} | {*choice.targets}
-    names = dict(checkpoint.tensors())
-    embeddings = [name for name in names if is_embedding(name.removesuffix(".weight"))]
-    if "lm_head" not in named or "lm_head.weight" in names or not embeddings:
+    embeddings = [m for m in checkpoint.modules.values() if m.kind == "embedding" and m.weight]
+    if "lm_head" not in named or "lm_head.weight" in checkpoint.specs or not embeddings:
         return checkpoint
+    name = f"{embeddings[0].name}.weight"
     shards = tuple(
-        replace(shard, tensors={**shard.tensors, "lm_head.weight": names[embeddings[0]]})
-        if embeddings[0] in shard.tensors
+        replace(shard, tensors={**shard.tensors, "lm_head.weight": shard.tensors[name]})
+        if name in shard.tensors
         else shard
         for shard in checkpoint.shards
     )
@@ -216,32 +209,32 @@ def _untie(checkpoint: Checkpoint, choice: Choice) -> Checkpoint:
 def _weights(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
     """Every two-dimensional weight, by module."""
     return {
-        name.removesuffix(".weight"): tensor
-        for name, tensor in checkpoint.tensors()
-        if name.endswith(".weight") and len(tensor.spec.shape) == 2 and matrix_of(tensor)
+        name: module.weight
+        for name, module in checkpoint.modules.items()
+        if len(module.shape) == 2 and module.weight and starting_point(module.weight)
     }
 
 
 def _online_matrices(checkpoint: Checkpoint) -> dict[str, str]:
     """The matrices that an earlier step writes for the server, with why they are left alone."""
     return {
-        module: "online transforms"
-        for name, tensor in checkpoint.tensors()
-        if (module := name.removesuffix(".weight")) != name
-        if isinstance(tensor, DerivedTensor) and not matrix_of(tensor)
+        name: "online transforms"
+        for name, module in checkpoint.modules.items()
+        if isinstance(module.weight, Computed) and not starting_point(module.weight)
     }
 
 
-def _derivations(
+def _nodes(
     weights: Mapping[str, LazyTensor], selection: Selection, options: QuantizeOptions
-) -> dict[str, Derivation]:
-    found = {module: matrix_of(weights[module]) for module in selection.schemes}
-    matrices = {module: matrix for module, matrix in found.items() if matrix}
-    shared = _shared_magnitudes(matrices, selection, options.execution)
+) -> dict[str, Node]:
+    """What computes the tensors of each module."""
+    found = {module: starting_point(weights[module]) for module in selection.schemes}
+    exact = {module: weight for module, weight in found.items() if weight}
+    shared = _shared_magnitudes(exact, selection, options.execution)
     return {
-        module: derive(
+        module: quantized(
             module,
-            matrices[module],
+            exact[module],
             Numerics(scheme, weights[module].spec.dtype, options.compute_dtype, options.observer),
             options.execution,
             shared.get(module),
@@ -251,15 +244,15 @@ def _derivations(
 
 
 def _shared_magnitudes(
-    weights: Mapping[str, Matrix], selection: Selection, execution: Execution
-) -> dict[str, Reduction]:
+    weights: Mapping[str, Weight], selection: Selection, execution: Execution
+) -> dict[str, Node]:
     """For schemes with a global scale: the value that each fused set, or lone module, shares."""
     modules = [m for m, s in selection.schemes.items() if s.weights.strategy == "tensor_group"]
-    sets = [fused.tensors for fused in fused_sets(modules)]
-    lone = set(modules).difference(*sets)
-    shared: dict[str, Reduction] = {}
-    for members in (*sets, *((module,) for module in modules if module in lone)):
-        magnitude = largest_magnitude([weights[member] for member in members], execution)
+    sets = {fused.name: fused.tensors for fused in fused_sets(modules)}
+    lone = set(modules).difference(*sets.values())
+    shared: dict[str, Node] = {}
+    for name, members in {**sets, **{m: (m,) for m in modules if m in lone}}.items():
+        magnitude = largest_magnitude(name, {m: weights[m] for m in members}, execution)
         shared |= dict.fromkeys(members, magnitude)
     return shared
 
@@ -300,22 +293,21 @@ def _placed_scales(
 
 def _quantized(
     shard: Shard,
-    experts: Mapping[str, Mapping[str, StoredTensor]],
-    derivations: Mapping[str, Derivation],
+    experts: Mapping[str, Mapping[str, Stored]],
+    nodes: Mapping[str, Node],
     added: Mapping[str, Mapping[str, LazyTensor]],
 ) -> Shard:
     """A shard with its quantized weights, where the weights were."""
     tensors: dict[str, LazyTensor] = {}
     for name, tensor in shard.tensors.items():
         parts: Mapping[str, LazyTensor] = experts.get(name, {})
-        if not any(part.removesuffix(".weight") in derivations for part in parts):
+        if not any(part.removesuffix(".weight") in nodes for part in parts):
             parts = {name: tensor}
         for part, stored in parts.items():
             module = part.removesuffix(".weight")
-            if module != part and module in derivations:
-                derivation = derivations[module]
-                for output in derivation.outputs:
-                    tensors[f"{module}.{output}"] = DerivedTensor(derivation, output)
+            if module != part and module in nodes:
+                for output in nodes[module].outputs:
+                    tensors[f"{module}.{output}"] = Computed(nodes[module], output)
             else:
                 tensors[part] = stored
             tensors |= added.get(module, {})

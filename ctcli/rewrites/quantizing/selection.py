@@ -10,11 +10,11 @@ from ctcli.errors import CtcliError
 from ctcli.lazy.tensors import TensorSpec
 from ctcli.models.fused import fused_sets
 from ctcli.models.protected import protected_kind
+from ctcli.ops.dtypes import WEIGHT_FLOATS
 from ctcli.patterns import check_patterns, matches
 from ctcli.schemes.arguments import Scheme
 
 OnIndivisible = Literal["error", "skip", "smaller-group"]
-_FLOATS = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ def select(
     check_patterns((*patterns, *choice.targets, *choice.ignore), known)
     schemes: dict[str, Scheme] = {}
     kept: dict[str, str] = {}
+    ranked = sorted(choice.schemes, key=lambda entry: _rank(entry[0]))
     for module, spec in weights.items():
-        scheme = _scheme_of(module, choice)
+        scheme = next((s for p, s in ranked if p is None or matches(p, module)), None)
         reason = _reason_to_keep(module, spec, config, choice)
         if scheme is None:
             kept[module] = reason or "no scheme for it"
@@ -88,11 +89,6 @@ def select(
             "no module is left to quantize.", "Look at --dry-run, --targets and --ignore."
         )
     return Selection(schemes, kept)
-
-
-def _scheme_of(module: str, choice: Choice) -> Scheme | None:
-    ranked = sorted(choice.schemes, key=lambda entry: _rank(entry[0]))
-    return next((s for p, s in ranked if p is None or matches(p, module)), None)
 
 
 def _rank(pattern: str | None) -> int:
@@ -114,7 +110,7 @@ def _reason_to_keep(
     kind = protected_kind(module, config)
     if kind and choice.default_ignore:
         return kind
-    return None if spec.dtype in _FLOATS else f"dtype {spec.dtype}"
+    return None if spec.dtype in WEIGHT_FLOATS else f"dtype {spec.dtype}"
 
 
 def _divide(

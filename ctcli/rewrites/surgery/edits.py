@@ -7,48 +7,39 @@ writers Q^T W (QuaRot, Ashkboos et al. 2024, arXiv:2404.00456).
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache, partial
-from typing import TYPE_CHECKING, Literal, Protocol
+from functools import cache
+from typing import TYPE_CHECKING, Literal
 
-from ctcli.lazy.tensors import (
-    Derivation,
-    LazyTensor,
-    Matrix,
-    NonFiniteError,
+from ctcli.lazy.nodes import (
+    Axis,
+    Computed,
+    Input,
+    Node,
     Output,
-    Reduction,
-    TensorSpec,
-    matrix_of,
-    torch_dtype,
+    Shape,
+    axis_of,
+    matrix_shape,
+    preferred_axis,
+    step_key,
 )
-from ctcli.models.architecture import HeadRows
+from ctcli.lazy.tensors import Stored, TensorSpec
+from ctcli.ops.dtypes import SHORT_FLOATS
+from ctcli.rewrites.surgery.kernels import (
+    AsFloat64,
+    EditBlock,
+    Map,
+    Project,
+    RowMap,
+    ScaleAndRound,
+)
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+    pass
 
-_SHORT = ("BF16", "F16")
-HINT = "Repair the checkpoint; if a result does not fit, start with fuse-norms --dtype float32."
-
-
-class Map(Hashable, Protocol):
-    """A square matrix M that mixes coordinates: a rotation, or the subtraction of the mean."""
-
-    @property
-    def size(self) -> int:
-        """Coordinates it works on."""
-
-    @property
-    def block_size(self) -> int:
-        """Neighbouring coordinates that are mixed with each other, and no others."""
-
-    def apply(self, x: Tensor) -> Tensor:
-        """X M for x [rows, size]."""
-
-    def apply_left(self, w: Tensor) -> Tensor:
-        """M^T w for w [size, columns]."""
+_LABEL = "a norm or a bias"
+Exact = Stored | Computed
 
 
 @dataclass(frozen=True)
@@ -56,43 +47,18 @@ class Gain:
     """What a norm does to its normalised input before linears read it: n -> n * gain + bias.
 
     Attributes:
+        module: the norm.
         weight: the stored gain, [n].
         offset: what the model adds to it.
         bias: [n], if it moves into the linears' biases.
         divides: for a norm's own bias that stays: it is divided by the gain.
     """
 
-    weight: Matrix
+    module: str
+    weight: Exact
     offset: float
-    bias: Matrix | None = None
+    bias: Exact | None = None
     divides: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class RowMap:
-    """M^T W on all rows, or on those of some heads."""
-
-    map: Map
-    heads: HeadRows | None = None
-
-    @property
-    def granule(self) -> int:
-        """Rows that belong together."""
-        return self.heads.stride if self.heads else self.map.block_size
-
-    def apply(self, w: Tensor, first: int) -> Tensor:
-        """The map of some whole granules, w [rows, columns], of which `first` is the first row."""
-        if self.heads is None:
-            return repeated(self.map, w.shape[0]).apply_left(w)
-        heads, columns = self.heads, w.shape[1]
-        cells = w.view(-1, heads.stride, columns)
-        begin = heads.first // heads.stride - first // heads.stride
-        place = slice(heads.first % heads.stride, heads.first % heads.stride + heads.size)
-        chosen = cells[max(begin, 0) : max(begin + heads.heads, 0), place]
-        if chosen.numel():
-            flat = chosen.reshape(-1, columns)
-            chosen.copy_(repeated(self.map, flat.shape[0]).apply_left(flat).view(chosen.shape))
-        return w
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +69,11 @@ class Edit:
     columns: tuple[Map, ...] = ()
     rows: tuple[RowMap, ...] = ()
 
+    @property
+    def is_nothing(self) -> bool:
+        """Whether a matrix stays as it is."""
+        return not (self.gain or self.columns or self.rows)
+
 
 @dataclass(frozen=True)
 class Arithmetic:
@@ -111,7 +82,7 @@ class Arithmetic:
     Attributes:
         precision: `float32` or `float64`; `auto` is float32 for tensors of 16-bit floats, float64
             for wider ones; `exact` is float64, or float32 where that gives the same.
-        device: torch's name of the device.
+        device: where to compute.
     """
 
     precision: Literal["exact", "auto", "float32", "float64"]
@@ -121,181 +92,178 @@ class Arithmetic:
         """With `auto` decided for a tensor."""
         if self.precision != "auto":
             return self
-        return replace(self, precision="float32" if tensor.dtype in _SHORT else "float64")
+        return replace(self, precision="float32" if tensor.dtype in SHORT_FLOATS else "float64")
 
-    def dtype_for(self, matrix: Matrix, edit: Edit) -> torch.dtype:
-        """What to compute an edit in."""
-        import torch
+    def tag(self, tensor: Exact, edit: Edit) -> str:
+        """Safetensors tag of the floats in which an edit is computed: F32 or F64.
 
-        if self.precision == "exact":
-            is_float32 = self.is_exact_in_float32(matrix, edit)
-        else:
-            is_float32 = self.precision == "float32"
-        return torch.float32 if is_float32 else torch.float64
-
-    @staticmethod
-    def is_exact_in_float32(matrix: Matrix, edit: Edit) -> bool:
-        """Whether no bit is lost before the last rounding (below 2**-126, the last one may be).
-
-        The product of two 16-bit floats has at most 22 significant bits, and float32 has 24.
+        In float32 no bit of a product of two 16-bit floats is lost before the last rounding (below
+        2**-126, the last one may be): it has at most 22 significant bits, and float32 has 24.
         """
-        gain, parts = edit.gain, [matrix]
+        if self.precision != "exact":
+            return "F32" if self.precision == "float32" else "F64"
+        gain, parts = edit.gain, [tensor]
         is_plain = not (edit.columns or edit.rows)
         if gain:
             parts.append(gain.weight)
             is_plain = is_plain and not gain.offset
-        return is_plain and all(m.compute is None and m.source.spec.dtype in _SHORT for m in parts)
+        stored = all(isinstance(t, Stored) and t.spec.dtype in SHORT_FLOATS for t in parts)
+        return "F32" if is_plain and stored else "F64"
 
 
-def edited(matrix: Matrix, edit: Edit, arithmetic: Arithmetic) -> Matrix:
-    """A matrix after an edit, not rounded."""
-    if not (edit.gain or edit.columns or edit.rows):
-        return matrix
-    together, across = matrix.granule
+def edited(
+    module: str, leaf: str, tensor: Exact, edit: Edit, arithmetic: Arithmetic, step: str
+) -> Exact:
+    """A matrix after an edit, not rounded.
+
+    Args:
+        module: its module.
+        leaf: the tensor's name in the module.
+        tensor: what is edited.
+        edit: what happens to it.
+        arithmetic: how to compute.
+        step: the command, for the key.
+    """
+    if edit.is_nothing:
+        return tensor
+    shape = _matrix_of(leaf, tensor, edit)
+    inputs = {leaf: Input(tensor, shape)}
+    if edit.gain:
+        inputs["gain"] = Input(
+            Computed(vector(edit.gain.module, "weight", edit.gain.weight), "value"),
+            (1, 1),
+            "whole",
+            label=_LABEL,
+        )
     granule = (
-        math.lcm(together, *(each.granule for each in edit.rows)),
-        math.lcm(across, *(each.block_size for each in edit.columns)),
+        math.lcm(1, *(each.granule for each in edit.rows)),
+        math.lcm(1, *(each.block_size for each in edit.columns)),
     )
-    gains = (vector(edit.gain.weight),) if edit.gain else ()
-    compute = partial(_edit_block, matrix, edit, arithmetic)
-    return replace(matrix, granule=granule, compute=compute, needs=(*matrix.needs, *gains))
+    tag = arithmetic.tag(tensor, edit)
+    gain = (edit.gain.offset, edit.gain.divides) if edit.gain else None
+    node = Node(
+        key=step_key(module, leaf, tensor, step),
+        module=module,
+        shape=shape,
+        inputs=inputs,
+        outputs={leaf: Output(TensorSpec(tag, shape))},
+        kernel=EditBlock(
+            leaf, tensor.spec.dtype, tag, gain, edit.columns, edit.rows, arithmetic.device
+        ),
+        granule=granule,
+        axis=_axis(shape, granule, tensor),
+    )
+    return Computed(node, leaf)
+
+
+def _axis(shape: Shape, granule: Shape, tensor: Exact) -> Axis:
+    """The direction in which blocks of an edit are smallest."""
+    down, across = tensor.node.together if isinstance(tensor, Computed) else (1, 1)
+    return preferred_axis(shape, (math.lcm(granule[0], down), math.lcm(granule[1], across)))
+
+
+def _matrix_of(leaf: str, tensor: Exact, edit: Edit) -> tuple[int, int]:
+    """[rows, columns] that a tensor is edited as: maps of rows take a vector for a column."""
+    shape = matrix_shape(tensor.spec.shape)
+    if leaf == "bias" and not (edit.columns or edit.gain):
+        return math.prod(shape), 1
+    return shape
 
 
 def bias_of(
-    weight: Matrix, norm_bias: Matrix, bias: Matrix | None, arithmetic: Arithmetic
-) -> Matrix:
+    module: str,
+    weight: Exact,
+    gain: Gain,
+    bias: Exact | None,
+    arithmetic: Arithmetic,
+    step: str,
+) -> Computed:
     """A linear's bias [rows, 1] that takes in the bias of the norm it reads: W b_norm + b.
 
     Args:
+        module: the linear.
         weight: W before the norm's gain goes into it.
-        norm_bias: [1, columns].
-        bias: the linear's own, [1, rows].
+        gain: the norm's, whose bias moves.
+        bias: the linear's own, [rows].
         arithmetic: how to compute.
+        step: the command, for the key.
     """
-    rows, columns = weight.shape
-    added = (norm_bias, *([bias] if bias else []))
-    return Matrix(
-        weight.source,
-        (rows, 1),
-        (weight.granule[0], columns),
-        partial(_project, weight, arithmetic),
-        (*weight.needs, *map(vector, added)),
+    assert gain.bias, "the norm has a bias that moves"
+    rows, columns = matrix_shape(weight.spec.shape)
+    inputs = {
+        "weight": Input(weight, (rows, columns)),
+        "norm": _whole(vector(gain.module, "bias", gain.bias)),
+    }
+    if bias:
+        inputs["own"] = _whole(vector(module, "bias", bias))
+    node = Node(
+        key=step_key(module, "bias", weight, f"{step}-bias"),
+        module=module,
+        shape=(rows, columns),
+        inputs=inputs,
+        outputs={"bias": Output(TensorSpec("F64", (rows, 1)))},
+        kernel=Project(weight.spec.dtype, arithmetic.device),
+        granule=(1, columns),
     )
+    return Computed(node, "bias")
 
 
-def column_of(bias: LazyTensor) -> Matrix:
-    """A bias [rows] as a matrix [rows, 1], so that maps of rows apply."""
-    found = matrix_of(bias)
-    assert found, "constant biases are not edited"
-    if found.compute:
-        return found
-    # A vector, as it is stored or in another dtype, is a row so far.
-    rows = math.prod(found.shape)
-    stored = replace(found.source, spec=TensorSpec(found.source.spec.dtype, (rows, 1)))
-    return Matrix(stored, (rows, 1))
-
-
-def rounded(name: str, output: str, matrix: Matrix, spec: TensorSpec) -> Derivation:
-    """A matrix as a tensor.
+def rounded(module: str, leaf: str, tensor: Exact, spec: TensorSpec, device: str) -> Computed:
+    """A matrix as a tensor, with the one rounding.
 
     Args:
-        name: its module.
-        output: the tensor's name in the module.
-        matrix: what to write.
+        module: its module.
+        leaf: the tensor's name in the module.
+        tensor: what to write.
         spec: dtype and shape of the tensor.
+        device: where to compute.
     """
-    is_vector = len(spec.shape) == 1 and matrix.shape[0] == 1
-    return Derivation(
-        name,
-        matrix,
-        matrix.granule[matrix.is_columnwise],
-        {output: Output(spec, is_whole=is_vector)},
-        partial(_round, output, spec),
-        only_rounds=True,
+    shape, tag = matrix_shape(tensor.spec.shape), tensor.spec.dtype
+    inputs: Mapping[str, Input] = {leaf: Input(tensor, shape)}
+    kernel = ScaleAndRound(leaf, tag, spec.dtype, None, tag != "F64", device)
+    if isinstance(tensor, Computed) and (below := _gain_alone(tensor)):
+        # What only applies a gain rounds in the same pass.
+        inputs = tensor.node.inputs
+        kernel = replace(below, target=spec.dtype)
+    node = Node(
+        key=step_key(module, leaf, tensor, "round"),
+        module=module,
+        shape=shape,
+        inputs=inputs,
+        outputs={leaf: Output(spec, is_whole=len(spec.shape) == 1 and shape[0] == 1)},
+        kernel=kernel,
+        axis=axis_of(tensor),
+        exact=tensor,
     )
+    return Computed(node, leaf)
+
+
+def _gain_alone(tensor: Computed) -> ScaleAndRound | None:
+    """What a tensor is computed by, if that does no more than multiply by a gain."""
+    edit = tensor.node.kernel
+    if not isinstance(edit, EditBlock) or edit.columns or edit.rows or not edit.gain:
+        return None
+    offset, divides = edit.gain
+    if divides:
+        return None
+    in_float32 = edit.target == "F32"
+    return ScaleAndRound(edit.leaf, edit.tag, edit.target, offset, in_float32, edit.device)
 
 
 @cache
-def vector(matrix: Matrix) -> Reduction:
-    """All of a vector [1, n]: [n] float64."""
-    return Reduction((matrix,), _as_float64, "sum", _as_is)
+def vector(module: str, leaf: str, tensor: Exact) -> Node:
+    """All of a vector [n] as a value: float64."""
+    shape = matrix_shape(tensor.spec.shape)
+    return Node(
+        key=step_key(module, leaf, tensor, "value"),
+        module=module,
+        shape=shape,
+        inputs={leaf: Input(tensor, shape)},
+        outputs={"value": Output(TensorSpec("F64", (math.prod(shape),)), is_whole=True)},
+        kernel=AsFloat64(leaf, tensor.spec.dtype),
+        combine="sum",
+    )
 
 
-@lru_cache(maxsize=256)
-def repeated(once: Map, size: int) -> Map:
-    """The block-diagonal map of so many coordinates: some of its blocks, or more of them."""
-    from ctcli.ops.rotation import Rotation
-
-    if size == once.size or not isinstance(once, Rotation):
-        return once
-    return replace(once, repeats=size // once.block_size)
-
-
-def _edit_block(
-    matrix: Matrix,
-    edit: Edit,
-    arithmetic: Arithmetic,
-    stored: Tensor,
-    first_row: int,
-    first_column: int,
-    values: tuple[Tensor, ...],
-) -> Tensor:
-    """See `Matrix.compute`."""
-    x = stored
-    if matrix.compute:
-        x = matrix.compute(stored, first_row, first_column, values[: len(matrix.needs)])
-    x = x.to(arithmetic.device).to(arithmetic.dtype_for(matrix, edit))
-    if edit.gain:
-        gain = (values[-1].to(x) + edit.gain.offset)[first_column : first_column + x.shape[1]]
-        x = x / gain if edit.gain.divides else x.mul_(gain)
-    for each in edit.columns:
-        x = repeated(each, x.shape[1]).apply(x)
-    for rows in edit.rows:
-        x = rows.apply(x, first_row)
-    return x
-
-
-def _project(
-    weight: Matrix,
-    arithmetic: Arithmetic,
-    stored: Tensor,
-    first_row: int,
-    first_column: int,
-    values: tuple[Tensor, ...],
-) -> Tensor:
-    """See `Matrix.compute`."""
-    n = len(weight.needs)
-    x = weight.compute(stored, first_row, first_column, values[:n]) if weight.compute else stored
-    norm_bias, *own = values[n:]
-    x = x.to(arithmetic.device, norm_bias.dtype)
-    projected = x @ norm_bias.to(x)
-    if own:
-        projected += own[0][first_row : first_row + len(projected)].to(x)
-    return projected.unsqueeze(1)
-
-
-def _round(
-    output: str, spec: TensorSpec, block: Tensor, _start: int, _values: tuple[Tensor, ...]
-) -> tuple[Mapping[str, Tensor], Sequence[float]]:
-    """The one rounding; there is nothing to measure.
-
-    Raises:
-        NonFiniteError: what was read is not finite, or the result is too large for the dtype.
-    """
-    from ctcli.ops.rounding import round_once
-    from ctcli.ops.sums import largest_magnitude
-
-    result = round_once(block, torch_dtype(spec.dtype))
-    if result.numel() and not largest_magnitude(result).isfinite():
-        raise NonFiniteError(HINT)
-    return {output: result.cpu()}, ()
-
-
-def _as_float64(block: Tensor, _: Tensor | None) -> Tensor:
-    import torch
-
-    return block.to(torch.float64, copy=True).view(-1)  # the block's memory is used again
-
-
-def _as_is(combined: Tensor, _: Tensor | None) -> Tensor:
-    return combined
+def _whole(node: Node) -> Input:
+    return Input(Computed(node, "value"), (1, 1), "whole", label=_LABEL)

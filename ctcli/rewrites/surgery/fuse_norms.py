@@ -8,32 +8,18 @@ from typing import Any
 
 from ctcli.checkpoint.sharding import cut_to_size
 from ctcli.checkpoint.value import Checkpoint
-from ctcli.lazy.tensors import matrix_of
-from ctcli.models.mapping import ArchitectureMapping
-from ctcli.rewrites.surgery.edits import Arithmetic, Gain, Map, RowMap
-from ctcli.rewrites.surgery.surgery import Surgery, architecture_of, begin, check_editable, perform
+from ctcli.lazy.nodes import starting_point
+from ctcli.rewrites.surgery.edits import Arithmetic, Gain
+from ctcli.rewrites.surgery.kernels import Map, RowMap
+from ctcli.rewrites.surgery.options import FuseOptions
+from ctcli.rewrites.surgery.surgery import (
+    Surgery,
+    apply,
+    architecture_of,
+    begin,
+    check_editable,
+)
 from ctcli.units import format_bytes
-
-
-@dataclass(frozen=True)
-class FuseOptions:
-    """All that decides the output of fuse-norms.
-
-    Attributes:
-        mapping: the checkpoint's parts, where its family is not known.
-        center: take the mean out of what is written into the residual stream.
-        dtype: safetensors tag that all floats get; None keeps each tensor's own.
-        device: torch's name of the device to compute on.
-        max_shard_size: bytes of tensor data that a shard may hold; None leaves the shards.
-        recipe: the options as a user gave them.
-    """
-
-    mapping: ArchitectureMapping | None
-    center: bool
-    dtype: str | None
-    device: str
-    max_shard_size: int | None
-    recipe: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,11 +79,11 @@ def fuse_norms(checkpoint: Checkpoint, options: FuseOptions) -> tuple[Checkpoint
         CtcliError: the checkpoint is quantized, or the operation is not exact for its family.
     """
     check_editable(checkpoint)
-    architecture = architecture_of(checkpoint, options.mapping)
+    architecture = architecture_of(checkpoint, options.parts)
     architecture.require("fuse-norms", *(("center",) if options.center else ()))
     reads_norm = any(architecture.lm_head in norm.linears for norm in architecture.norms)
     unties = reads_norm or (options.center and architecture.unties_for_stream)
-    surgery = begin(checkpoint, architecture, unties)
+    surgery = begin("fuse-norms", checkpoint, architecture, unties)
     changes = [("norms fused", str(fuse(surgery)))]
     if options.center:
         from ctcli.ops.centring import Centring
@@ -109,7 +95,7 @@ def fuse_norms(checkpoint: Checkpoint, options: FuseOptions) -> tuple[Checkpoint
         checkpoint,
         surgery,
         arithmetic,
-        options.dtype,
+        options.tag,
         options.max_shard_size,
         {"use": "fuse-norms", **options.recipe},
         changes,
@@ -122,13 +108,13 @@ def fuse(surgery: Surgery) -> int:
     fused = 0
     for norm in architecture.norms:
         surgery.neutral.append(norm.module)
-        weight = matrix_of(stored[f"{norm.module}.weight"])
+        weight = starting_point(stored[f"{norm.module}.weight"])
         if weight is None:
             continue
         fused += 1
         bias = stored.get(f"{norm.module}.bias")
-        moves = matrix_of(bias) if bias and norm.bias == "linears" else None
-        gain = Gain(weight, architecture.gain_offset, moves)
+        moves = starting_point(bias) if bias and norm.bias == "linears" else None
+        gain = Gain(norm.module, weight, architecture.gain_offset, moves)
         surgery.gains |= dict.fromkeys(norm.linears, gain)
         if norm.bias == "norm":
             surgery.gains[f"{norm.module}.bias"] = replace(gain, divides=True)
@@ -155,7 +141,7 @@ def finish(
     changes: Sequence[tuple[str, str]],
 ) -> tuple[Checkpoint, SurgeryReport]:
     """Perform the edits, lay out, and report."""
-    result = perform(checkpoint, surgery, arithmetic, dtype)
+    result = apply(checkpoint, surgery, arithmetic, dtype)
     result = replace(result, steps=(*checkpoint.steps, step))
     if max_shard_size:
         result = cut_to_size(result, max_shard_size)

@@ -8,24 +8,15 @@ and not normalised.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ctcli.lazy.tensors import (
-    Derivation,
-    DerivedTensor,
-    LazyTensor,
-    Matrix,
-    Output,
-    StoredTensor,
-    TensorSpec,
-    matrix_of,
-)
+from ctcli.lazy.nodes import Computed, LazyTensor, Node, Output, Where
+from ctcli.lazy.tensors import TensorSpec
 from ctcli.rewrites.quantizing.config import VERSION
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from ctcli.lazy.nodes import Blocks
     from ctcli.ops.rotation import Rotation
 
 
@@ -74,30 +65,25 @@ def transforming(
     return {**config, "quantization_config": declared}
 
 
-def matrix(name: str, rotation: Rotation, tensor: LazyTensor) -> dict[str, LazyTensor]:
+def matrix(name: str, rotation: Rotation) -> dict[str, LazyTensor]:
     """The matrix of a transform, [n, n] float64, as tensor `<name>.weight`.
 
     Args:
         name: `<module>.<scheme>_<location>`.
         rotation: P, not repeated.
-        tensor: any of the checkpoint. The engine works through the rows of one; as many of its
-            stored bytes as there are rows stand for the matrix, and are not used.
     """
-    of_tensor = matrix_of(tensor)
-    assert of_tensor, "weights of linears are not constant"
-    stored = of_tensor.source
     n = rotation.block_size
-    across = max(1, min(n, stored.spec.nbytes // n))
-    rows = StoredTensor(TensorSpec("U8", (n, across)), stored.file, stored.start)
     outputs = {"weight": Output(TensorSpec("F64", (n, n)))}
-    derivation = Derivation(name, Matrix(rows, (n, n)), 1, outputs, partial(_rows, rotation))
-    return {f"{name}.weight": DerivedTensor(derivation, "weight")}
+    node = Node(f"{name}/weight/matrix", name, (n, n), {}, outputs, Unnormalised(rotation))
+    return {f"{name}.weight": Computed(node, "weight")}
 
 
-def _rows(
-    rotation: Rotation, block: Tensor, start: int, _values: tuple[Tensor, ...]
-) -> tuple[Mapping[str, Tensor], Sequence[float]]:
-    import torch
+@dataclass(frozen=True, eq=False)
+class Unnormalised:
+    """Rows of a rotation's matrix as compressed-tensors saves them."""
 
-    rows = rotation.unnormalised(start, start + block.shape[0])
-    return {"weight": torch.from_numpy(rows)}, ()
+    rotation: Rotation
+
+    def __call__(self, _blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`."""
+        return {"weight": self.rotation.unnormalised(where.start, where.stop)}, ()

@@ -9,26 +9,23 @@ activations while it runs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.models.architecture import Architecture
-from ctcli.models.mapping import ArchitectureMapping
-from ctcli.rewrites.surgery.edits import Arithmetic, RowMap
+from ctcli.rewrites.surgery.edits import Arithmetic
 from ctcli.rewrites.surgery.fuse_norms import SurgeryReport, finish, fuse, write_stream
-from ctcli.rewrites.surgery.matrices import Matrices, TransformType
+from ctcli.rewrites.surgery.kernels import RowMap
+from ctcli.rewrites.surgery.matrices import Matrices
 from ctcli.rewrites.surgery.online import apply, matrix, scheme, transforming
+from ctcli.rewrites.surgery.options import RotateOptions
 from ctcli.rewrites.surgery.surgery import Surgery, architecture_of, begin, check_editable
-from ctcli.rewrites.surgery.transform_config import TransformScheme, transform
+from ctcli.rewrites.surgery.transform_config import transform
 
 if TYPE_CHECKING:
-    import torch
-
     from ctcli.ops.rotation import Rotation
 
-Precision = Literal["auto", "float32", "float64"]
-RotationName = Literal["R1", "R2", "R3", "R4"]
 # The type of matrices that readers take from the checkpoint.
 _SAVED = "random-hadamard"
 _READERS = {
@@ -40,46 +37,6 @@ _READERS = {
 }
 
 
-@dataclass(frozen=True)
-class RotateOptions:
-    """All that decides the output of rotate.
-
-    Attributes:
-        mapping: the checkpoint's parts, where its family is not known.
-        rotations: which of R1 to R4.
-        transform_type: where the matrices come from.
-        seed: of the random ones; None: compressed-tensors' own constant.
-        randomize: R2 has a matrix of its own in each layer.
-        block_size: R1 and R4 rotate blocks of so many coordinates; None: all together.
-        precision: what to compute in; auto is float32 for 16-bit tensors, else float64.
-        save_online_weights: write R3's matrix, which vLLM cannot load.
-        transforms: schemes of a TransformConfig, in place of `rotations`.
-        learned: matrices by name, `R1` and `<attention>.R2`, in place of made ones.
-        device: torch's name of the device to compute on.
-        max_shard_size: bytes of tensor data that a shard may hold; None leaves the shards.
-        recipe: the options as a user gave them.
-    """
-
-    mapping: ArchitectureMapping | None
-    rotations: tuple[RotationName, ...]
-    transform_type: TransformType
-    seed: int | None
-    randomize: bool
-    block_size: int | None
-    precision: Precision
-    save_online_weights: bool
-    transforms: tuple[TransformScheme, ...]
-    learned: Mapping[str, torch.Tensor] | None
-    device: str
-    max_shard_size: int | None
-    recipe: Mapping[str, Any]
-
-    @property
-    def step(self) -> dict[str, Any]:
-        """The step of the recipe."""
-        return {"use": "rotate", **self.recipe}
-
-
 def rotate(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint, SurgeryReport]:
     """Fuse the norms, then rotate: readers become W Q, writers Q^T W.
 
@@ -88,15 +45,15 @@ def rotate(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint, 
             there is no such matrix.
     """
     check_editable(checkpoint)
-    architecture, chosen = architecture_of(checkpoint, options.mapping), options.rotations
+    architecture, chosen = architecture_of(checkpoint, options.parts), options.chosen
     if options.transforms:
         return _transformed(checkpoint, architecture, options)
     architecture.require(*(("fuse-norms",) if "R1" in chosen else ()), *chosen)
     unties = "R1" in chosen and architecture.unties_for_stream
-    surgery = begin(checkpoint, architecture, unties)
+    surgery = begin("rotate", checkpoint, architecture, unties)
     matrices = Matrices(
         architecture,
-        options.transform_type,
+        options.made_as,
         options.seed,
         options.randomize,
         options.block_size,
@@ -132,7 +89,7 @@ def _transformed(
     """What a TransformConfig asks for; norms stay as they are."""
     ends = (architecture.token_embedding, architecture.lm_head)
     unties = any(scheme.folds(module) for scheme in options.transforms for module in ends)
-    surgery = begin(checkpoint, architecture, unties)
+    surgery = begin("rotate", checkpoint, architecture, unties)
     changes = transform(surgery, options.transforms, options.seed, options.save_online_weights)
     arithmetic = Arithmetic(options.precision, options.device)
     result, report = finish(
@@ -168,7 +125,7 @@ def _rotate_inner(
     surgery: Surgery, matrices: Matrices, options: RotateOptions
 ) -> list[tuple[str, str, dict[str, Any]]]:
     """R4: the columns of every MLP's output linear, whose input the server rotates."""
-    if "R4" not in options.rotations:
+    if "R4" not in options.chosen:
         return []
     outputs = [mlp.output for mlp in surgery.architecture.mlps]
     used: dict[int, Rotation] = {}
@@ -180,7 +137,7 @@ def _rotate_inner(
         once = matrices.inner(options.block_size or size)
         if once.size not in used:
             used[once.size] = once
-            surgery.added[f"{module}.weight"] |= matrix(f"{module}.R4_input", once, weight)
+            surgery.added[f"{module}.weight"] |= matrix(f"{module}.R4_input", once)
     # A tower, or a layer for multi-token prediction, may have linears of the same names.
     names = tuple({module.rpartition(".")[2] for module in outputs})
     modules = {name.removesuffix(".weight") for name in surgery.stored}
@@ -197,7 +154,7 @@ def _rotate_keys(
     surgery: Surgery, matrices: Matrices, options: RotateOptions
 ) -> list[tuple[str, str, dict[str, Any]]]:
     """R3: queries and keys, which the server rotates both; weights stay."""
-    if "R3" not in options.rotations:
+    if "R3" not in options.chosen:
         return []
     attentions = surgery.architecture.attentions
     used: dict[int, Rotation] = {}
@@ -208,7 +165,7 @@ def _rotate_keys(
             if options.save_online_weights:
                 home = f"{attention.q.module}.weight"
                 name = f"{attention.module}.R3_q_attn"
-                surgery.added[home] |= matrix(name, used[size], surgery.stored[home])
+                surgery.added[home] |= matrix(name, used[size])
     modules = [attention.module for attention in attentions]
     places = [apply(modules, "q_attn"), apply(modules, "k_cache")]
     declared = scheme(_declared_type(options, used), attentions[0].q.size, places)
@@ -218,23 +175,23 @@ def _rotate_keys(
 def _declared_type(options: RotateOptions, sizes: Iterable[int]) -> str:
     """Readers make the matrix of type hadamard themselves, and can for powers of two alone."""
     made_by_reader = all(size & (size - 1) == 0 for size in sizes)
-    return "hadamard" if options.transform_type == "hadamard" and made_by_reader else _SAVED
+    return "hadamard" if options.made_as == "hadamard" and made_by_reader else _SAVED
 
 
 def _offline_schemes(architecture: Architecture, options: RotateOptions) -> dict[str, Any]:
     """R1 and R2 as they are declared beside online ones; readers do not apply them again."""
     schemes = {}
-    if "R1" in options.rotations:
+    if "R1" in options.chosen:
         written = [*architecture.embeddings, *architecture.writers]
         places = [apply(written, "weight_output")]
         places.append(apply(architecture.readers, "weight_input", inverse=True))
-        schemes["R1"] = scheme(options.transform_type, options.block_size, places)
-    if "R2" in options.rotations:
+        schemes["R1"] = scheme(options.made_as, options.block_size, places)
+    if "R2" in options.chosen:
         values = [attention.v.module for attention in architecture.attentions]
         outputs = [attention.o for attention in architecture.attentions]
         places = [apply(values, "weight_output"), apply(outputs, "weight_input", inverse=True)]
         size = architecture.attentions[0].v.size
-        schemes["R2"] = scheme(options.transform_type, size, places)
+        schemes["R2"] = scheme(options.made_as, size, places)
     return schemes
 
 

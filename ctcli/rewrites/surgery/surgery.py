@@ -11,36 +11,17 @@ from typing import Any
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.formats.quantized import quantized_format
-from ctcli.lazy.tensors import (
-    DTYPES,
-    DerivedTensor,
-    KnownTensor,
-    LazyTensor,
-    Matrix,
-    TensorSpec,
-    matrix_of,
-    widened,
-)
+from ctcli.lazy.known import widened
+from ctcli.lazy.nodes import LazyTensor, starting_point
+from ctcli.lazy.tensors import Known, TensorSpec
 from ctcli.models.architecture import Architecture
+from ctcli.models.config import table
 from ctcli.models.mapped import resolve_mapping
 from ctcli.models.mapping import ArchitectureMapping
 from ctcli.models.resolve import resolve
-from ctcli.rewrites.surgery.edits import (
-    Arithmetic,
-    Edit,
-    Gain,
-    Map,
-    RowMap,
-    bias_of,
-    column_of,
-    edited,
-    rounded,
-)
-from ctcli.rewrites.surgery.gains import direct
-
-FLOATS = ("BF16", "F16", "F32", "F64")
-TORCH_NAMES = {tag: DTYPES[tag].torch_name for tag in FLOATS}
-_ONE = {"BF16": "803f", "F16": "003c", "F32": "0000803f", "F64": "000000000000f03f"}
+from ctcli.ops.dtypes import DTYPES, FLOATS
+from ctcli.rewrites.surgery.edits import Arithmetic, Edit, Exact, Gain, bias_of, edited, rounded
+from ctcli.rewrites.surgery.kernels import Map, RowMap
 
 
 @dataclass
@@ -48,6 +29,7 @@ class Surgery:
     """What is to be done to a checkpoint.
 
     Attributes:
+        step: the command, for the keys of nodes.
         architecture: its parts.
         stored: its tensors, with the head's own weight if the head is to be untied.
         gains: norms to fuse, by the linear that reads them. A norm's bias that stays is edited,
@@ -59,6 +41,7 @@ class Surgery:
         added: new tensors by name, by the tensor that they go beside.
     """
 
+    step: str
     architecture: Architecture
     stored: dict[str, LazyTensor]
     gains: dict[str, Gain] = field(default_factory=dict)
@@ -90,10 +73,11 @@ def architecture_of(checkpoint: Checkpoint, mapping: ArchitectureMapping | None)
     return resolve(checkpoint.config, shapes)
 
 
-def begin(checkpoint: Checkpoint, architecture: Architecture, unties: bool) -> Surgery:
+def begin(step: str, checkpoint: Checkpoint, architecture: Architecture, unties: bool) -> Surgery:
     """Nothing done yet.
 
     Args:
+        step: the command.
         checkpoint: the source.
         architecture: its parts.
         unties: whether a tied head gets a weight of its own.
@@ -102,7 +86,7 @@ def begin(checkpoint: Checkpoint, architecture: Architecture, unties: bool) -> S
     if unties and architecture.tied:
         embedding = stored[f"{architecture.token_embedding}.weight"]
         stored[f"{architecture.lm_head}.weight"] = embedding
-    return Surgery(architecture, stored)
+    return Surgery(step, architecture, stored)
 
 
 def check_editable(checkpoint: Checkpoint) -> None:
@@ -117,8 +101,8 @@ def check_editable(checkpoint: Checkpoint) -> None:
             f"{checkpoint.origin.name}: it is quantized already: {found}.",
             "Start from the original checkpoint, and quantize last.",
         )
-    declared = checkpoint.config.get("quantization_config") or {}
-    if transforms := (declared.get("transform_config") or {}).get("config_groups"):
+    declared = table(table(checkpoint.config.get("quantization_config")).get("transform_config"))
+    if transforms := table(declared.get("config_groups")):
         raise CtcliError(
             f"{checkpoint.origin.name}: it has online rotations already: {', '.join(transforms)}.",
             "Start from the checkpoint without them, and give all rotations at once.",
@@ -132,7 +116,7 @@ def check_editable(checkpoint: Checkpoint) -> None:
         raise CtcliError(problems, f"Store these in one of {', '.join(FLOATS)}.")
 
 
-def perform(
+def apply(
     checkpoint: Checkpoint, surgery: Surgery, arithmetic: Arithmetic, dtype: str | None
 ) -> Checkpoint:
     """The checkpoint with all edits.
@@ -191,23 +175,26 @@ class _Operation:
         """A tensor that no edit concerns, in the dtype asked for."""
         if self._tag(tensor.spec) == tensor.spec.dtype:
             return tensor
-        if isinstance(tensor, KnownTensor):
+        if isinstance(tensor, Known):
             return widened(tensor)
-        return self._changed(name, _matrix(tensor), Edit(), tensor.spec)
+        return self._changed(name, _exact(tensor), Edit(), tensor.spec)
 
     def _linear(self, module: str, weight: LazyTensor) -> LazyTensor:
         edit = self.surgery.edit(module)
-        return self._changed(f"{module}.weight", _matrix(weight), edit, weight.spec)
+        return self._changed(f"{module}.weight", _exact(weight), edit, weight.spec)
 
     def _linear_bias(self, module: str, weight: LazyTensor) -> LazyTensor | None:
         name, edit = f"{module}.bias", self.surgery.edit(module)
         own = self.surgery.stored.get(name)
         spec = own.spec if own else TensorSpec(weight.spec.dtype, weight.spec.shape[:1])
-        added = matrix_of(own) if own else None  # an earlier step's is zero, and stays it
+        added = starting_point(own) if own else None  # an earlier step's is zero, and stays it
         if edit.gain and edit.gain.bias:
-            bias = bias_of(_matrix(weight), edit.gain.bias, added, self.arithmetic.of(spec))
-        elif own and added:
-            bias = column_of(own)
+            arithmetic = self.arithmetic.of(spec)
+            bias: Exact = bias_of(
+                module, _exact(weight), edit.gain, added, arithmetic, self.surgery.step
+            )
+        elif added:
+            bias = added
         else:
             return self._constant(spec) if own or module in self.surgery.switched else None
         return self._changed(name, bias, Edit(rows=edit.rows), spec)
@@ -220,27 +207,27 @@ class _Operation:
         norms = self.surgery.architecture.norms
         if not any(norm.module == module and norm.bias == "norm" for norm in norms):
             return self._constant(bias.spec)
-        return self._changed(name, _matrix(bias), self.surgery.edit(name), bias.spec)
+        return self._changed(name, _exact(bias), self.surgery.edit(name), bias.spec)
 
-    def _changed(self, name: str, matrix: Matrix, edit: Edit, spec: TensorSpec) -> LazyTensor:
-        module, _, output = name.rpartition(".")
-        own, arithmetic = TensorSpec(self._tag(spec), spec.shape), self.arithmetic.of(spec)
-        derivation = rounded(module, output, edited(matrix, edit, arithmetic), own)
-        shortcut = direct(matrix, edit, arithmetic, own.dtype, output)
-        return DerivedTensor(replace(derivation, direct=shortcut), output)
+    def _changed(self, name: str, tensor: Exact, edit: Edit, spec: TensorSpec) -> LazyTensor:
+        module, _, leaf = name.rpartition(".")
+        arithmetic = self.arithmetic.of(spec)
+        result = edited(module, leaf, tensor, edit, arithmetic, self.surgery.step)
+        own = TensorSpec(self._tag(spec), spec.shape)
+        return rounded(module, leaf, result, own, arithmetic.device)
 
     def _constant(self, spec: TensorSpec, is_one: bool = False) -> LazyTensor:
         """Ones or zeros; as their bytes are known, a further step sees that nothing is to do."""
         own = TensorSpec(self._tag(spec), spec.shape)
-        one = bytes.fromhex(_ONE[own.dtype])
-        return KnownTensor(own, one * math.prod(spec.shape) if is_one else bytes(own.nbytes))
+        one = DTYPES[own.dtype].one
+        return Known(own, one * math.prod(spec.shape) if is_one else bytes(own.nbytes))
 
     def _tag(self, spec: TensorSpec) -> str:
         return self.dtype if self.dtype and spec.dtype in FLOATS else spec.dtype
 
 
-def _matrix(tensor: LazyTensor) -> Matrix:
-    found = matrix_of(tensor)
+def _exact(tensor: LazyTensor) -> Exact:
+    found = starting_point(tensor)
     assert found, "what is quantized was refused"
     return found
 
@@ -257,7 +244,7 @@ def _config(config: Mapping[str, Any], surgery: Surgery, dtype: str | None) -> d
     if surgery.switched and architecture.bias_switch:
         new[architecture.bias_switch.key] = True
     if dtype:
-        new |= dict.fromkeys(("dtype", "torch_dtype"), TORCH_NAMES[dtype])
+        new |= dict.fromkeys(("dtype", "torch_dtype"), DTYPES[dtype].torch_name)
     parts = {
         key: {**part, **{k: v for k, v in new.items() if k in part}}
         for key, part in config.items()

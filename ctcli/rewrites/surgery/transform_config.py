@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ctcli.errors import CtcliError
 from ctcli.models.protected import is_embedding, is_norm
 from ctcli.patterns import check_patterns, matches
-from ctcli.rewrites.surgery.edits import RowMap
+from ctcli.rewrites.surgery.kernels import RowMap
 from ctcli.rewrites.surgery.matrices import made
 from ctcli.rewrites.surgery.online import matrix
 from ctcli.rewrites.surgery.surgery import Surgery
@@ -170,8 +170,7 @@ class _Scheme:
             if once.size not in self._saved and (save or not on_heads):
                 self._saved.add(once.size)
                 name = f"{module}.{self._scheme.name}_{place.location}"
-                stored = self._surgery.stored[home]
-                self._surgery.added[home] |= matrix(name, once, stored)
+                self._surgery.added[home] |= matrix(name, once)
 
     def _check_divides(self, module: str, once: Rotation, size: int) -> None:
         if size % once.size:

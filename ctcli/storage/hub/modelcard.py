@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard, ModelCardData, get_token
 
 from ctcli import __version__
 from ctcli.checkpoint.value import Checkpoint, Shard, Step
-from ctcli.lazy.tensors import DTYPE_RANK, content_of
+from ctcli.lazy.tensors import content_of
+from ctcli.ops.dtypes import DTYPE_RANK
 from ctcli.redaction import redact
 from ctcli.storage.hub.errors import silence_client
 from ctcli.units import format_bytes

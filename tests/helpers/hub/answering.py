@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from tests.helpers.hub.errors import HubError
 from tests.helpers.hub.faults import Fault
 from tests.helpers.hub.repository import BLOCK, Repo, Tree
+from tests.helpers.processes import HANG_SECONDS
 
 if TYPE_CHECKING:
     from tests.helpers.hub.running import Hub
@@ -136,11 +137,15 @@ class Answering(BaseHTTPRequestHandler):
 
 
 def _blocks(reader: BinaryIO | Any, span: range, fault: Fault) -> Any:
-    """Read a span in blocks, as slow, as short and as wrong as the fault says."""
+    """Read a span in blocks, as late, as slow, as short and as wrong as the fault says."""
     stop = span.stop if fault.after_bytes is None else span.start + fault.after_bytes
     step = BLOCK if fault.rate is None else min(BLOCK, max(1, fault.rate // 20))
-    for start in range(span.start, stop, step):
-        block = bytearray(reader.read(min(step, stop - start)))
+    held = span.start + fault.held_at if fault.hold else span.start
+    for start in (*range(span.start, held, step), *range(held, stop, step)):
+        if fault.hold and start == held:
+            fault.hold.wait(HANG_SECONDS)
+        end = held if start < held else stop
+        block = bytearray(reader.read(min(step, end - start)))
         if fault.flip_at is not None and start <= fault.flip_at < start + len(block):
             block[fault.flip_at - start] ^= 0xFF
         yield block

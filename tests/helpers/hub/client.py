@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from tests.helpers.hub.running import Hub
+from tests.helpers.processes import HANG_SECONDS
 
 # The client hands files to httpx under a name that httpx gave up.
 DEPRECATED = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -30,8 +31,8 @@ def lead(monkeypatch: pytest.MonkeyPatch, hub: Hub, home: Path, token: str | Non
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 5)
-    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 5)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", HANG_SECONDS)
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", HANG_SECONDS)
     hurried = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 100))
     monkeypatch.setattr("huggingface_hub.utils._http.time", hurried)
     monkeypatch.setattr("huggingface_hub.file_download.time", hurried)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Event
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Fault:
     after_bytes: int | None = None  # drop the connection after so much of the body
     flip_at: int | None = None  # pass on this byte, counted from the file's start, inverted
     rate: int | None = None  # bytes per second
+    hold: Event | None = None  # wait for this after `held_at` bytes of the body
+    held_at: int = 0
 
     @property
     def touches_bytes(self) -> bool:
@@ -54,4 +57,5 @@ class Fault:
         if span is None or not self.touches_bytes:
             return span is None and not self.touches_bytes
         breaks = self.after_bytes is None or self.after_bytes < len(span)
-        return breaks and (self.flip_at is None or self.flip_at in span)
+        holds = self.hold is None or self.held_at < len(span)
+        return breaks and holds and (self.flip_at is None or self.flip_at in span)

@@ -5,13 +5,32 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from tests.helpers.hub.faults import Fault, Request
 from tests.helpers.hub.repository import Blobs, Commit, Repo, name_of
 from tests.helpers.hub.server import Server
+from tests.helpers.processes import HANG_SECONDS
+
+
+@dataclass(eq=False)
+class Hook:
+    """Something to do when the `left`-th request from now on arrives that `matches`."""
+
+    matches: Callable[[Request], bool]
+    action: Callable[[], object]
+    left: int
+
+    def is_due(self, request: Request) -> bool:
+        """Count a request, if it matches; whether it is the one."""
+        if not self.matches(request):
+            return False
+        self.left -= 1
+        return self.left == 0
 
 
 class Hub:
@@ -27,6 +46,8 @@ class Hub:
         self.part_bytes: int | None = None  # larger uploads come in parts of so many bytes
         self.lock = threading.RLock()
         self._faults: list[Fault] = []
+        self._idle, self._answered_now = threading.Condition(), 0
+        self._hooks: list[Hook] = []
         self._requests: list[Request] = []
         self._sent: Counter[str] = Counter()
         self._received: Counter[str] = Counter()
@@ -105,8 +126,8 @@ class Hub:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DOWNLOAD_TIMEOUT": "5",
-            "HF_HUB_ETAG_TIMEOUT": "5",
+            "HF_HUB_DOWNLOAD_TIMEOUT": str(int(HANG_SECONDS)),
+            "HF_HUB_ETAG_TIMEOUT": str(int(HANG_SECONDS)),
             "NO_PROXY": "127.0.0.1,localhost",
             "no_proxy": "127.0.0.1,localhost",
         }
@@ -130,16 +151,58 @@ class Hub:
                     return fault
         return None
 
+    @contextmanager
+    def on(
+        self,
+        matches: Callable[[Request], bool],
+        action: Callable[[], object],
+        *,
+        nth: int = 1,
+    ) -> Iterator[None]:
+        """Within the block, call `action` once: when the n-th request that matches has arrived.
+
+        It is called before the request is answered, in the thread that answers it. The record
+        holds the request already when ``matches`` is asked.
+        """
+        hook = Hook(matches, action, nth)
+        with self.lock:
+            self._hooks.append(hook)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._hooks.remove(hook)
+
     def record(self, request: Request) -> None:
-        """Note a request."""
+        """Note a request, and do what is to be done before it is answered."""
         with self.lock:
             self._requests.append(request)
+            due = [hook for hook in self._hooks if hook.is_due(request)]
+        for hook in due:
+            hook.action()
 
     def count(self, path: str, *, sent: int = 0, received: int = 0) -> None:
         """Note body bytes about to be sent, or received."""
         with self.lock:
             self._sent[path] += sent
             self._received[path] += received
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Within the block a request is being answered."""
+        with self._idle:
+            self._answered_now += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._answered_now -= 1
+                self._idle.notify_all()
+
+    def settle(self) -> None:
+        """Wait until every request that has arrived is answered: what is changed then is not."""
+        with self._idle:
+            assert self._idle.wait_for(lambda: not self._answered_now, HANG_SECONDS)
 
     def forget(self) -> None:
         """Start the record of requests and bytes anew."""

@@ -94,11 +94,12 @@ class Handler(Reading, Writing):
         url = urlsplit(self.path)
         self.name, self.query = unquote(url.path), parse_qs(url.query)
         byte_range, authorized = self.headers.get("Range"), "Authorization" in self.headers
-        self.hub.record(Request(self.command, self.name, byte_range, authorized))
-        try:
-            self._route(url.path)
-        except HubError as error:
-            self.send({"error": str(error)}, error.status, error.headers)
+        with self.hub.answering():
+            self.hub.record(Request(self.command, self.name, byte_range, authorized))
+            try:
+                self._route(url.path)
+            except HubError as error:
+                self.send({"error": str(error)}, error.status, error.headers)
 
     def _route(self, raw_path: str) -> None:
         fault = self.hub.take_fault(self.command, self.name)

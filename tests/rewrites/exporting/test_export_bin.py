@@ -121,11 +121,11 @@ def test_the_default_group_size_divides_both_and_says_when_it_is_smaller(
     assert f"group_size {group}" in dict(report.rows())["header"]
 
 
-def test_a_smaller_group_is_a_warning(ctcli: Ctcli, tmp_path: Path) -> None:
+def test_a_smaller_group_is_a_warning(cli: Ctcli, tmp_path: Path) -> None:
     source = save_hf(tmp_path / "source", make_model())
-    done = ctcli("export-bin", source, tmp_path / "out.bin")
+    done = cli("export-bin", source, tmp_path / "out.bin")
     assert "warning: group size 32: 64 does not divide both dim 64 and hidden_dim 96" in done.stderr
-    given = ctcli("export-bin", source, tmp_path / "given.bin", "--group-size", "32")
+    given = cli("export-bin", source, tmp_path / "given.bin", "--group-size", "32")
     assert given.returncode == 0
     assert "warning" not in given.stderr
 
@@ -161,17 +161,15 @@ def errors_of(model: Model, group: int) -> dict[str, float]:
     return found
 
 
-def test_the_largest_absolute_error_of_every_matrix_is_reported(
-    ctcli: Ctcli, tmp_path: Path
-) -> None:
+def test_the_largest_absolute_error_of_every_matrix_is_reported(cli: Ctcli, tmp_path: Path) -> None:
     model = make_model(tied=False)
     source = save_hf(tmp_path / "source", model)
-    done = json.loads(ctcli("export-bin", source, tmp_path / "out.bin", "--json").stdout)
+    done = json.loads(cli("export-bin", source, tmp_path / "out.bin", "--json").stdout)
     expected = errors_of(model, 32)
     found = {t["module"]: t["max_error"] for t in done["tensors"] if t["max_error"] is not None}
     assert found == expected
     assert done["max_error"] == max(expected.values())
-    shown = ctcli("export-bin", source, tmp_path / "shown.bin").stdout
+    shown = cli("export-bin", source, tmp_path / "shown.bin").stdout
     worst = max(expected, key=expected.__getitem__)
     assert f"{expected[worst]:.9f}  {worst}" in shown
     assert f"largest absolute error  {expected[worst]:.9f}" in shown
@@ -179,14 +177,14 @@ def test_the_largest_absolute_error_of_every_matrix_is_reported(
 
 @pytest.mark.parametrize("version", [0, 1, 2])
 def test_a_dry_run_tells_header_sizes_and_offsets_and_writes_nothing(
-    ctcli: Ctcli, tmp_path: Path, version: int
+    cli: Ctcli, tmp_path: Path, version: int
 ) -> None:
     model = make_model(tied=False)
     source = save_hf(tmp_path / "source", model)
     options = ("--version", str(version), "--json")
-    dry = json.loads(ctcli("export-bin", source, tmp_path / "o.bin", *options, "--dry-run").stdout)
+    dry = json.loads(cli("export-bin", source, tmp_path / "o.bin", *options, "--dry-run").stdout)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
-    done = json.loads(ctcli("export-bin", source, tmp_path / "o.bin", *options).stdout)
+    done = json.loads(cli("export-bin", source, tmp_path / "o.bin", *options).stdout)
     content = (tmp_path / "o.bin").read_bytes()
     assert (
         dry["header"]

@@ -92,7 +92,7 @@ def test_a_tensor_without_a_place_is_refused_by_name(
     ]
 
 
-def test_all_reasons_come_in_one_go(ctcli: Ctcli, tmp_path: Path) -> None:
+def test_all_reasons_come_in_one_go(cli: Ctcli, tmp_path: Path) -> None:
     model = make_model()
     tensors = hf_tensors(model)
     for i in range(2):
@@ -109,7 +109,7 @@ def test_all_reasons_come_in_one_go(ctcli: Ctcli, tmp_path: Path) -> None:
         "head_dim": 32,
     }
     source = save(tmp_path / "source", tensors, config__json=config)
-    done = ctcli("export-bin", source, tmp_path / "out.bin", "--group-size", "64", "--tokenizer")
+    done = cli("export-bin", source, tmp_path / "out.bin", "--group-size", "64", "--tokenizer")
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     for reason in (
@@ -126,22 +126,22 @@ def test_all_reasons_come_in_one_go(ctcli: Ctcli, tmp_path: Path) -> None:
 
 
 def test_allow_nonstandard_lets_a_base_and_an_eps_through_with_warnings(
-    ctcli: Ctcli, tmp_path: Path
+    cli: Ctcli, tmp_path: Path
 ) -> None:
     model = make_model()
     source = save_hf(
         tmp_path / "source", model, rms_norm_eps=1e-6, rope_parameters={"rope_theta": 1e6}
     )
-    refused = ctcli("export-bin", source, tmp_path / "out.bin")
+    refused = cli("export-bin", source, tmp_path / "out.bin")
     assert refused.returncode == 1
     assert "--allow-nonstandard" in refused.stderr.splitlines()[-1]
-    done = ctcli("export-bin", source, tmp_path / "out.bin", "--allow-nonstandard")
+    done = cli("export-bin", source, tmp_path / "out.bin", "--allow-nonstandard")
     assert done.returncode == 0, done.stderr
     assert "warning: rope_theta 1e+06: both readers compute RoPE with 10000." in done.stderr
     assert "warning: rms_norm_eps 1e-06: both readers add 1e-05." in done.stderr
     assert (tmp_path / "out.bin").read_bytes() == write(model, 2)
     scaled = save_hf(tmp_path / "scaled", model, rope_scaling={"type": "linear", "factor": 2})
-    assert ctcli("export-bin", scaled, tmp_path / "x.bin", "--allow-nonstandard").returncode == 1
+    assert cli("export-bin", scaled, tmp_path / "x.bin", "--allow-nonstandard").returncode == 1
 
 
 def test_a_sliding_window_is_no_obstacle_to_fewer_positions(tmp_path: Path) -> None:
@@ -201,12 +201,12 @@ def test_other_models_and_dtypes_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_nan_and_infinities_are_refused_by_name_and_number(
-    ctcli: Ctcli, tmp_path: Path, value: float
+    cli: Ctcli, tmp_path: Path, value: float
 ) -> None:
     model = make_model()
     model.layers["w1"][1][5, 7:9] = value
     source = save_hf(tmp_path / "source", model)
-    done = ctcli("export-bin", source, tmp_path / "out.bin")
+    done = cli("export-bin", source, tmp_path / "out.bin")
     assert done.returncode == 1
     name = "model.layers.1.mlp.gate_proj.weight"
     assert f"error: {name}: 2 of its values are NaN or infinite." in done.stderr
@@ -230,9 +230,9 @@ def test_version_0_refuses_tables_that_would_not_fit_in_memory(tmp_path: Path) -
     ],
 )
 def test_options_that_make_no_sense_are_wrong_usage(
-    ctcli: Ctcli, pylm: Path, tmp_path: Path, options: tuple[str, ...], words: str
+    cli: Ctcli, pylm: Path, tmp_path: Path, options: tuple[str, ...], words: str
 ) -> None:
-    done = ctcli("export-bin", pylm, tmp_path / "out.bin", *options)
+    done = cli("export-bin", pylm, tmp_path / "out.bin", *options)
     assert done.returncode == 2
     assert words in " ".join(done.stderr.replace("│", " ").split())
     assert not file_hashes(tmp_path)

@@ -8,9 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from signal import SIGINT, SIGKILL, SIGTERM, Signals
@@ -19,6 +16,7 @@ import pytest
 
 from tests.conftest import Ctcli
 from tests.helpers.checkpoints import file_hashes, write_raw
+from tests.helpers.dying import Moment, end_at
 from tests.helpers.exporting import export
 from tests.helpers.llama2c import Model, write
 from tests.helpers.llamas import PARAMS, SMALL, make_model, save_hf
@@ -27,12 +25,10 @@ OLD = b"an older model"
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """54 million values: enough to be killed at."""
-    sizes = replace(SMALL, dim=1024, hidden_dim=2816, n_layers=4, n_heads=8, vocab_size=4096)
-    folder = tmp_path_factory.mktemp("large") / "source"
-    yield save_hf(folder, make_model(sizes))
-    shutil.rmtree(folder)
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """7 million values, written by two dozen jobs: two of them share the embeddings."""
+    sizes = replace(SMALL, dim=512, hidden_dim=256, n_layers=2, n_heads=8, vocab_size=8400)
+    return save_hf(tmp_path_factory.mktemp("large") / "source", make_model(sizes))
 
 
 @pytest.fixture(scope="module")
@@ -59,27 +55,17 @@ def partial_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.ctcli-partial")
 
 
-def bytes_written(process: subprocess.Popen[bytes]) -> int:
-    """What a process has handed to the system; blocks on the disk may be made ahead of it."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        counters = Path(f"/proc/{process.pid}/io").read_text().split()
-        return int(counters[counters.index("wchar:") + 1])
-    return 0
+def bytes_noted(out: Path) -> int:
+    """How many bytes the journal says are written."""
+    _, *lines = (partial_of(out) / "journal").read_text().splitlines()
+    return sum(nbytes for _, _, nbytes, _ in map(json.loads, lines))
 
 
-def interrupt(source: Path, out: Path, *options: str, after: int, by: int = SIGKILL) -> int:
-    """End a run once it has written so many bytes, and return its exit status."""
-    command = [sys.executable, "-m", "ctcli", "export-bin", str(source), str(out), *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        if bytes_written(process) >= after:
-            break
-        time.sleep(0.0005)
-    process.send_signal(by)
-    _, errors = process.communicate(timeout=30)
-    assert b"Traceback" not in errors
-    return process.returncode
+def interrupt(source: Path, out: Path, *options: str, after: int, by: int = SIGKILL) -> None:
+    """Run until so many parts of the file are written, then end by a signal."""
+    done = end_at(Moment("note", after, by), "export-bin", source, out, *options)
+    assert done.returncode == (-SIGKILL if by == SIGKILL else 128 + by), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -93,7 +79,7 @@ def interrupt(source: Path, out: Path, *options: str, after: int, by: int = SIGK
     ],
 )
 def test_a_killed_run_leaves_out_bin_as_it_was_and_continues(
-    ctcli: Ctcli,
+    cli: Ctcli,
     large: Path,
     undisturbed: str,
     tmp_path: Path,
@@ -104,15 +90,15 @@ def test_a_killed_run_leaves_out_bin_as_it_was_and_continues(
     if "--overwrite" in options:
         out.write_bytes(OLD)
     command = ("--version", "0", *options)
-    code = interrupt(large, out, *command, after=50_000_000, by=by)
-    assert code == (-SIGKILL if by == SIGKILL else 128 + by)
+    interrupt(large, out, *command, after=8, by=by)
     assert out.exists() == ("--overwrite" in options)
     assert not out.exists() or out.read_bytes() == OLD
-    assert partial_of(out).exists()
-    done = ctcli("export-bin", large, out, *command, "--json")
+    noted = bytes_noted(out)
+    assert bool(noted) == ("--fsync" not in options), "a power cut could take parts away again"
+    done = cli("export-bin", large, out, *command, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert (result["bytes_continued"] > 20_000_000) == ("--fsync" not in options)
+    assert result["bytes_continued"] == noted
     assert result["bytes_written"] + result["bytes_continued"] == result["file_bytes"]
     assert digest_of(out) == undisturbed
     assert [path.name for path in tmp_path.iterdir()] == ["out.bin"]
@@ -121,11 +107,11 @@ def test_a_killed_run_leaves_out_bin_as_it_was_and_continues(
 
 
 def test_errors_of_parts_that_an_earlier_run_wrote_are_reported(
-    ctcli: Ctcli, large: Path, tmp_path: Path
+    cli: Ctcli, large: Path, tmp_path: Path
 ) -> None:
     expected = export(large, tmp_path / "undisturbed.bin").data()
-    assert interrupt(large, tmp_path / "out.bin", "--num-workers", "1", after=20_000_000) < 0
-    done = ctcli("export-bin", large, tmp_path / "out.bin", "--json")
+    interrupt(large, tmp_path / "out.bin", "--num-workers", "1", after=8)
+    done = cli("export-bin", large, tmp_path / "out.bin", "--json")
     result = json.loads(done.stdout)
     assert result["bytes_continued"] > 0
     assert {key: result[key] for key in expected} == expected
@@ -147,21 +133,21 @@ def test_bytes_and_errors_do_not_depend_on_the_number_of_workers(
 
 
 def test_little_memory_gives_the_same_and_too_little_is_refused(
-    ctcli: Ctcli, small: tuple[Path, Model], tmp_path: Path
+    cli: Ctcli, small: tuple[Path, Model], tmp_path: Path
 ) -> None:
     source, model = small
-    dry = ctcli("export-bin", source, tmp_path / "out.bin", "--dry-run", "--json")
+    dry = cli("export-bin", source, tmp_path / "out.bin", "--dry-run", "--json")
     needed = json.loads(dry.stdout)["working_memory_bytes"] // 2
-    refused = ctcli("export-bin", source, tmp_path / "out.bin", "--max-memory", "10KB")
+    refused = cli("export-bin", source, tmp_path / "out.bin", "--max-memory", "10KB")
     assert refused.returncode == 1
     assert "--max-memory: the largest job needs" in refused.stderr
-    done = ctcli("export-bin", source, tmp_path / "out.bin", "--max-memory", str(needed))
+    done = cli("export-bin", source, tmp_path / "out.bin", "--max-memory", str(needed))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out.bin").read_bytes() == write(model, 2)
 
 
 def test_a_file_that_does_not_fit_on_the_disk_is_refused_beforehand(
-    ctcli: Ctcli, tmp_path: Path
+    cli: Ctcli, tmp_path: Path
 ) -> None:
     rows = shutil.disk_usage(tmp_path).free // 64
     entries = {}
@@ -182,29 +168,29 @@ def test_a_file_that_does_not_fit_on_the_disk_is_refused_beforehand(
     os.truncate(path, path.stat().st_size + position)
     params = {**PARAMS, "n_layers": 1, "n_kv_heads": 4}
     (tmp_path / "source" / "params.json").write_text(json.dumps(params))
-    done = ctcli("export-bin", tmp_path / "source", tmp_path / "o.bin", "--max-seq-len", "9")
+    done = cli("export-bin", tmp_path / "source", tmp_path / "o.bin", "--max-seq-len", "9")
     assert done.returncode == 1
     assert "bytes are needed there" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_an_existing_file_is_replaced_only_with_overwrite(
-    ctcli: Ctcli, small: tuple[Path, Model], tmp_path: Path
+    cli: Ctcli, small: tuple[Path, Model], tmp_path: Path
 ) -> None:
     source, model = small
     out = tmp_path / "out.bin"
     out.write_bytes(OLD)
-    refused = ctcli("export-bin", source, out)
+    refused = cli("export-bin", source, out)
     assert refused.returncode == 1
     assert "DST exists" in refused.stderr
     assert "--overwrite" in refused.stderr
     assert out.read_bytes() == OLD
-    assert ctcli("export-bin", source, out, "--overwrite").returncode == 0
+    assert cli("export-bin", source, out, "--overwrite").returncode == 0
     assert out.read_bytes() == write(model, 2)
 
 
 def test_a_directory_is_no_place_for_a_file(
-    ctcli: Ctcli, small: tuple[Path, Model], tmp_path: Path
+    cli: Ctcli, small: tuple[Path, Model], tmp_path: Path
 ) -> None:
     source, _ = small
     (tmp_path / "empty").mkdir()
@@ -213,47 +199,47 @@ def test_a_directory_is_no_place_for_a_file(
         (source, "DST is SRC"),
         (source / "out.bin", "DST lies inside SRC"),
     ):
-        done = ctcli("export-bin", source, place, "--overwrite")
+        done = cli("export-bin", source, place, "--overwrite")
         assert done.returncode == 1
         assert reason in done.stderr
 
 
-def test_a_link_is_followed(small: tuple[Path, Model], ctcli: Ctcli, tmp_path: Path) -> None:
+def test_a_link_is_followed(small: tuple[Path, Model], cli: Ctcli, tmp_path: Path) -> None:
     source, model = small
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link.bin").symlink_to(tmp_path / "elsewhere" / "model.bin")
-    assert ctcli("export-bin", source, tmp_path / "link.bin").returncode == 0
+    assert cli("export-bin", source, tmp_path / "link.bin").returncode == 0
     assert (tmp_path / "elsewhere" / "model.bin").read_bytes() == write(model, 2)
     assert (tmp_path / "link.bin").is_symlink()
 
 
-def test_missing_folders_are_made(small: tuple[Path, Model], ctcli: Ctcli, tmp_path: Path) -> None:
+def test_missing_folders_are_made(small: tuple[Path, Model], cli: Ctcli, tmp_path: Path) -> None:
     source, model = small
-    assert ctcli("export-bin", source, tmp_path / "a" / "b" / "out.bin").returncode == 0
+    assert cli("export-bin", source, tmp_path / "a" / "b" / "out.bin").returncode == 0
     assert (tmp_path / "a" / "b" / "out.bin").read_bytes() == write(model, 2)
 
 
 def test_tokenizer_bin_is_replaced_only_if_equal_or_with_overwrite(
-    ctcli: Ctcli, pylm: Path, tmp_path: Path
+    cli: Ctcli, pylm: Path, tmp_path: Path
 ) -> None:
     command = ("export-bin", pylm, tmp_path / "a.bin", "--tokenizer")
-    assert ctcli(*command).returncode == 0
+    assert cli(*command).returncode == 0
     made = file_hashes(tmp_path)
     assert made.keys() == {"a.bin", "tokenizer.bin"}
-    again = ctcli("export-bin", pylm, tmp_path / "b.bin", "--tokenizer", "--version", "1")
+    again = cli("export-bin", pylm, tmp_path / "b.bin", "--tokenizer", "--version", "1")
     assert again.returncode == 0, again.stderr
     (tmp_path / "tokenizer.bin").write_bytes(OLD)
     for options in ((), ("--dry-run",)):
-        refused = ctcli("export-bin", pylm, tmp_path / "c.bin", "--tokenizer", *options)
+        refused = cli("export-bin", pylm, tmp_path / "c.bin", "--tokenizer", *options)
         assert refused.returncode == 1
         assert f"{tmp_path / 'tokenizer.bin'}: it exists and would be replaced" in refused.stderr
     assert not (tmp_path / "c.bin").exists()
-    assert ctcli(*command, "--overwrite").returncode == 0
+    assert cli(*command, "--overwrite").returncode == 0
     assert {name: file_hashes(tmp_path)[name] for name in made} == made
 
 
 def test_killed_between_tokenizer_bin_and_out_bin_the_same_command_finishes(
-    ctcli: Ctcli, pylm: Path, tmp_path: Path
+    cli: Ctcli, pylm: Path, tmp_path: Path
 ) -> None:
     """As if the process had died between the two renames."""
     out = tmp_path / "out.bin"
@@ -269,17 +255,15 @@ export(pathlib.Path({str(pylm)!r}), pathlib.Path({str(out)!r}), tokenizer=True)
     assert died.returncode == 9
     assert (tmp_path / "tokenizer.bin").exists()
     assert not out.exists()
-    done = ctcli("export-bin", pylm, out, "--tokenizer", "--json")
+    done = cli("export-bin", pylm, out, "--tokenizer", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["files_continued"] == 1
     assert json.loads(done.stdout)["max_error"] > 0
     assert file_hashes(tmp_path).keys() == {"out.bin", "tokenizer.bin"}
 
 
-def test_the_tokenizer_cannot_take_the_models_name(
-    ctcli: Ctcli, pylm: Path, tmp_path: Path
-) -> None:
-    done = ctcli("export-bin", pylm, tmp_path / "tokenizer.bin", "--tokenizer")
+def test_the_tokenizer_cannot_take_the_models_name(cli: Ctcli, pylm: Path, tmp_path: Path) -> None:
+    done = cli("export-bin", pylm, tmp_path / "tokenizer.bin", "--tokenizer")
     assert done.returncode == 1
     assert "tokenizer.bin: it is written beside the .bin file" in done.stderr
     assert not file_hashes(tmp_path)

@@ -184,8 +184,8 @@ def test_run_c_continues_a_prompt_with_pylm(pylm_files: Path) -> None:
     assert isinstance(window, ast.ClassDef)
 
 
-def test_what_does_not_hold_for_pylm_is_said(ctcli: Ctcli, pylm: Path, tmp_path: Path) -> None:
-    done = ctcli("export-bin", pylm, tmp_path / "out.bin", "--tokenizer", "--dry-run")
+def test_what_does_not_hold_for_pylm_is_said(cli: Ctcli, pylm: Path, tmp_path: Path) -> None:
+    done = cli("export-bin", pylm, tmp_path / "out.bin", "--tokenizer", "--dry-run")
     lines = [line.removeprefix("warning: ") for line in done.stderr.splitlines()]
     assert lines == [
         "tokenizer.bin: run.c begins each prompt with token 1, here '\\x01', and a space.",

@@ -11,7 +11,6 @@ import pytest
 import torch
 from compressed_tensors.quantization import QuantizationConfig, preset_name_to_scheme
 
-from ctcli.schemes.parsing import Overrides
 from ctcli.schemes.presets import PRESETS, preset
 from tests.conftest import ROOT
 from tests.helpers.quantizing import config_of, run_quantize, tensors_of
@@ -44,10 +43,8 @@ def digests(folder: Path) -> dict[str, dict[str, Any]]:
 def test_every_tensor_equals_the_oracles(name: str, tmp_path: Path) -> None:
     expected = DIGESTS[name]
     (group,) = expected["quantization_config"]["config_groups"].values()
-    overrides = Overrides(format=group["format"])
-    run_quantize(
-        GOLDEN / "input", tmp_path / "out", name, compute_dtype="weight", overrides=overrides
-    )
+    chosen = {"compute_dtype": "weight", "format": group["format"]}
+    run_quantize(GOLDEN / "input", tmp_path / "out", name, **chosen)
     assert digests(tmp_path / "out") == expected["tensors"]
     # Patterns become the exact names of what was left alone; embeddings are no linears.
     config = config_of(tmp_path / "out")

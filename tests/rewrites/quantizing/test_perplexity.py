@@ -17,8 +17,6 @@ from ctcli.schemes.presets import PRESETS
 from tests.helpers.operating import run_fuse_norms, run_rotate
 from tests.helpers.quantizing import run_quantize
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 WINDOWS, WINDOW = 8, 512
 # How far the perplexity may move: what was measured on these few windows, and half as much again.
 # Eight bits cost less than a percent, four bits one to three; four-bit activations and two-bit

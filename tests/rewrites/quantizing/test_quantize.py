@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from ctcli.errors import CtcliError
 from ctcli.models.fused import fused_sets
 from ctcli.patterns import cover, matches
-from ctcli.schemes.parsing import Overrides
 from tests.conftest import Ctcli
 from tests.helpers.checkpoints import file_hashes
 from tests.helpers.quantizing import config_of, run_quantize, tensors_of
@@ -367,20 +366,20 @@ def test_static_schemes_take_their_scales_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "layout", "names"),
+    ("options", "layout", "names"),
     [
-        (Overrides(num_bits=8, type="float", strategy="tensor"), "naive-quantized", {"weight"}),
-        (Overrides(num_bits=8, strategy="block", block_structure=(16, 48)), "pack-quantized", None),
-        (Overrides(num_bits=5, group_size=32, symmetric=False), "pack-quantized", None),
-        (Overrides(num_bits=6, strategy="tensor", format="int-quantized"), "int-quantized", None),
-        (Overrides(num_bits=4, type="float"), "nvfp4-pack-quantized", None),
+        ({"bits": 8, "type": "float", "strategy": "tensor"}, "naive-quantized", {"weight"}),
+        ({"bits": 8, "strategy": "block", "block": (16, 48)}, "pack-quantized", None),
+        ({"bits": 5, "group_size": 32, "symmetric": False}, "pack-quantized", None),
+        ({"bits": 6, "strategy": "tensor", "format": "int-quantized"}, "int-quantized", None),
+        ({"bits": 4, "type": "float"}, "nvfp4-pack-quantized", None),
     ],
 )
 def test_schemes_made_by_hand(
-    tmp_path: Path, overrides: Overrides, layout: str, names: set[str] | None
+    tmp_path: Path, options: dict[str, Any], layout: str, names: set[str] | None
 ) -> None:
     source = checkpoint(tmp_path / "source", attention())
-    report = run_quantize(source, tmp_path / "out", overrides=overrides)
+    report = run_quantize(source, tmp_path / "out", **options)
     config = QuantizationConfig.model_validate(config_of(tmp_path / "out"))
     assert config.format == layout
     assert all(0 < error < 0.2 for error in report.errors.values())

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from ctcli.errors import CtcliError
 from ctcli.ops.bits import fits, from_floats
-from ctcli.ops.rounding import round_once
-from tests.helpers.checkpoints import file_hashes
+from ctcli.ops.device.rounding import round_once
+from tests.helpers.checkpoints import assert_same_but_for_device
 from tests.helpers.operating import run_fuse_norms
 from tests.helpers.tiny_models import make, read, restore
 
@@ -96,10 +96,10 @@ def change(source: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def both_ways(source: Path, folder: Path, **options: Any) -> Path:
-    """Fuse norms without torch and, as on other devices, with it: the same files."""
+    """Fuse norms without torch and, as on other devices, with it: the same bytes."""
     out = run_fuse_norms(source, folder / "without", **options)
     with_torch = run_fuse_norms(source, folder / "with", device="cpu:0", **options)
-    assert file_hashes(out) == file_hashes(with_torch)
+    assert_same_but_for_device(out, with_torch)
     return out
 
 

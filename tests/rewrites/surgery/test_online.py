@@ -18,8 +18,6 @@ from tests.helpers.operating import run_rotate
 from tests.helpers.quantizing import run_quantize
 from tests.helpers.tiny_models import EXACT, Models, difference, load, logits, make, read, write
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_r4_computes_the_same_where_activations_are_rotated(tiny: Models, tmp_path: Path) -> None:
     model = tiny("llama")

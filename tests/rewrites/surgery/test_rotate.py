@@ -33,9 +33,6 @@ from tests.helpers.tiny_models import (
 TYPES = ("hadamard", "random-hadamard", "random-matrix")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 def rotations_of(model: Tiny) -> list[tuple[str, ...]]:
     """What can be rotated, out of R1, R2 and both."""
     one = [name for name in ("R1", "R2") if model.allows(name, *(["fuse-norms"] * (name == "R1")))]
@@ -298,27 +295,27 @@ def test_what_is_too_large_for_its_dtype_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["fuse-norms", "rotate"])
 def test_a_quantized_checkpoint_is_refused(
-    command: str, ctcli: Ctcli, pylm: Path, tmp_path: Path
+    command: str, cli: Ctcli, pylm: Path, tmp_path: Path
 ) -> None:
     quantized = tmp_path / "quantized"
-    assert ctcli("quantize", pylm, quantized, "--scheme", "FP8_DYNAMIC").returncode == 0
-    done = ctcli(command, quantized, tmp_path / "out")
+    assert cli("quantize", pylm, quantized, "--scheme", "FP8_DYNAMIC").returncode == 0
+    done = cli(command, quantized, tmp_path / "out")
     assert done.returncode == 1
     assert "it is quantized already: compressed-tensors" in done.stderr
 
 
-def test_an_unknown_model_type_needs_a_mapping(ctcli: Ctcli, tiny: Models, tmp_path: Path) -> None:
+def test_an_unknown_model_type_needs_a_mapping(cli: Ctcli, tiny: Models, tmp_path: Path) -> None:
     folder = make("llama", tmp_path / "source")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
         json.dumps({**config, "model_type": "newcomer", "architectures": ["NewcomerForCausalLM"]})
     )
-    done = ctcli("rotate", folder, tmp_path / "out")
+    done = cli("rotate", folder, tmp_path / "out")
     assert done.returncode == 1
     assert "newcomer" in done.stderr
     assert "--mapping" in done.stderr
     (tmp_path / "map.toml").write_text(LLAMA_MAPPING)
-    done = ctcli("rotate", folder, tmp_path / "out", "--mapping", tmp_path / "map.toml", "--json")
+    done = cli("rotate", folder, tmp_path / "out", "--mapping", tmp_path / "map.toml", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["changes"]["R1"] == "hadamard 64"
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))

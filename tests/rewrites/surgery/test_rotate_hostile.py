@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from ctcli.errors import CtcliError
-from ctcli.rewrites.surgery.options import rotate_options
+from ctcli.rewrites.surgery.options import RotateOptions
 from ctcli.rewrites.surgery.rotate import rotate
 from ctcli.storage.layout import lay_out
 from ctcli.storage.opening import open_checkpoint
 from tests.conftest import Ctcli
-from tests.helpers.operating import ROTATE, run_fuse_norms, run_rotate
+from tests.helpers.operating import run_fuse_norms, run_rotate
 from tests.helpers.quantizing import run_quantize
 from tests.helpers.surgery import orthogonal
 from tests.helpers.tiny_models import (
@@ -182,7 +182,7 @@ def test_another_rotation_file_does_not_continue_a_run(tmp_path: Path) -> None:
     keys = []
     for seed in (1, 2):
         save_file({"R1": orthogonal(64, seed).contiguous()}, path)
-        chosen = rotate_options(**{**ROTATE, "rotations": ("R1",), "rotation_file": path})
+        chosen = RotateOptions(rotations=("R1",), rotation_file=path)
         keys.append(lay_out(rotate(open_checkpoint(str(source)), chosen)[0]).key)
     assert keys[0] != keys[1]
 
@@ -205,6 +205,13 @@ def test_a_bias_that_is_not_finite_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"no pickle", b"steps = [", b"a = 1\n", b"PK\x03\x04"])
+def test_rotation_files_that_hold_no_tensors(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "R.bin").write_bytes(content)
+    with pytest.raises(CtcliError, match=r"R.bin: no file of tensors: \w"):
+        RotateOptions(rotation_file=tmp_path / "R.bin")
+
+
 @pytest.mark.parametrize("matrix", [torch.eye(64).to_sparse(), torch.eye(64) * (1 + 0j)])
 def test_rotation_files_of_other_than_dense_real_matrices(matrix: Tensor, tmp_path: Path) -> None:
     source = make("llama", tmp_path / "source")
@@ -223,8 +230,8 @@ def test_mlps_without_width(tmp_path: Path) -> None:
     assert {name: found[name].shape for name in empty} == {n: t.shape for n, t in empty.items()}
 
 
-def test_seeds_that_no_generator_takes(ctcli: Ctcli, tmp_path: Path) -> None:
-    done = ctcli("rotate", tmp_path, tmp_path / "out", "--seed", str(2**64))
+def test_seeds_that_no_generator_takes(cli: Ctcli, tmp_path: Path) -> None:
+    done = cli("rotate", tmp_path, tmp_path / "out", "--seed", str(2**64))
     assert done.returncode == 2
     assert "--seed" in done.stderr
     assert "Traceback" not in done.stderr
@@ -257,11 +264,11 @@ def test_transformers_leaves_r3_out_of_a_quantized_checkpoint(tmp_path: Path) ->
     ],
 )
 def test_options_without_effect_are_refused(
-    options: tuple[str, ...], idle: list[str], ctcli: Ctcli, pylm: Path, tmp_path: Path
+    options: tuple[str, ...], idle: list[str], cli: Ctcli, pylm: Path, tmp_path: Path
 ) -> None:
     words = [str(tmp_path / "file") if word == "FILE" else word for word in options]
     (tmp_path / "file").write_text("{}")
-    done = ctcli("rotate", pylm, tmp_path / "out", *words)
+    done = cli("rotate", pylm, tmp_path / "out", *words)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert [line.split(": ")[1] for line in lines if "no effect" in line] == idle

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from tests.helpers.hub import Fault, Hub
+from tests.helpers.processes import HANG_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +60,7 @@ def client(hub: Hub, home: Path, expression: str, token: str | None = None) -> s
         env={**os.environ, **hub.env(home, token)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_SECONDS,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -207,3 +209,29 @@ def test_ranges_and_damage_to_bytes(hub: Hub, folder: Path) -> None:
         slow = get("0-199")
         assert slow.content == data[:200]
         assert slow.elapsed.total_seconds() > 0.1
+
+
+def test_an_answer_waits_and_what_is_to_happen_before_it_does(hub: Hub, folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    hub.add(REPO, folder)
+    url = f"{hub.url}/{REPO}/resolve/main/{WEIGHTS}"
+    goes_on, happened = threading.Event(), list[str]()
+    hub.inject(Fault(WEIGHTS, hold=goes_on, held_at=1_000_000))
+
+    def happen() -> None:
+        happened.append("asked a second time")
+
+    with (
+        httpx.Client(follow_redirects=True, timeout=HANG_SECONDS) as session,
+        hub.on(lambda r: r.path.endswith(WEIGHTS), happen, nth=2),
+        session.stream("GET", url) as answer,
+    ):
+        assert happened == ["asked a second time"]
+        pieces = answer.iter_bytes(1_000_000)
+        assert next(pieces) == data[:1_000_000]
+        assert hub.bytes_sent(WEIGHTS) < 1_001_000
+        goes_on.set()
+        assert b"".join(pieces) == data[1_000_000:]
+    with httpx.Client(follow_redirects=True) as session:
+        assert session.get(url).content == data
+    assert len(happened) == 1

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ctcli.storage.destination import DIRECTORY
 from ctcli.storage.writer import look_for_leftover, open_partial
 from tests.conftest import Ctcli
-from tests.engine.test_killed_rewrites import complete_files
 from tests.helpers.checkpoints import file_hashes
+from tests.helpers.dying import Moment, end_at
 from tests.helpers.hub import Fault, Hub
+from tests.helpers.hub.killing import run_until
 from tests.helpers.watching import Watch
 from tests.storage.hub.test_push import MADE, QUANTIZE, TOKEN, published
 from tests.storage.hub.test_stream import HEADER, REPO, SHARDS, source  # noqa: F401 (a fixture)
@@ -66,7 +65,7 @@ def test_links_to_streamed_shards_count_for_the_disk(
     """The shard that is linked to goes; what is left is no smaller for having been a link."""
     arguments = ("reindex", REPO, "out", "--stream", "--link")
     least = least_disk(ctcli, arguments, env)
-    done = ctcli(*arguments, "--max-disk", str(least), env=env, timeout=20)
+    done = ctcli(*arguments, "--max-disk", str(least), env=env)
     assert not done.returncode, done.stderr
     assert sum(path.stat().st_size for path in (work / "out").iterdir()) <= least
 
@@ -78,25 +77,11 @@ def test_files_that_are_no_shards_stay_on_the_disk_to_the_end(
     assert not plain.returncode, plain.stderr
     arguments = (*QUANTIZE, REPO, f"hf://{MADE}", "--stream")
     least = least_disk(ctcli, arguments, env)
-    with Watch(work) as watch:
-        done = ctcli(*arguments, "--max-disk", str(least), env=env, timeout=20)
+    watch = Watch(work, tmp_path / "seen")
+    done = watch.run(*arguments, "--max-disk", str(least), env=env)
     assert not done.returncode, done.stderr
-    assert watch.bytes <= least + JOURNAL_BYTES
+    assert 0 < watch.bytes <= least + JOURNAL_BYTES
     assert published(hub) == file_hashes(tmp_path / "plain")
-
-
-def kill_when(hub: Hub, arguments: tuple[str, ...], work: Path, files: int) -> None:
-    """Kill a run with slow downloads once so many of its files are complete."""
-    hub.inject(Fault(".safetensors", times=99, path_prefix="/cdn/", rate=15_000_000))
-    command = [sys.executable, "-m", "ctcli", *arguments]
-    process = subprocess.Popen(command, env={**os.environ, **hub.env(work / "home", TOKEN)})
-    while complete_files(work / "out") < files:
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    shutil.rmtree(work / "home")
-    hub.heal()
 
 
 def test_what_a_killed_run_left_counts_for_the_disk(
@@ -105,7 +90,8 @@ def test_what_a_killed_run_left_counts_for_the_disk(
     """Complete files, fetched shards that are not needed yet, and those of another commit."""
     arguments = (*QUANTIZE, REPO, "out", "--stream")
     least = least_disk(ctcli, arguments, env)
-    kill_when(hub, arguments, work, 6)
+    died = end_at(Moment("file", 6), *arguments, env=env)
+    assert died.returncode == -signal.SIGKILL, died.stderr
     streamed = work / ".out.ctcli-partial" / "source"
     commit = hub.repos[REPO].branches["main"]
     shards = sorted((tmp_path / "model").glob("*.safetensors"))
@@ -113,18 +99,10 @@ def test_what_a_killed_run_left_counts_for_the_disk(
         folder.mkdir(exist_ok=True)
         for file in files:
             shutil.copy(file, folder)
-    whole = work / ".out.ctcli-partial"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ctcli", *arguments, "--max-disk", str(least)],
-        env={**os.environ, **env},
-    )
-    while not (streamed / "other").exists() or any((streamed / "other").iterdir()):
-        assert process.poll() is None, "what is not needed goes first"
-        time.sleep(0.002)
-    time.sleep(0.1)
-    with Watch(whole) as watch:
-        assert process.wait() == 0
-    assert 0 < watch.bytes <= least + JOURNAL_BYTES
+    watch = Watch(work / ".out.ctcli-partial", tmp_path / "seen", after_clean_up=True)
+    done = watch.run(*arguments, "--max-disk", str(least), env=env)
+    assert not done.returncode, done.stderr
+    assert 0 < watch.bytes <= least + JOURNAL_BYTES, "what is not needed goes first"
 
 
 def test_a_whole_shard_that_is_there_is_not_fetched_again_in_pieces(
@@ -163,19 +141,15 @@ def test_files_that_a_hub_has_do_not_stay_here(tmp_path: Path) -> None:
     (folder.parent / "journal").write_text("".join(json.dumps(e) + "\n" for e in entries))
     sizes = dict.fromkeys(("pushed", "complete", "unknown"), 4)
     leftover = look_for_leftover(out, "key", sizes, {"pushed": {}})
-    with open_partial(out, "key", leftover, fsync=False, overwrite=False, is_file=False):
+    with open_partial(out, "key", leftover, fsync=False, overwrite=False, form=DIRECTORY):
         assert [path.name for path in folder.iterdir()] == ["complete"]
 
 
 def run_until_it_cleans_up(hub: Hub, arguments: tuple[str, ...], env: dict[str, str]) -> None:
     """Kill a run when it has asked the hub to delete the working branch."""
     command = [sys.executable, "-m", "ctcli", *arguments]
-    process = subprocess.Popen(command, env={**os.environ, **env})
-    while not any(request.method == "DELETE" for request in hub.requests("")):
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    status = run_until(hub, lambda request: request.method == "DELETE", command, env=env)
+    assert status == -signal.SIGKILL
     hub.heal()
 
 
@@ -227,13 +201,13 @@ def test_an_error_on_the_way_ends_the_run_and_the_next_one_tells_of_each_shard_o
     arguments = (*QUANTIZE, REPO, f"hf://{MADE}", "--stream", "--log-format", "json")
     arguments = (*arguments, "--max-disk", str(least_disk(ctcli, arguments[:-2], env)))
     hub.inject(dataclasses.replace(fault))
-    failed = ctcli(*arguments, env=env, timeout=20)
+    failed = ctcli(*arguments, env=env)
     assert failed.returncode == 1
     hub.heal()
-    with Watch(work) as watch:
-        done = ctcli(*arguments, env=env)
+    watch = Watch(work, tmp_path / "seen")
+    done = watch.run(*arguments, env=env)
     assert not done.returncode, done.stderr
-    assert watch.bytes <= int(arguments[-1]) + JOURNAL_BYTES
+    assert 0 < watch.bytes <= int(arguments[-1]) + JOURNAL_BYTES
     assert published(hub) == file_hashes(tmp_path / "plain")
     logs = [[json.loads(line) for line in run.stderr.splitlines()] for run in (failed, done)]
     assert [log[-1]["event"] for log in logs] == ["failed", "done"]

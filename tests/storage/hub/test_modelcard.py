@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from ctcli import __version__
 from ctcli.checkpoint.value import Checkpoint, Origin, Shard
-from ctcli.lazy.tensors import KnownTensor, TensorSpec
+from ctcli.lazy.tensors import Known, TensorSpec
 from ctcli.storage.hub.modelcard import model_card
 from ctcli.storage.local import local_file
 from ctcli.storage.opening import open_checkpoint
@@ -51,7 +51,7 @@ def checkpoint(pylm: Path) -> Checkpoint:
     """Of a hub; two matrices of the bundled checkpoint become one of integers."""
     opened = open_checkpoint(str(pylm))
     first, *others = opened.shards
-    packed = KnownTensor(TensorSpec("I32", (250, 2)), bytes(2000))
+    packed = Known(TensorSpec("I32", (250, 2)), bytes(2000))
     return replace(
         opened,
         shards=(Shard(first.name, {"a": packed}, {}), *others[1:]),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,6 +18,8 @@ from ctcli.storage.hub.publication import Publication, open_publication
 from ctcli.storage.hub.target import PushTarget, look_at
 from tests.helpers.hub import Fault, Hub
 from tests.helpers.hub.client import DEPRECATED, lead
+from tests.helpers.hub.killing import run_until
+from tests.helpers.processes import HANG_SECONDS, environment
 
 pytestmark = DEPRECATED
 
@@ -32,6 +32,7 @@ SHARDS = {f"model-{n}.safetensors": random.Random(n).randbytes(400_000) for n in
 SMALL: dict[str, bytes | Path] = {"config.json": b"{}", "sub/merges.txt": b"a b", "README.md": b"?"}
 MADE = {**SHARDS, **SMALL, "README.md": CARD}
 WORK = TARGET.working_branch(KEY)
+KILLED_AT = (2, 9, 14, 5, 12, 16)  # requests of each run before it is killed
 PUSH = """
 import sys, warnings
 from pathlib import Path
@@ -397,27 +398,14 @@ def test_killed_again_and_again_it_comes_out_whole(
     folder.mkdir()
     for name, content in {**SHARDS, "config.json": b"{}", "README.md": CARD}.items():
         (folder / name).write_bytes(content)
-    hub.inject(Fault("", path_prefix="/storage/", rate=1_500_000, times=1000))
-    chance, kills = random.Random(5), 0
-    environment = {**os.environ, **hub.env(tmp_path / "home", TOKEN)}
     command = [sys.executable, "-c", PUSH, REPO, KEY, str(folder)]
-    while True:
-        asked = len(hub.requests())
-        process = subprocess.Popen(command, env=environment)
-        until = asked + chance.randint(2, 22)
-        while process.poll() is None and len(hub.requests()) < until and kills < 6:
-            time.sleep(0.002)
-        if kills == 6:
-            assert process.wait() == 0, capfd.readouterr().err
-            break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-        assert process.returncode in (-signal.SIGKILL, 0)
-        if process.returncode == 0:
-            break
+    env = hub.env(tmp_path / "home", TOKEN)
+    for nth in KILLED_AT:
+        assert run_until(hub, lambda _: True, command, nth=nth, env=env) == -signal.SIGKILL
+        assert REPO not in hub.repos or held(hub).keys() <= {".gitattributes"}
+    done = subprocess.run(command, env=environment(env), check=False, timeout=HANG_SECONDS)
+    assert done.returncode == 0, capfd.readouterr().err
     expected = {**SHARDS, "config.json": b"{}", "README.md": CARD}
     assert held(hub) == expected
     assert hub.repos[REPO].branches.keys() == {"main"}
     assert titles(hub) == [TARGET.message, "initial commit"]
-    assert kills > 2

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -18,12 +17,15 @@ import pytest
 
 from tests.conftest import Ctcli
 from tests.helpers.checkpoints import file_hashes
-from tests.helpers.hub import Hub
+from tests.helpers.hub import Fault, Hub
+from tests.helpers.hub.killing import run_until
+from tests.helpers.processes import HANG_SECONDS, environment
 from tests.helpers.watching import Watch
 from tests.storage.hub.test_stream import COMMANDS, REPO, SHARDS, source  # noqa: F401 (a fixture)
 
 TOKEN = "hf_" + "Qd3" * 11 + "T"
 MADE = "org/made"
+KILLED_AT = (10, 24, 40, 28, 12)  # requests of each run before it is killed
 QUANTIZE = COMMANDS["quantize"]
 
 
@@ -105,24 +107,16 @@ def test_killed_at_random_it_comes_out_whole_within_its_disk(
 ) -> None:
     work = tmp_path / "work"
     work.mkdir()
+    watch = Watch(work, tmp_path / "seen")
     arguments = (*QUANTIZE, REPO, f"hf://{MADE}", "--stream", "--max-disk", "14MB")
-    command = [sys.executable, "-m", "ctcli", *arguments]
-    rng, status = random.Random(5), -signal.SIGKILL
-    with Watch(work) as watch:
-        for _ in range(10):
-            process = subprocess.Popen(command, env={**os.environ, **env}, cwd=work)
-            time.sleep(rng.uniform(0.5, 2.5))
-            process.send_signal(signal.SIGKILL)
-            status = process.wait()
-            assert status in (0, -signal.SIGKILL)
-            if not status:
-                break
-            assert MADE not in hub.repos or not set(hub.contents(MADE)) - {".gitattributes"}
-        if status:
-            done = subprocess.run(command, env={**os.environ, **env}, cwd=work, check=False)
-            assert not done.returncode
+    command = watch.command(*arguments)
+    for nth in KILLED_AT:
+        status = run_until(hub, lambda _: True, command, nth=nth, env=env, cwd=work)
+        assert status == -signal.SIGKILL
+        assert MADE not in hub.repos or not set(hub.contents(MADE)) - {".gitattributes"}
+    subprocess.run(command, env=environment(env), cwd=work, check=True, timeout=HANG_SECONDS)
     assert published(hub) == undisturbed
-    assert watch.bytes <= 14_100_000, "beside files there is the journal"
+    assert 0 < watch.bytes <= 14_100_000, "beside files there is the journal"
     assert branches(hub) == {"main"}
 
 
@@ -134,12 +128,8 @@ def test_another_machine_continues_when_it_is_told_to(
     second.mkdir()
     arguments = (*QUANTIZE, REPO, f"hf://{MADE}", "--stream")
     command = [sys.executable, "-m", "ctcli", *arguments]
-    process = subprocess.Popen(command, env={**os.environ, **env}, cwd=first)
-    while collected(hub) < 2:
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    status = run_until(hub, lambda _: collected(hub) >= 2, command, env=env, cwd=first)
+    assert status == -signal.SIGKILL
     shutil.rmtree(first)
     stale = second / ".org--made.ctcli-partial" / "journal"
     stale.parent.mkdir()
@@ -196,7 +186,9 @@ def test_expected_errors_are_events_too(ctcli: Ctcli, tmp_path: Path, env: dict[
     assert "org/none" in event["message"]
 
 
-def test_an_interruption_is_an_event_too(tmp_path: Path, env: dict[str, str]) -> None:
+def test_an_interruption_is_an_event_too(hub: Hub, tmp_path: Path, env: dict[str, str]) -> None:
+    comes = threading.Event()
+    hub.inject(Fault(".safetensors", path_prefix="/cdn/", hold=comes, held_at=1_000_000))
     options = ("--stream", "--push", MADE, "--log-format", "json")
     with subprocess.Popen(
         [sys.executable, "-m", "ctcli", *QUANTIZE, REPO, str(tmp_path / "out"), *options],
@@ -208,6 +200,7 @@ def test_an_interruption_is_an_event_too(tmp_path: Path, env: dict[str, str]) ->
         lines = [process.stderr.readline()]
         process.send_signal(signal.SIGTERM)
         lines += process.stderr.readlines()
+    comes.set()
     assert process.returncode == 128 + signal.SIGTERM
     first, *_, last = map(json.loads, lines)
     assert first["event"] == "started"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,9 @@ import pytest
 from tests.conftest import ROOT, Ctcli
 from tests.engine.test_killed_rewrites import complete_files
 from tests.helpers.checkpoints import file_hashes, write_checkpoint
-from tests.helpers.hub import Fault, Hub
+from tests.helpers.hub import Hub, Request
+from tests.helpers.hub.killing import run_until
+from tests.helpers.processes import HANG_SECONDS
 from tests.helpers.watching import Watch
 
 REPO = "org/model"
@@ -83,6 +84,11 @@ def shards_begun(hub: Hub) -> int:
     return len({path.rpartition("/")[2] for path in asked})
 
 
+def has_begun(hub: Hub, shards: int, _: Request) -> bool:
+    """Whether so many shards were asked for."""
+    return shards_begun(hub) >= shards
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_streamed_run_gives_the_same_bytes_and_leaves_nothing(
     command: str, hub: Hub, ctcli: Ctcli, tmp_path: Path
@@ -90,8 +96,8 @@ def test_a_streamed_run_gives_the_same_bytes_and_leaves_nothing(
     words, home = COMMANDS[command], tmp_path / "home"
     plain = ctcli(*words, REPO, tmp_path / "plain", env=hub.env(home))
     assert not plain.returncode, plain.stderr
-    with Watch(tmp_path / ".out.ctcli-partial") as watch:
-        done = ctcli(*words, REPO, tmp_path / "out", "--stream", env=hub.env(tmp_path / "other"))
+    watch = Watch(tmp_path / ".out.ctcli-partial", tmp_path / "seen")
+    done = watch.run(*words, REPO, tmp_path / "out", "--stream", env=hub.env(tmp_path / "other"))
     assert not done.returncode, done.stderr
     assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "plain")
     assert 0 < watch.shards <= 5, "no more than the one in use, its neighbour, and those ahead"
@@ -108,11 +114,11 @@ def test_the_disk_is_bounded_and_a_smaller_bound_is_refused(
     assert tight.returncode == 1
     _, _, found = tight.stderr.partition("--max-disk: at least ")
     least = int(found.partition(" bytes")[0].replace(",", ""))
-    with Watch(tmp_path / ".out.ctcli-partial") as watch:
-        options = ("--stream", "--max-disk", str(least))
-        done = ctcli(*words, REPO, tmp_path / "out", *options, env=env)
+    watch = Watch(tmp_path / ".out.ctcli-partial", tmp_path / "seen")
+    options = ("--stream", "--max-disk", str(least))
+    done = watch.run(*words, REPO, tmp_path / "out", *options, env=env)
     assert not done.returncode, done.stderr
-    assert watch.bytes <= least + 100_000, "beside files there is the journal"
+    assert 0 < watch.bytes <= least + 100_000, "beside files there is the journal"
 
 
 def test_a_killed_streamed_run_continues(hub: Hub, ctcli: Ctcli, tmp_path: Path) -> None:
@@ -120,30 +126,32 @@ def test_a_killed_streamed_run_continues(hub: Hub, ctcli: Ctcli, tmp_path: Path)
     plain = ctcli(*words, REPO, tmp_path / "plain", env=hub.env(tmp_path / "home"))
     assert not plain.returncode, plain.stderr
     hub.forget()
-    env = {**os.environ, **hub.env(tmp_path / "other")}
+    env = hub.env(tmp_path / "other")
     arguments = (*words, REPO, str(tmp_path / "out"), "--stream", "--num-workers", "1")
+    command = [sys.executable, "-m", "ctcli", *arguments]
     for shards in (1, 4, 6):
-        process = subprocess.Popen([sys.executable, "-m", "ctcli", *arguments], env=env)
-        while shards_begun(hub) < shards and process.poll() is None:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        begun = partial(has_begun, hub, shards)
+        assert run_until(hub, begun, command, env=env) == -signal.SIGKILL
     done = ctcli(*arguments, env=env)
     assert not done.returncode, done.stderr
     assert file_hashes(tmp_path / "out") == file_hashes(tmp_path / "plain")
 
 
-def test_work_goes_on_while_shards_are_on_their_way(hub: Hub, tmp_path: Path) -> None:
-    """When the last shard begins to come, all but the last few outputs are complete."""
-    hub.inject(Fault(".safetensors", times=99, path_prefix="/cdn/", rate=10_000_000))
-    env = {**os.environ, **hub.env(tmp_path / "home")}
-    words = (*COMMANDS["quantize"], REPO, str(tmp_path / "out"), "--stream")
-    process = subprocess.Popen([sys.executable, "-m", "ctcli", *words], env=env)
-    while shards_begun(hub) < SHARDS:
-        assert process.poll() is None
-        time.sleep(0.002)
-    assert complete_files(tmp_path / "out") >= SHARDS - 4
-    assert process.wait() == 0
+def test_work_goes_on_while_shards_are_on_their_way(hub: Hub, ctcli: Ctcli, tmp_path: Path) -> None:
+    """The last shard comes only once all but the last few outputs are complete."""
+    complete, end = 0, time.monotonic() + HANG_SECONDS / 2
+
+    def hold() -> None:
+        nonlocal complete
+        while complete < SHARDS - 4 and time.monotonic() < end:
+            time.sleep(0.01)
+            complete = complete_files(tmp_path / "out")
+
+    env = hub.env(tmp_path / "home")
+    with hub.on(partial(has_begun, hub, SHARDS), hold):
+        done = ctcli(*COMMANDS["quantize"], REPO, tmp_path / "out", "--stream", env=env)
+    assert not done.returncode, done.stderr
+    assert complete >= SHARDS - 4
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +73,12 @@ def ignore(nbytes: int) -> None:
     pass
 
 
+def threads_in(function: Callable[..., object]) -> int:
+    """How many threads are at a line of the function itself, not of what it calls."""
+    frames = sys._current_frames().values()
+    return sum(frame.f_code is function.__code__ for frame in frames)
+
+
 def test_a_file_comes_into_the_folder_is_read_there_and_goes(
     hub: Hub, streamed: StreamedFile, tmp_path: Path
 ) -> None:
@@ -105,12 +112,14 @@ def test_only_weights_of_a_hub_are_streamed(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_threads_wait_for_one_download(hub: Hub, streamed: StreamedFile) -> None:
-    hub.inject(Fault(WEIGHTS, path_prefix=CDN, rate=20_000_000))
-    threads = [threading.Thread(target=streamed.fetch, args=(ignore,)) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    comes = threading.Event()
+    hub.inject(Fault(WEIGHTS, path_prefix=CDN, hold=comes, held_at=SIZE // 2))
+    with ThreadPoolExecutor(8) as pool:
+        fetching = [pool.submit(streamed.fetch, ignore) for _ in range(8)]
+        while threads_in(StreamedFile.fetch) < 7:
+            time.sleep(0.01)
+        comes.set()
+        assert {future.result() for future in fetching} == {streamed.path}
     assert len([r for r in hub.requests(WEIGHTS) if r.path.startswith(CDN)]) == 1
 
 
@@ -144,15 +153,18 @@ def test_a_server_that_ignores_ranges_spoils_nothing(hub: Hub, streamed: Streame
 def test_what_a_killed_process_fetched_is_not_fetched_again(
     hub: Hub, streamed: StreamedFile, tmp_path: Path
 ) -> None:
-    hub.inject(Fault(WEIGHTS, path_prefix=CDN, rate=4_000_000))
+    goes_on = threading.Event()
+    hub.inject(Fault(WEIGHTS, path_prefix=CDN, hold=goes_on, held_at=1_500_000))
     process = subprocess.Popen(
         [sys.executable, "-c", FETCH, REPO, WEIGHTS, str(streamed.folder)],
         env={**os.environ, **hub.env(tmp_path / "home")},
     )
-    while process.poll() is None and streamed.disk_bytes < 1_000_000:
+    while streamed.disk_bytes < 1_000_000:
+        assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    goes_on.set()
     there = streamed.disk_bytes
     assert 1_000_000 <= there < SIZE
     assert streamed.fetch_bytes == SIZE - there
@@ -315,6 +327,14 @@ def test_pauses_double_with_jitter_and_come_to_an_end(hub: Hub, pauses: list[flo
     full = sum(2**n for n in range(retries.TRIES - 1))
     assert full / 2 <= sum(pauses) < full + 0.1
     assert sum(pauses) != pytest.approx(full, abs=1e-3)
+
+
+def test_a_hub_out_of_reach_is_given_up_after_few_tries(hub: Hub, pauses: list[float]) -> None:
+    hub.close()
+    with pytest.raises(CtcliError, match="did not deliver"):
+        list_hub(REPO, None)
+    full = sum(2**n for n in range(retries.FEW_TRIES - 1))
+    assert full / 2 <= sum(pauses) < full + 0.1
 
 
 class EndError(Exception):

@@ -1,0 +1,98 @@
+"""How a node is cut into spans, within bounds of time and memory. The only place that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ctcli.lazy.nodes import COLUMNS, Axis, Node
+
+# Arithmetic goes over blocks of so many elements: small enough for their temporaries to stay in
+# cache, large enough for the calls on each block not to matter.
+BLOCK_ELEMENTS = 512 * 1024
+# A file is read and written by columns in runs of so many: a row of them, which costs two system
+# calls, is several pages long.
+COLUMNS_AT_ONCE = 2048
+# A job computes several blocks: few enough for a signal to be answered at once.
+_JOB_ELEMENTS = 8 * BLOCK_ELEMENTS
+# What a block needs while it is computed, beside its own bytes: float32 temporaries.
+_BYTES_PER_ELEMENT = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A node's rows (columns), cut.
+
+    Attributes:
+        axis: the direction.
+        length: rows (columns) of the node.
+        job: of one job.
+        window: that are read and written at once.
+        band: that are computed at once.
+        memory: bytes that a job holds while it runs.
+    """
+
+    axis: Axis
+    length: int
+    job: int
+    window: int
+    band: int
+    memory: int
+
+    @property
+    def jobs(self) -> int:
+        """How many jobs there are."""
+        return -(-self.length // self.job)
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """Start and stop of each job."""
+        for start in range(0, self.length, self.job):
+            yield start, min(start + self.job, self.length)
+
+
+def cut(node: Node) -> Cut:
+    """Cut a node along the axis in which it runs where it is written.
+
+    The result depends on the node alone, never on workers or memory: it decides no byte, but the
+    order in which floats are summed.
+    """
+    axis = node.axis
+    length, stored = node.shape[axis], sum(tensor.spec.nbytes for tensor in node.reads)
+    return _cut(axis, length, node.across[axis], node.together[axis], stored)
+
+
+@lru_cache(maxsize=4096)
+def _cut(axis: Axis, length: int, elements: int, granule: int, stored: int) -> Cut:
+    """Cut rows (columns) of so many elements each, which together are so many bytes in files.
+
+    Many nodes of a model are alike.
+    """
+    across = max(1, elements)
+    rows = max(1, BLOCK_ELEMENTS // across // granule) * granule
+    window = band = rows
+    if axis == COLUMNS:
+        window = max(1, max(COLUMNS_AT_ONCE, BLOCK_ELEMENTS // across) // granule) * granule
+        band = min(rows, window)
+    job = max(1, _JOB_ELEMENTS // (across * window)) * window
+    memory = _memory(axis, min(window, length), band, elements, stored // max(1, length))
+    return Cut(axis, length, job, window, band, memory)
+
+
+def _memory(axis: Axis, window: int, band: int, across: int, stored: int) -> int:
+    """Bytes of what is read at once, with what is computed from it.
+
+    Columns are computed in bands, whose results are then joined.
+
+    Args:
+        axis: the direction.
+        window: rows (columns) that are read at once.
+        band: that are computed at once.
+        across: elements of each.
+        stored: bytes of each in files.
+    """
+    elements = window * across
+    if axis != COLUMNS:
+        return window * stored + elements * _BYTES_PER_ELEMENT
+    computed = min(elements, band * across)
+    return window * stored + computed * _BYTES_PER_ELEMENT + 2 * max(window * stored, 4 * elements)

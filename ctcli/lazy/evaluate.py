@@ -1,0 +1,176 @@
+"""The one evaluator: computes a span of a node by pulling the same span of its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from ctcli.lazy.cut import cut
+from ctcli.lazy.known import known_array
+from ctcli.lazy.nodes import COLUMNS, Axis, Computed, Input, LazyTensor, Node, Where
+from ctcli.lazy.tensors import Known, Stored, TensorSpec
+
+if TYPE_CHECKING:
+    from ctcli.lazy.nodes import Block, Blocks
+
+
+class Reader(Protocol):
+    """Reads stored matrices."""
+
+    def read(self, tensor: Stored, axis: Axis, start: int, stop: int) -> Block:
+        """Rows (columns) of a tensor of two dimensions; valid until the same tensor is read again.
+
+        Raises:
+            CtcliError: they cannot be read.
+        """
+
+
+class Yielded(NamedTuple):
+    """What is to be written at once.
+
+    Attributes:
+        start: the first row (column) of the node.
+        outputs: those of each output, by name.
+        measures: what was measured on each block.
+    """
+
+    start: int
+    outputs: Blocks
+    measures: list[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Computes spans of nodes, on one thread.
+
+    Attributes:
+        reader: where stored blocks come from.
+        values: what nodes read whole, by the key of the node that computed it.
+    """
+
+    reader: Reader
+    values: Mapping[str, Block]
+
+    def compute(self, node: Node, start: int, stop: int) -> Iterator[Yielded]:
+        """Compute rows (columns) of a node, a window after the other.
+
+        Raises:
+            CtcliError: something cannot be read.
+            NonFiniteError: a kernel met NaN or infinities.
+        """
+        for first, made in self._windows(node, start, stop):
+            yield Yielded(first, _joined(node, made), [measured for _, measured in made])
+
+    def value(self, node: Node, start: int, stop: int) -> Block:
+        """Compute what rows (columns) of a node that is one small value add to it."""
+        assert node.combine, "it is a value"
+        (name,) = node.outputs
+        made = (part for _, parts in self._windows(node, start, stop) for part, _ in parts)
+        return combined([outputs[name] for outputs in made], node.combine)
+
+    def _windows(
+        self, node: Node, start: int, stop: int
+    ) -> Iterator[tuple[int, list[tuple[Blocks, Sequence[Any]]]]]:
+        """The first row (column) of each window, and its blocks."""
+        how = cut(node)
+        for first in range(start, stop, how.window):
+            last = min(first + how.window, stop)
+            pull = _Pull(self, how.axis, first, last)
+            bands = range(first, last, how.band)
+            yield first, [pull.run(node, at, min(at + how.band, last)) for at in bands]
+
+
+def combined(parts: Sequence[Block], how: str) -> Block:
+    """Element-wise largest (NaN if one is) or sum of some arrays of one shape, in their order."""
+    import numpy as np
+
+    result = parts[0]
+    for part in parts[1:]:
+        result = np.maximum(result, part) if how == "max" else result + part
+    return result
+
+
+class _Pull:
+    """One window: what is read of it by columns is read once, for all blocks in it."""
+
+    def __init__(self, evaluator: Evaluator, axis: Axis, first: int, last: int) -> None:
+        self._evaluator = evaluator
+        self._axis = axis
+        self._window = (first, last)
+        self._columns: dict[Stored, Block] = {}
+
+    def run(self, node: Node, start: int, stop: int) -> tuple[Blocks, Sequence[Any]]:
+        """Compute a block of a node."""
+        return self._run(node, self._axis, (start, stop), self._window)
+
+    def _run(
+        self, node: Node, axis: Axis, span: tuple[int, int], window: tuple[int, int]
+    ) -> tuple[Blocks, Sequence[Any]]:
+        blocks = {
+            name: self._pull(node, item, axis, span, window) for name, item in node.inputs.items()
+        }
+        return node.kernel(blocks, Where(axis, *span, node.shape))
+
+    def _pull(
+        self,
+        node: Node,
+        item: Input,
+        axis: Axis,
+        span: tuple[int, int],
+        window: tuple[int, int],
+    ) -> Block:
+        if item.run == "whole":
+            return self._whole(item.tensor)
+        own = item.axis(axis)
+        inner, outer = item.span(node, axis, *span), item.span(node, axis, *window)
+        block = self._block(item, own, inner, outer)
+        return block if item.run == "along" else _contiguous(block.T)
+
+    def _block(
+        self, item: Input, axis: Axis, span: tuple[int, int], window: tuple[int, int]
+    ) -> Block:
+        """Rows (columns) of a tensor."""
+        tensor, (start, stop) = item.tensor, span
+        if isinstance(tensor, Computed):
+            if tensor.spec.shape != item.shape:  # a row that is taken for a column
+                length = tensor.node.shape[axis := tensor.node.axis]
+                whole = self._run(tensor.node, axis, (0, length), (0, length))[0][tensor.output]
+                return whole.reshape(item.shape)[start:stop]
+            return self._run(tensor.node, axis, span, window)[0][tensor.output]
+        if isinstance(tensor, Known):
+            known = known_array(tensor).reshape(item.shape)
+            return _contiguous(known[:, start:stop]) if axis == COLUMNS else known[start:stop]
+        matrix = Stored(TensorSpec(tensor.spec.dtype, item.shape), tensor.file, tensor.start)
+        if axis != COLUMNS:
+            return self._evaluator.reader.read(matrix, axis, start, stop)
+        first, last = window
+        if matrix not in self._columns:
+            self._columns[matrix] = self._evaluator.reader.read(matrix, axis, first, last)
+        return _contiguous(self._columns[matrix][:, start - first : stop - first])
+
+    def _whole(self, tensor: LazyTensor) -> Block:
+        if isinstance(tensor, Computed):
+            return self._evaluator.values[tensor.node.key]
+        assert isinstance(tensor, Known), "stored tensors are read whole through a node"
+        return known_array(tensor)
+
+
+def _contiguous(block: Block) -> Block:
+    import numpy as np
+
+    return np.ascontiguousarray(block)
+
+
+def _joined(node: Node, made: Sequence[tuple[Blocks, Sequence[Any]]]) -> Blocks:
+    """The outputs of neighbouring blocks as those of one."""
+    if len(made) == 1:
+        return made[0][0]
+    import numpy as np
+
+    return {
+        name: first
+        if node.outputs[name].is_whole
+        else np.concatenate([outputs[name] for outputs, _ in made], node.axis)
+        for name, first in made[0][0].items()
+    }

@@ -1,0 +1,295 @@
+"""What is computed: nodes with inputs, outputs and a kernel, and how they run along each other.
+
+A node runs over a matrix [rows, columns]; whoever evaluates it asks for some of its rows, or of its
+columns, and the node asks its inputs for the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+from ctcli.lazy.tensors import Known, Stored, TensorSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    # F32 and F64 are floats; stored elements of other dtypes are unsigned integers of their size.
+    Block = NDArray[Any]
+    Blocks = Mapping[str, Block]
+
+T = TypeVar("T")
+Axis = Literal[0, 1]
+Shape = tuple[int, int]
+ROWS: Axis = 0
+COLUMNS: Axis = 1
+# Fewer columns at once are not worth it: each row of them is a piece of the file of its own.
+LEAST_COLUMNS = 1024
+
+
+class NonFiniteError(ValueError):
+    """A kernel met NaN or infinities that it must not let through; says what to do next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """One output of a node."""
+
+    node: Node
+    output: str
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Its dtype and shape; between steps F32 or F64 whatever it will be rounded to."""
+        return self.node.outputs[self.output].spec
+
+
+LazyTensor = Stored | Known | Computed
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Which part of a node's matrix a kernel computes.
+
+    Attributes:
+        axis: whether it is some rows (0) or some columns (1).
+        start: the first of them.
+        stop: the one behind the last.
+        shape: [rows, columns] of the whole matrix.
+    """
+
+    axis: Axis
+    start: int
+    stop: int
+    shape: Shape
+
+    @property
+    def rows(self) -> range:
+        """The rows."""
+        return range(self.start, self.stop) if self.axis == ROWS else range(self.shape[0])
+
+    @property
+    def columns(self) -> range:
+        """The columns."""
+        return range(self.start, self.stop) if self.axis == COLUMNS else range(self.shape[1])
+
+
+class Kernel(Protocol):
+    """A pure function with its settings: a frozen dataclass, so that it can go to other processes.
+
+    It leaves the blocks that it is given as they are.
+    """
+
+    def __call__(self, blocks: Blocks, where: Where, /) -> tuple[Blocks, Sequence[Any]]:
+        """Compute that part of each output, by name, and measure something or nothing.
+
+        Raises:
+            NonFiniteError: an input, or a result, is not finite.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """How a node reads a tensor.
+
+    Attributes:
+        tensor: what it reads.
+        shape: [rows, columns] that the tensor is taken for.
+        run: `along`: its rows run with the node's rows, its columns with the node's columns;
+            `transposed`: its columns with the node's rows; `whole`: all of it, a value.
+        each: its rows and columns that belong to one granule of the node, 0 where it is not cut;
+            None: it has the node's own rows and columns.
+        label: what messages call a value that may hold NaN; empty: it cannot be the reason for any.
+    """
+
+    tensor: LazyTensor
+    shape: Shape
+    run: Literal["along", "transposed", "whole"] = "along"
+    each: Shape | None = None
+    label: str = ""
+
+    def axis(self, axis: Axis) -> Axis:
+        """The direction in which it runs while the node runs along `axis`."""
+        if self.run == "along":
+            return axis
+        return COLUMNS if axis == ROWS else ROWS
+
+    def granules(self, node: Node, axis: Axis) -> int:
+        """How many of the node's rows (columns) make whole granules of the node that it reads."""
+        assert isinstance(self.tensor, Computed), "stored tensors have no granules"
+        own = self.axis(axis)
+        below = self.tensor.node.together[own]
+        if self.each is None:
+            return below
+        each = self.each[own]
+        return node.granule[axis] * (below // math.gcd(below, each)) if each else 1
+
+    def span(self, node: Node, axis: Axis, start: int, stop: int) -> tuple[int, int]:
+        """Its rows (columns) that belong to some of the node's, which begin with a granule."""
+        if self.each is None:
+            return start, stop
+        own = self.axis(axis)
+        each, length = self.each[own], self.shape[own]
+        if not each:
+            return 0, length
+        granule = node.granule[axis]
+        last = length if stop == node.shape[axis] else stop // granule * each
+        return start // granule * each, last
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One of the tensors that a node computes.
+
+    Attributes:
+        spec: its dtype and shape; for every granule of the node it has equally many rows (columns,
+            where the node runs along columns).
+        is_whole: all of it comes from the first granule instead.
+    """
+
+    spec: TensorSpec
+    is_whole: bool = False
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Node:
+    """Tensors that are computed together.
+
+    Attributes:
+        key: `<module>/<tensor>/<steps>`, unique in a run, and the same in every process that makes
+            the same plan.
+        module: the module that it belongs to, for messages and reports.
+        shape: [rows, columns] of the matrix that it runs over.
+        inputs: what it reads, by name; none where the matrix is generated.
+        outputs: what it makes, by name.
+        kernel: how.
+        granule: rows, and columns, that belong together for the kernel.
+        axis: the direction in which it runs where its outputs are written.
+        combine: how the blocks' results become one small value; None: they are parts of outputs.
+        measure: how what was measured on two blocks becomes one, element by element.
+        exact: what the one output is the rounding of: a further step starts from there.
+    """
+
+    key: str
+    module: str
+    shape: Shape
+    inputs: Mapping[str, Input]
+    outputs: Mapping[str, Output]
+    kernel: Kernel
+    granule: Shape = (1, 1)
+    axis: Axis = ROWS
+    combine: Literal["max", "sum"] | None = None
+    measure: Literal["max", "sum"] = "sum"
+    exact: LazyTensor | None = None
+    # What follows from the inputs is found once: plans ask it of every node several times.
+    along: tuple[Input, ...] = field(init=False)
+    """The inputs that it does not read whole."""
+    together: Shape = field(init=False)
+    """Rows, and columns, that belong together for it and all nodes that it pulls."""
+    across: Shape = field(init=False)
+    """Elements of a row, and of a column, of the widest matrix that it pulls."""
+    values: tuple[Node, ...] = field(init=False)
+    """The values that it, or a node that it pulls, reads whole."""
+    reads: tuple[Stored, ...] = field(init=False)
+    """What it, and the nodes that it pulls, read of files; values apart."""
+
+    def __post_init__(self) -> None:
+        along = tuple(item for item in self.inputs.values() if item.run != "whole")
+        values: list[Node] = []
+        reads: list[Stored] = []
+        (down, width), (rows, columns) = self.granule, self.shape
+        for item in self.inputs.values():
+            tensor = item.tensor
+            if isinstance(tensor, Stored):
+                reads.append(tensor)
+            elif isinstance(tensor, Computed) and item.run == "whole":
+                values.append(tensor.node)
+            elif isinstance(tensor, Computed):
+                below = tensor.node
+                values += below.values
+                reads += below.reads
+                columns, rows = max(columns, below.across[0]), max(rows, below.across[1])
+                down = math.lcm(down, item.granules(self, ROWS))
+                width = math.lcm(width, item.granules(self, COLUMNS))
+        found = object.__setattr__
+        found(self, "along", along)
+        found(self, "together", (down, width))
+        found(self, "across", (columns, rows))
+        found(self, "values", _each_once(values))
+        found(self, "reads", _each_once(reads))
+
+    @property
+    def is_value(self) -> bool:
+        """Whether it is computed once, held while others need it, and never written."""
+        return self.combine is not None
+
+    def place(self, output: str, axis: Axis, start: int) -> int:
+        """The row (column) of an output that the part from `start` on begins with."""
+        shape, granule = self.outputs[output].spec.shape, self.granule[axis]
+        each = granule
+        if len(shape) > axis:
+            each = shape[axis] * granule // max(1, self.shape[axis])
+        return start // granule * each
+
+
+def _each_once(found: list[T]) -> tuple[T, ...]:
+    return tuple(found) if len(found) < 2 else tuple(dict.fromkeys(found))
+
+
+def preferred_axis(shape: Shape, together: Shape) -> Axis:
+    """Whether blocks of whole rows are smaller, or blocks of whole columns."""
+    (rows, columns), (down, across) = shape, together
+    is_smaller = down * columns > rows * max(across, LEAST_COLUMNS)
+    return COLUMNS if down > 1 and is_smaller else ROWS
+
+
+def axis_of(tensor: LazyTensor) -> Axis:
+    """The direction in which it is best read."""
+    if isinstance(tensor, Computed):
+        return preferred_axis(tensor.node.shape, tensor.node.together)
+    return ROWS
+
+
+def starting_point(tensor: LazyTensor) -> Stored | Computed | None:
+    """What a further step starts from: a stored tensor, or a computed one before it was rounded.
+
+    None: its values are known, or cannot be had before they were rounded.
+    """
+    if isinstance(tensor, Computed):
+        found = tensor.node.exact
+        assert not isinstance(found, Known), "what is known is not computed"
+        return found
+    return None if isinstance(tensor, Known) else tensor
+
+
+def matrix_shape(shape: Sequence[int]) -> Shape:
+    """[rows, columns] that a tensor is taken for: [first, all others], or a vector for one row."""
+    if len(shape) > 1:
+        return shape[0], math.prod(shape[1:])
+    return 1, math.prod(shape)
+
+
+def step_key(module: str, leaf: str, tensor: LazyTensor, step: str) -> str:
+    """A key for what a step makes of a tensor, as tensor `<module>.<leaf>`."""
+    before = ""
+    if isinstance(tensor, Computed):
+        path = tensor.node.key.removeprefix(f"{tensor.node.module}/")
+        before = path.removeprefix(f"{leaf}/")
+    return "/".join(part for part in (module, leaf, before, step) if part)
+
+
+def all_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Some nodes, each behind the values that it needs, each once."""
+    seen: set[Node] = set()
+
+    def visit(node: Node) -> Iterator[Node]:
+        if node not in seen:
+            seen.add(node)
+            for value in node.values:
+                yield from visit(value)
+            yield node
+
+    for node in nodes:
+        yield from visit(node)

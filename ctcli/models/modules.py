@@ -1,0 +1,94 @@
+"""The modules of a checkpoint: what each is, and the tensors that make it up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from ctcli.lazy.tensors import TensorSpec
+from ctcli.models.experts import packed_experts
+from ctcli.models.protected import Kind, kind_of, layers_of
+
+
+class _Specified(Protocol):
+    @property
+    def spec(self) -> TensorSpec: ...
+
+
+T = TypeVar("T", bound=_Specified)
+# What stands for a matrix, unpacked or not.
+_WEIGHTS = ("weight", "weight_packed", "qweight", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Module(Generic[T]):
+    """A module that has tensors of its own.
+
+    Attributes:
+        name: its full name; of experts that are packed without a module, the tensor's.
+        kind: what it is.
+        parts: its tensors by the last component of their names; `` is a tensor of its own name.
+    """
+
+    name: str
+    kind: Kind
+    parts: Mapping[str, T]
+
+    @property
+    def weight(self) -> T | None:
+        """Its weight as it stands."""
+        return self.parts.get("weight") or self.parts.get("")
+
+    @property
+    def bias(self) -> T | None:
+        """Its bias."""
+        return self.parts.get("bias")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight as it stands; empty where there is none."""
+        return self.weight.spec.shape if self.weight else ()
+
+    @property
+    def leaf(self) -> str:
+        """The last component of its name."""
+        return self.name.rpartition(".")[2]
+
+    def tensor(self, part: str) -> str:
+        """The full name of one of its tensors."""
+        return f"{self.name}.{part}" if self.name and part else self.name or part
+
+
+def modules_of(tensors: Mapping[str, T], config: Mapping[str, Any]) -> dict[str, Module[T]]:
+    """The modules of a checkpoint by name, in the order of their weights.
+
+    Args:
+        tensors: all of them, by name.
+        config: config.json.
+    """
+    parts: dict[str, dict[str, T]] = {}
+    order: dict[str, None] = {}
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if leaf != "weight" and packed_experts(name, tensor.spec):
+            module, leaf = name, ""
+        parts.setdefault(module, {})[leaf] = tensor
+        if leaf in _WEIGHTS:
+            order[module] = None
+    layers = layers_of(config)
+    return {
+        name: Module(name, _kind(name, parts[name], layers), parts[name])
+        for name in {**order, **dict.fromkeys(parts)}
+    }
+
+
+def _kind(name: str, parts: Mapping[str, _Specified], layers: int | None) -> Kind:
+    if named := kind_of(name, layers):
+        return named
+    weight = next((parts[leaf] for leaf in _WEIGHTS if leaf in parts), None)
+    if weight is None:
+        return "other"
+    if len(weight.spec.shape) == 3 and packed_experts(name, weight.spec):
+        return "experts"
+    return "linear" if len(weight.spec.shape) == 2 or "qweight" in parts else "other"

@@ -1,0 +1,218 @@
+"""Blocks of a weight on the CPU: from arrays to the kernels of a format, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy import float32
+
+from ctcli.ops.bits import from_floats, to_floats
+from ctcli.ops.elements import F16, F32, KINDS
+from ctcli.ops.jit import kernel
+from ctcli.ops.packing import pack_words, unpack_words
+from ctcli.ops.pieces import PIECE, Source, Work
+from ctcli.ops.quantized import SHRINKS, QuantizedBlock, Rounding
+from ctcli.ops.tiles import Settings, Tiles, find_ranges
+
+if TYPE_CHECKING:
+    from ctcli.ops.loops import Kernels
+    from ctcli.ops.quantized import Array
+
+_TINY = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126, "F64": 0.0}
+_MOST = 448.0 * 6  # the largest E4M3 scale times the largest E2M1 element
+
+
+@kernel
+def _find_all_ranges(source: Source, settings: Settings, work: Work, tiles: Tiles) -> None:
+    for top in range(0, settings.rows, settings.height):
+        for left in range(0, settings.columns, settings.step):
+            find_ranges(source, settings, work, tiles, top, left)
+
+
+class Compiled:
+    """See `quantized.Body`."""
+
+    def quantize(
+        self, block: Array, tag: str, rounding: Rounding, ranges: Array | None
+    ) -> QuantizedBlock:
+        """See `quantized.Body`."""
+        source, kernels = _source(block, tag), _kernels(rounding)
+        settings = _settings(block.shape, rounding)
+        work, tiles = _work(), _tiles(settings, ranges)
+        has_ranges = ranges is not None
+        if rounding.searches and not has_ranges:
+            errors = np.empty((len(SHRINKS), 1, tiles.lows.shape[1]))
+            kernels.search(source, settings, work, tiles, has_ranges, _shrinks(), errors)
+            has_ranges = True
+        nbytes = bytes_of(settings.columns, rounding)
+        if settings.packed != _spacing(rounding):  # then they are packed afterwards
+            nbytes = settings.columns
+        codes = np.zeros((settings.rows, nbytes), np.uint8)
+        error, energy = kernels.encode(source, settings, work, tiles, has_ranges, codes)
+        if settings.packed != _spacing(rounding):
+            codes = pack_words(codes, rounding.bits).view(np.uint8)
+        return QuantizedBlock(codes, tiles.scales, tiles.marks, error, energy)
+
+    def errors(self, block: Array, tag: str, rounding: Rounding, ranges: Array) -> Array:
+        """See `quantized.Body`."""
+        settings = _settings(block.shape, rounding)
+        tiles = _tiles(settings, ranges)
+        errors = np.empty((len(SHRINKS), *tiles.lows.shape))
+        search = _kernels(rounding).search
+        search(_source(block, tag), settings, _work(), tiles, True, _shrinks(), errors)
+        return errors.reshape(len(SHRINKS), -1)
+
+    def widest(self, block: Array, tag: str, rounding: Rounding) -> Array:
+        """See `quantized.Body`."""
+        settings = _settings(block.shape, rounding)
+        tiles = _tiles(settings, None)
+        _find_all_ranges(_source(block, tag), settings, _work(), tiles)
+        return np.stack([-tiles.lows.reshape(-1), tiles.highs.reshape(-1)])
+
+    def largest(self, block: Array, tag: str) -> Array:
+        """See `quantized.Body`."""
+        flat = block.reshape(1, -1)
+        found: Array = self.widest(flat, tag, Rounding("float8", "F32", False, (None, None), 8))[1]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class ReadBlock:
+    """What a reader computes.
+
+    Attributes:
+        values: float32 [rows, columns].
+        bounds: float32 [row tiles, column tiles]: the sum of the squares of half the step at each
+            value, which is the largest error that rounding to the nearest leaves.
+    """
+
+    values: Array
+    bounds: Array
+
+
+def read(
+    codes: Array,
+    scales: Array,
+    zeros: Array | None,
+    shape: tuple[int, int],
+    rounding: Rounding,
+) -> ReadBlock:
+    """Read a quantized block.
+
+    Args:
+        codes: uint8 [rows, bytes].
+        scales: float32, [row tiles, column tiles] or 1 in their place; those of nvfp4 over its
+            global scale, and those of mx as powers.
+        zeros: zero points, likewise.
+        shape: of the block, [rows, columns].
+        rounding: how it was quantized.
+    """
+    settings = _settings(shape, rounding)
+    tiles = _tiles(settings, None)
+    tiles.scales[:] = scales
+    tiles.marks[:] = 0 if zeros is None else zeros
+    values, bounds = np.empty(shape, np.float32), np.zeros(tiles.scales.shape, np.float32)
+    if settings.packed != _spacing(rounding):
+        codes = unpack_words(codes.view(np.uint32), rounding.bits, settings.columns)
+    _kernels(rounding).decode(codes, settings, _work(), tiles, values, bounds)
+    return ReadBlock(values, bounds)
+
+
+def global_scale(largest: float, dtype: str) -> float32:
+    """NVFP4's, as readers divide by it: 448 * 6 / largest; 1 where there is nothing to scale.
+
+    Args:
+        largest: the largest magnitude of the weights that share it.
+        dtype: D, of the weights: both steps are rounded to it.
+    """
+    if not largest > 0:
+        return float32(1)
+    with np.errstate(over="ignore", divide="ignore"):
+        inverse = np.array([1], np.float32) / max(float32(largest), float32(_TINY[dtype]))
+        scale = _rounded(_rounded(inverse, dtype) * float32(_MOST), dtype)[0]
+    return float32(scale if np.isfinite(scale) else 1)
+
+
+def e4m3_values(codes: Array) -> Array:
+    """The float32 values of E4M3 codes; those of NaN read as +-480.
+
+    Shifted by seven, a code's exponent and mantissa are those of a float16 that is 2**8 smaller.
+    """
+    halves = codes.view(np.int8).astype(np.int16) << 7 & ~0x4000  # one of the two signs
+    values: Array = halves.view(np.float16).astype(np.float32) * float32(256)
+    return values
+
+
+def bytes_of(columns: int, rounding: Rounding) -> int:
+    """Bytes of a row of codes."""
+    if rounding.packed:
+        return (columns * rounding.bits + 31) // 32 * 4
+    return (columns * _spacing(rounding) + 7) // 8
+
+
+def _rounded(x: Array, dtype: str) -> Array:
+    return to_floats(from_floats(x, dtype), dtype, np.float32)
+
+
+def _kernels(rounding: Rounding) -> Kernels:
+    kernels: Kernels = import_module(f"ctcli.ops.{rounding.format}").KERNELS
+    return kernels
+
+
+def _spacing(rounding: Rounding) -> int:
+    """Bits from one code to the next."""
+    if rounding.format == "integers":
+        return rounding.bits if rounding.packed else 8
+    return rounding.bits
+
+
+def _settings(shape: tuple[int, ...], rounding: Rounding) -> Settings:
+    rows, columns = shape
+    height, width = rounding.tile[0] or rows, rounding.tile[1] or columns
+    # Tiles of any width may begin within a byte.
+    is_aligned = width % 8 == 0 or width >= columns
+    total = global_scale(rounding.total, rounding.dtype) if rounding.format == "nvfp4" else 1
+    return Settings(
+        rows=rows,
+        columns=columns,
+        height=max(height, 1),
+        width=max(width, 1),
+        step=PIECE // width * width if 0 < width <= PIECE else max(width, 1),
+        kind=KINDS[rounding.dtype],
+        quotient=KINDS[rounding.dtype] if rounding.rounds_quotients else F32,
+        bits=rounding.bits,
+        packed=_spacing(rounding) if is_aligned else 8,
+        offset=1 << (rounding.bits - 1) if rounding.packed else 0,
+        symmetric=rounding.symmetric,
+        total=float32(total),
+    )
+
+
+def _source(block: Array, tag: str) -> Source:
+    if KINDS[tag] <= F16 and block.dtype == np.uint16:
+        return Source(np.ascontiguousarray(block), np.empty((0, 0), np.float32), KINDS[tag])
+    floats = block if block.dtype.kind == "f" else block.view(f"f{block.itemsize}")
+    with np.errstate(over="ignore"):
+        floats = np.ascontiguousarray(floats, np.float32)
+    return Source(np.empty((0, 0), np.uint16), floats, F32)
+
+
+def _work() -> Work:
+    a, b, c, d, e = np.empty((5, PIECE), np.float32)
+    return Work(a, b, c, d, e, np.empty(PIECE + 8, np.uint8))
+
+
+def _tiles(settings: Settings, ranges: Array | None) -> Tiles:
+    down, across = -(-settings.rows // settings.height), -(-settings.columns // settings.width)
+    found = Tiles(*np.zeros((4, down, across), np.float32))
+    if ranges is not None:
+        found.lows[:] = ranges[0].reshape(-1, 1)
+        found.highs[:] = ranges[1].reshape(-1, 1)
+    return found
+
+
+def _shrinks() -> Array:
+    return np.array(SHRINKS, np.float32)

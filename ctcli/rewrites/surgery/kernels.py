@@ -1,0 +1,197 @@
+"""What edits do to blocks: a gain, maps of columns and rows, the one rounding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Protocol
+
+from ctcli.lazy.nodes import NonFiniteError, Where
+from ctcli.models.architecture import HeadRows
+
+if TYPE_CHECKING:
+    from ctcli.lazy.nodes import Block, Blocks
+
+HINT = "Repair the checkpoint; if a result does not fit, start with fuse-norms --dtype float32."
+
+
+class Map(Hashable, Protocol):
+    """A square matrix M that mixes coordinates: a rotation, or the subtraction of the mean."""
+
+    @property
+    def size(self) -> int:
+        """Coordinates it works on."""
+
+    @property
+    def block_size(self) -> int:
+        """Neighbouring coordinates that are mixed with each other, and no others."""
+
+    def apply(self, x: Block) -> Block:
+        """X M for x [rows, size]."""
+
+    def apply_left(self, w: Block) -> Block:
+        """M^T w for w [size, columns]."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowMap:
+    """M^T W on all rows, or on those of some heads."""
+
+    map: Map
+    heads: HeadRows | None = None
+
+    @property
+    def granule(self) -> int:
+        """Rows that belong together."""
+        return self.heads.stride if self.heads else self.map.block_size
+
+    def apply(self, w: Block, first: int) -> Block:
+        """The map of some whole granules, w [rows, columns], of which `first` is the first row."""
+        if self.heads is None:
+            return repeated(self.map, w.shape[0]).apply_left(w)
+        heads, columns = self.heads, w.shape[1]
+        cells = w.reshape(-1, heads.stride, columns)
+        begin = heads.first // heads.stride - first // heads.stride
+        place = slice(heads.first % heads.stride, heads.first % heads.stride + heads.size)
+        chosen = cells[max(begin, 0) : max(begin + heads.heads, 0), place]
+        if math.prod(chosen.shape):
+            flat = chosen.reshape(-1, columns)
+            chosen[:] = repeated(self.map, flat.shape[0]).apply_left(flat).reshape(chosen.shape)
+        return w
+
+
+@lru_cache(maxsize=256)
+def repeated(once: Map, size: int) -> Map:
+    """The block-diagonal map of so many coordinates: some of its blocks, or more of them."""
+    from ctcli.ops.rotation import Rotation
+
+    if size == once.size or not isinstance(once, Rotation):
+        return once
+    return replace(once, repeats=size // once.block_size)
+
+
+@dataclass(frozen=True, eq=False)
+class EditBlock:
+    """Edit rows (columns) of a matrix.
+
+    Attributes:
+        leaf: the input's name, and the output's.
+        tag: safetensors tag of the blocks.
+        target: of the floats to compute in, F32 or F64.
+        gain: offset of the gain, and whether it divides; None: there is none.
+        columns: maps of columns.
+        rows: maps of rows.
+        device: where to compute.
+    """
+
+    leaf: str
+    tag: str
+    target: str
+    gain: tuple[float, bool] | None
+    columns: tuple[Map, ...]
+    rows: tuple[RowMap, ...]
+    device: str
+
+    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`."""
+        from ctcli.ops.backend import on_device, on_host
+        from ctcli.ops.edits import edited as edit
+
+        offset, divides = self.gain or (0.0, False)
+        gain = (blocks["gain"] + offset)[_slice(where.columns)] if self.gain else None
+        bits, _ = edit(
+            blocks[self.leaf],
+            self.tag,
+            self.target,
+            gain=gain,
+            divides=divides,
+            in_float32=self.target == "F32",
+            device=self.device,
+        )
+        x = on_device(bits.view(f"f{bits.itemsize}"), self.device)
+        for each in self.columns:
+            x = repeated(each, x.shape[1]).apply(x)
+        for rows in self.rows:
+            x = rows.apply(x, where.rows.start)
+        return {self.leaf: on_host(x)}, ()
+
+
+@dataclass(frozen=True)
+class ScaleAndRound:
+    """Multiply the columns of a matrix by a gain, where there is one, and round.
+
+    Attributes:
+        leaf: the input's name, and the output's.
+        tag: safetensors tag of the blocks.
+        target: of the result.
+        offset: what the model adds to the gain; None: there is no gain.
+        in_float32: whether that is exact.
+        device: where to compute.
+    """
+
+    leaf: str
+    tag: str
+    target: str
+    offset: float | None
+    in_float32: bool
+    device: str
+
+    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`.
+
+        Raises:
+            NonFiniteError: what was read is not finite, or the result is too large for the dtype.
+        """
+        from ctcli.ops.edits import edited as edit
+
+        gain = None
+        if self.offset is not None:
+            gain = (blocks["gain"] + self.offset)[_slice(where.columns)]
+        result, is_finite = edit(
+            blocks[self.leaf],
+            self.tag,
+            self.target,
+            gain=gain,
+            in_float32=self.in_float32,
+            device=self.device,
+        )
+        if not is_finite:
+            raise NonFiniteError(HINT)
+        return {self.leaf: result}, ()
+
+
+@dataclass(frozen=True)
+class Project:
+    """W b + c: [rows, 1] float64 of rows of W."""
+
+    tag: str
+    device: str
+
+    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`."""
+        from ctcli.ops.edits import projected
+
+        own = blocks["own"][_slice(where.rows)] if "own" in blocks else None
+        found = projected(blocks["weight"], self.tag, blocks["norm"], own, self.device)
+        return {"bias": found[:, None]}, ()
+
+
+@dataclass(frozen=True)
+class AsFloat64:
+    """All of a vector: [n] float64."""
+
+    leaf: str
+    tag: str
+
+    def __call__(self, blocks: Blocks, _where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`."""
+        from ctcli.ops.edits import edited as edit
+
+        bits, _ = edit(blocks[self.leaf], self.tag, "F64")
+        return {"value": bits.view("f8").reshape(-1)}, ()
+
+
+def _slice(numbers: range) -> slice:
+    return slice(numbers.start, numbers.stop)

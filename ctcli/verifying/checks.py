@@ -1,0 +1,270 @@
+"""What is looked at: a tensor, or the tensors of a module, perhaps beside what they should be.
+
+Each is a node without outputs: its kernel sees a block of what is stored and of what is expected,
+and measures what is wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ctcli.lazy.nodes import COLUMNS, Computed, Input, Node, Shape, Where, axis_of, matrix_shape
+from ctcli.lazy.tensors import Known, Stored, TensorSpec
+from ctcli.ops.dtypes import DTYPES, WEIGHT_FLOATS
+from ctcli.schemes import format_of
+from ctcli.schemes.format import StoredPart
+from ctcli.schemes.tiles import tile_of
+from ctcli.verifying.linear import QuantizedModule
+from ctcli.verifying.values import NOT_FINITE
+
+if TYPE_CHECKING:
+    from ctcli.lazy.nodes import Block, Blocks
+    from ctcli.ops.comparing import Errors
+
+Exact = Stored | Computed
+
+
+@dataclass
+class Seen:
+    """What was seen in some blocks.
+
+    Attributes:
+        faults: how many times, by tensor and what is wrong with its values.
+        errors: of each block: its first row and column, and how far it is from a source.
+    """
+
+    faults: Counter[tuple[str, str]] = field(default_factory=Counter)
+    errors: list[tuple[int, int, Errors]] = field(default_factory=list)
+
+    def fault(self, tensor: str, what: str, count: int) -> None:
+        """Count values of a tensor that something is wrong with."""
+        if count:
+            self.faults[tensor, what] += count
+
+    def error(self, where: Where, errors: Errors) -> None:
+        """Note how far a block is from a source."""
+        place = (0, where.start) if where.axis == COLUMNS else (where.start, 0)
+        self.errors.append((*place, errors))
+
+
+@dataclass(frozen=True)
+class Check:
+    """Something to look at.
+
+    Attributes:
+        name: the tensor, or the module.
+        node: looks at it; what it measures on a block is one `Seen`.
+        is_compared: whether it is held to the bytes of another tensor.
+    """
+
+    name: str
+    node: Node
+    is_compared: bool = False
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """Where its largest tensor lies: checks go through the files in order."""
+        largest = max(self.node.reads, key=lambda tensor: tensor.spec.nbytes)
+        return largest.file.name, largest.start
+
+
+def plain_check(
+    name: str,
+    tensor: Stored,
+    expected: Stored | Known | None = None,
+    owner: str = "the source's",
+) -> Check:
+    """A tensor as it stands: finite, and perhaps equal to another of the same dtype and shape.
+
+    Args:
+        name: its name.
+        tensor: where it lies.
+        expected: what it has to equal, byte for byte.
+        owner: whose that is.
+    """
+    tag = tensor.spec.dtype
+    if not DTYPES[tag].torch_name:
+        tag = "U8"
+    shape = (tensor.spec.nbytes // (DTYPES[tag].nbytes), 1)
+    inputs = {"found": Input(Stored(TensorSpec(tag, shape), tensor.file, tensor.start), shape)}
+    if isinstance(expected, Stored):
+        other = Stored(TensorSpec(tag, shape), expected.file, expected.start)
+        inputs["expected"] = Input(other, shape)
+    elif expected:
+        inputs["expected"] = Input(Known(TensorSpec(tag, shape), expected.content), shape)
+    node = Node(f"{name}/check/{owner}", name, shape, inputs, {}, CheckPlain(name, tag, owner))
+    return Check(name, node, expected is not None)
+
+
+def rounded_check(name: str, tensor: Stored, expected: Computed) -> Check:
+    """A tensor that is not quantized, beside what a rewrite computes.
+
+    Args:
+        name: its name.
+        tensor: where it lies.
+        expected: what it should be; up to rounding, where that is known before it is rounded.
+    """
+    exact = expected.node.exact
+    shape = expected.node.shape
+    found = Input(tensor, shape)
+    if exact is None:
+        inputs = {"found": found, "expected": Input(expected, shape)}
+        kernel: CheckComputed | CheckRounded = CheckComputed(name)
+    else:
+        inputs = {"found": found, "expected": Input(exact, shape)}
+        kernel = CheckRounded(name, tensor.spec.dtype, exact.spec.dtype)
+    node = Node(f"{name}/check", name, shape, inputs, {}, kernel, axis=axis_of(exact or expected))
+    return Check(name, node)
+
+
+def module_check(module: QuantizedModule, expected: Exact | None = None) -> Check:
+    """A quantized weight, perhaps beside what it should be.
+
+    Args:
+        module: the linear.
+        expected: its weight, not rounded.
+    """
+    axis = axis_of(expected) if expected else 0
+    granule = format_of(module.scheme).granule(module.scheme)
+    inputs = {
+        suffix: Input(tensor, matrix_shape(tensor.spec.shape), each=_each(module, suffix, granule))
+        for suffix, tensor in module.tensors.items()
+    }
+    tag = None
+    if expected:
+        tag = expected.spec.dtype
+        inputs["expected"] = Input(expected, module.shape)
+    node = Node(
+        key=f"{module.name}/check",
+        module=module.name,
+        shape=module.shape,
+        inputs=inputs,
+        outputs={},
+        kernel=CheckModule(module, tag),
+        granule=granule,
+        axis=axis,
+    )
+    return Check(module.name, node)
+
+
+def _each(module: QuantizedModule, suffix: str, granule: Shape) -> Shape:
+    """The rows and columns of a tensor that stand for a granule of the weight; 0: all of them."""
+    output = module.outputs.get(suffix)
+    if output is None or output.is_whole:
+        return 0, 0
+    down, across = (
+        max(1, size * together // max(1, length))
+        for size, together, length in zip(output.spec.shape, granule, module.shape, strict=True)
+    )
+    # The scales of rows, for some of their columns.
+    return down, 0 if output.spec.shape[1] == 1 else across
+
+
+@dataclass(frozen=True)
+class CheckPlain:
+    """Count values that are not finite, or not those expected."""
+
+    name: str
+    tag: str
+    owner: str
+
+    def __call__(self, blocks: Blocks, _where: Where) -> tuple[Blocks, Sequence[Seen]]:
+        """See `Kernel`."""
+        from ctcli.ops.comparing import count_different, count_nonfinite
+
+        seen, found = Seen(), _bits(blocks["found"])
+        seen.fault(self.name, NOT_FINITE, count_nonfinite(found, self.tag))
+        if "expected" in blocks:
+            differing = count_different(found, _bits(blocks["expected"]))
+            seen.fault(self.name, f"values differ from {self.owner}", differing)
+        return {}, (seen,)
+
+
+@dataclass(frozen=True)
+class CheckComputed:
+    """Count values that are not those which the recipe computes."""
+
+    name: str
+
+    def __call__(self, blocks: Blocks, _where: Where) -> tuple[Blocks, Sequence[Seen]]:
+        """See `Kernel`."""
+        from ctcli.ops.comparing import count_different
+
+        seen = Seen()
+        differing = count_different(_bits(blocks["found"]), _bits(blocks["expected"]))
+        seen.fault(self.name, "values differ from what the recipe computes", differing)
+        return {}, (seen,)
+
+
+@dataclass(frozen=True)
+class CheckRounded:
+    """Compare a tensor with what it is the rounding of."""
+
+    name: str
+    tag: str
+    expected: str
+
+    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[Seen]]:
+        """See `Kernel`."""
+        from ctcli.ops.comparing import rounding_errors
+        from ctcli.ops.edits import edited
+
+        exact, _ = edited(blocks["expected"], self.expected, "F64")
+        errors, nonfinite = rounding_errors(blocks["found"], self.tag, exact.view("f8"))
+        seen = Seen()
+        seen.fault(self.name, NOT_FINITE, nonfinite)
+        seen.error(where, errors)
+        return {}, (seen,)
+
+
+@dataclass(frozen=True)
+class CheckModule:
+    """Look at the codes and scales of a module, and compare its weight with what it should be.
+
+    Attributes:
+        module: the linear.
+        expected: safetensors tag of what its weight should be; None: that is not known.
+    """
+
+    module: QuantizedModule
+    expected: str | None
+
+    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[Seen]]:
+        """See `Kernel`."""
+        seen, module = Seen(), self.module
+        form = format_of(module.scheme)
+        stored = {suffix: _bits(blocks[suffix]) for suffix in module.tensors}
+        for suffix, tensor in module.tensors.items():
+            runs = bool(_each(module, suffix, (1, 1))[where.axis])
+            if where.start and not runs:
+                continue  # it was looked at with the first block
+            ends = where.stop == where.shape[where.axis] or not runs
+            part = StoredPart(
+                suffix, tensor.spec, stored[suffix], ends, runs and where.axis == COLUMNS
+            )
+            for what, count in form.faults(part, module.shape, module.scheme):
+                seen.fault(f"{module.name}.{suffix}", what, count)
+        if self.expected:
+            seen.error(where, self._errors(blocks["expected"], self.expected, stored, where))
+        return {}, (seen,)
+
+    def _errors(self, expected: Block, tag: str, stored: Blocks, where: Where) -> Errors:
+        from ctcli.ops.comparing import errors_of
+        from ctcli.ops.edits import edited
+
+        scheme, shape = self.module.scheme, (len(where.rows), len(where.columns))
+        scales = self.module.tensors["weight_scale"].spec.dtype
+        restored = format_of(scheme).decode(
+            stored, shape, scheme, scales if scales in WEIGHT_FLOATS else "BF16"
+        )
+        wanted, _ = edited(expected, tag, "F32")
+        tile = tile_of(scheme.weights)
+        return errors_of(restored.values, wanted.view("f4"), tile, restored.bounds)
+
+
+def _bits(block: Block) -> Block:
+    """Floats as unsigned integers of their size, too."""
+    return block.view(f"u{block.itemsize}")

@@ -1,0 +1,54 @@
+"""A program that prints what the kernels make of some weights: bytes and sums, in hex."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ctcli.ops.backend import body
+from ctcli.ops.blocks import read
+from ctcli.ops.quantized import Rounding
+
+ROUNDINGS = (
+    Rounding("float8", "BF16", False, (1, None), 8),
+    Rounding("float8", "F32", False, (5, 16), 8),
+    Rounding("float8", "F16", True, (1, 32), 8),
+    Rounding("integers", "BF16", False, (1, 16), 4, packed=True),
+    Rounding("integers", "F16", True, (1, None), 3, packed=True, symmetric=False),
+    Rounding("integers", "F32", True, (5, 16), 8),
+    Rounding("nvfp4", "BF16", False, (1, 16), 4, total=2.625),
+    Rounding("mx", "F16", True, (1, 32), 4),
+    Rounding("mx", "BF16", False, (1, 32), 8),
+)
+
+
+def main(formats: Sequence[str]) -> None:
+    """Quantize and read small blocks of each dtype, in some formats or all."""
+    compiled = body("cpu")
+    weight = np.random.default_rng(1).standard_t(3, (7, 96)).astype(np.float32)
+    weight[1] = 0
+    weight[2, ::3] = -0.0
+    weight[3] *= np.float32(1e-38)
+    blocks: dict[str, NDArray[Any]] = {
+        "F32": weight,
+        "F16": weight.astype(np.float16).view(np.uint16),
+    }
+    blocks["BF16"] = (weight.view(np.uint32) >> 16).astype(np.uint16)
+    for rounding in (each for each in ROUNDINGS if not formats or each.format in formats):
+        for searches in (False, True) if rounding.format == "mx" else (False,):
+            how = replace(rounding, searches=searches)
+            found = compiled.quantize(blocks[how.dtype], how.dtype, how, None)
+            zeros = None if how.symmetric else found.marks
+            restored = read(found.codes, found.scales, zeros, weight.shape, how)
+            arrays = (found.codes, found.scales, found.marks, restored.values, restored.bounds)
+            print(*(array.tobytes().hex() for array in arrays))  # noqa: T201
+            print(float(found.error).hex(), float(found.energy).hex())  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,175 @@
+"""Compiled kernels: scalar conversions, and the same bytes whatever compiles them, or nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pytest
+from llvmlite import binding
+from numpy.typing import NDArray
+
+from ctcli.ops import elements, jit
+from ctcli.ops.backend import body
+from ctcli.ops.device.blocks import Torch
+from ctcli.ops.quantized import Rounding
+from tests.conftest import ROOT
+from tests.helpers import reference
+from tests.helpers.reference import E2M1, E4M3, around
+
+AVX512 = ["skylake-avx512"] if binding.get_host_cpu_features().get("avx512vl") else []
+CPUS = ["nehalem", "haswell", *AVX512] if platform.machine() in ("x86_64", "AMD64") else []
+HALVES = np.arange(1 << 16, dtype=np.uint16)
+
+
+def each(function: Any, dtype: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """A scalar conversion, in a loop."""
+
+    @numba.njit
+    def loop(x: NDArray[Any], found: NDArray[Any]) -> None:
+        for i in range(x.size):
+            found[i] = function(x[i])
+
+    def call(x: NDArray[Any]) -> NDArray[Any]:
+        found = np.empty(x.size, dtype)
+        loop(x, found)
+        return found
+
+    return call
+
+
+def finite(tag: str) -> NDArray[np.uint16]:
+    return HALVES[np.isfinite(reference.from_bits(HALVES, tag))]
+
+
+@pytest.mark.parametrize(
+    ("tag", "read", "write"),
+    [
+        ("BF16", elements.from_bf16, elements.to_bf16),
+        ("F16", elements.from_f16, elements.to_f16),
+    ],
+)
+def test_halves_are_read_exactly_and_rounded_once(tag: str, read: Any, write: Any) -> None:
+    bits = finite(tag)
+    values = each(read, np.float32)(bits)
+    np.testing.assert_array_equal(values, reference.from_bits(bits, tag))
+    np.testing.assert_array_equal(each(write, np.uint16)(values), bits)
+    positive = bits[bits < 0x8000]
+    exact = reference.from_bits(positive, tag).astype(np.float64)
+    middles = (exact[1:] + exact[:-1]) / 2
+    sides = [middles * (1 + 2.0**-50), middles * (1 - 2.0**-50)]
+    below, above = positive[:-1], positive[1:]
+    once = each(numba.njit(lambda x: write(elements.to_odd(x))), np.uint16)
+    np.testing.assert_array_equal(once(middles), np.where(below % 2, above, below))
+    np.testing.assert_array_equal(once(sides[0]), above)
+    np.testing.assert_array_equal(once(sides[1]), below)
+    x = np.concatenate([middles, np.array([np.inf, -np.inf, 3e38])]).astype(np.float32)
+    with np.errstate(over="ignore"):
+        expected = reference.to_bits(x, tag)
+    np.testing.assert_array_equal(each(write, np.uint16)(x), expected)
+
+
+def test_small_floats_are_rounded_to_nearest_even_and_every_code_is_read() -> None:
+    for magnitudes, write, read, codes, values in (
+        (E4M3, elements.to_e4m3, elements.from_e4m3, reference.e4m3_codes, reference.e4m3_values),
+        (E2M1, elements.to_e2m1, elements.from_e2m1, reference.e2m1_codes, reference.e2m1_values),
+    ):
+        x = np.concatenate([around(magnitudes), np.array([0, -0.0], np.float32)])
+        np.testing.assert_array_equal(each(write, np.uint8)(x), codes(x))
+        every = codes(np.concatenate([magnitudes, -magnitudes]).astype(np.float32))
+        found = each(read, np.float32)(every)
+        np.testing.assert_array_equal(found.view(np.uint32), values(every).view(np.uint32))
+    nan = np.array([np.nan, -np.nan], np.float32)
+    assert each(elements.to_e4m3, np.uint8)(nan).tolist() == [0x7F, 0x7F]
+
+
+def digest(*formats: str, **environment: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.helpers.kernel_digest", *formats],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def compiled_here() -> str:
+    return digest()
+
+
+def test_no_compiler_gives_the_same_bytes_and_sums(compiled_here: str) -> None:
+    assert digest(NUMBA_DISABLE_JIT="1") == compiled_here
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_other_processors_give_the_same_bytes_and_sums(cpu: str, compiled_here: str) -> None:
+    assert digest(NUMBA_CPU_NAME=cpu, NUMBA_CPU_FEATURES="") == compiled_here
+
+
+def test_kernels_that_different_processes_compiled_are_told_apart(tmp_path: Path) -> None:
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path)}
+    alone = digest("float8", **cache) + digest("integers", **cache)
+    assert digest("float8", "integers", **cache) == alone
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("tile", [(1, None), (4, 3), (3, 1100)])
+def test_packed_rows_of_many_pieces_equal_torchs(bits: int, tile: tuple[int, int | None]) -> None:
+    weight = np.random.default_rng(bits).normal(size=(9, 2203)).astype(np.float32)
+    rounding = Rounding("integers", "F32", False, tile, bits, packed=True, symmetric=bits % 2 == 0)
+    found = body("cpu").quantize(weight, "F32", rounding, None)
+    expected = Torch("cpu").quantize(weight, "F32", rounding, None)
+    for ours, theirs in (
+        (found.codes, expected.codes),
+        (found.scales, expected.scales),
+        (found.marks, expected.marks),
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    # Torch sums squares in float32.
+    assert found.error == pytest.approx(expected.error, rel=1e-4)
+    assert found.energy == pytest.approx(expected.energy, rel=1e-4)
+
+
+def test_nan_and_infinities_show_in_the_energy_and_nowhere_else_but_in_their_tile() -> None:
+    weight = np.ones((4, 32), np.float32)
+    for wrong in (np.nan, np.inf):
+        weight[1, 3] = wrong
+        for rounding in (
+            Rounding("float8", "F32", False, (1, None), 8),
+            Rounding("integers", "F32", False, (1, 16), 8, symmetric=False),
+            Rounding("nvfp4", "F32", False, (1, 16), 4, total=1.0),
+            Rounding("mx", "F32", False, (1, 32), 8),
+        ):
+            found = body("cpu").quantize(weight, "F32", rounding, None)
+            assert not np.isfinite(found.energy)
+            assert (found.codes[2:] == found.codes[0]).all()
+            assert (found.scales[[0, 2, 3]] == found.scales[0]).all()
+
+
+def test_kernels_compile_where_no_cache_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(jit.config, "CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(jit, "_SLOW", 0.0)
+    told = threading.Event()
+    jit.on_slow_compilation(told.set)
+    double = jit.kernel(_double)
+    assert not getattr(double, "is_compiled")  # noqa: B009
+    assert double(21) == 42
+    assert getattr(double, "is_compiled")  # noqa: B009
+    assert told.wait(5)
+
+
+def _double(x: int) -> int:
+    return 2 * x
