@@ -11,7 +11,7 @@ from typing import Any
 from ctcli.checkpoint.sharding import cut_to_size
 from ctcli.checkpoint.value import Checkpoint, Shard
 from ctcli.errors import CtcliError
-from ctcli.formats.quantized import quantized_format
+from ctcli.formats.sources.reading import as_floats
 from ctcli.lazy.nodes import Computed, LazyTensor, Node, starting_point
 from ctcli.lazy.tensors import Stored
 from ctcli.models.config import table
@@ -98,11 +98,12 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     """Replace the weights of linears by quantized ones.
 
     Raises:
-        CtcliError: the checkpoint is quantized already, or the options do not fit it.
+        CtcliError: the options do not fit the checkpoint, or its quantized weights cannot be read.
     """
-    _check_source(checkpoint)
+    source = as_floats(checkpoint)
+    _check_source(source)
     choice = options.choice
-    untied = _untie(checkpoint, choice)
+    untied = _untie(source, choice)
     experts = _expert_weights(untied, choice.ignore)
     weights = _weights(untied)
     for parts in experts.values():
@@ -131,14 +132,6 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
 
 
 def _check_source(checkpoint: Checkpoint) -> None:
-    found = quantized_format(
-        ((name, tensor.spec) for name, tensor in checkpoint.tensors()), checkpoint.config
-    )
-    if found:
-        raise CtcliError(
-            f"{checkpoint.origin.name}: it is quantized already: {found}.",
-            "Quantize the original checkpoint.",
-        )
     if checkpoint.config.get("model_type") in TRANSPOSED_LINEARS:
         raise CtcliError(
             f"{checkpoint.origin.name}: {checkpoint.config['model_type']} has no linears: its "

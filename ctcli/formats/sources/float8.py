@@ -1,0 +1,198 @@
+"""FP8 and FP4 weights of model makers: DeepSeek, Qwen, GLM, MiniMax, Kimi, Mistral; `fbgemm`.
+
+A weight E4M3 [N, K] with a scale for each tile, named `weight_scale_inv`, `weight_scale` or
+`scale`: W = q * s, whatever the name says. Scales are floats or powers of two (E8M0: as F8_E8M0, as
+U8, or as F32). DeepSeek-V4's experts are E2M1 in I8, two to a byte, low nibble first, with a scale
+for each 32. Layout: https://github.com/deepseek-ai/DeepSeek-V3, `README_WEIGHTS.md`; transformers'
+`integrations/finegrained_fp8.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ctcli.formats.sources.coded import Coded, Source, SourceError, SourceFormat, part
+from ctcli.formats.sources.decoding import (
+    Scaled,
+    decoded,
+    granule_of,
+    grid_of,
+    scale_input,
+    viewed,
+)
+from ctcli.lazy.nodes import Input, LazyTensor, Shape
+from ctcli.lazy.tensors import Stored
+from ctcli.models.modules import Module
+from ctcli.patterns import matches
+from ctcli.schemes.arguments import QuantizationArgs, Scheme
+from ctcli.schemes.presets import preset
+
+_SCALES = ("weight_scale_inv", "weight_scale", "scale")
+_INPUT_SCALES = ("activation_scale", "input_scale", "input_scale_ub")
+_EXPONENTS = ("U8", "F8_E8M0")
+_FLOAT_SCALES = ("F32", "BF16", "F16")
+_BLOCKS = (128, 64, 32, 16)
+_TENSOR = Scheme("FP8A16", QuantizationArgs(8, "float", "tensor"), None, "naive-quantized")
+
+
+class Float8(SourceFormat):
+    """See `SourceFormat`."""
+
+    def weights(self, module: Module[LazyTensor], source: Source) -> Iterator[Coded]:
+        """A weight with one scale tensor beside it."""
+        weight, leaf = part(module, "weight"), next((s for s in _SCALES if part(module, s)), "")
+        scale = part(module, leaf)
+        if weight is None or scale is None or len(weight.spec.shape) != 2:
+            return
+        if weight.spec.dtype == "F8_E4M3":
+            yield _float8(module, weight, leaf, scale, source)
+        elif weight.spec.dtype == "F8_E5M2":
+            raise SourceError("its weight is F8_E5M2, which no tool is known to write")
+        elif weight.spec.dtype == "I8" and leaf == "scale":
+            yield _float4(module, weight, scale, source)
+
+
+def _float8(
+    module: Module[LazyTensor], weight: Stored, leaf: str, scale: Stored, source: Source
+) -> Coded:
+    rows, columns = shape = weight.spec.shape[0], weight.spec.shape[1]
+    tag, grid = scale.spec.dtype, scale.spec.shape
+    if tag not in (*_EXPONENTS, *_FLOAT_SCALES):
+        raise SourceError(f"its {leaf} is {tag}, which is no scale")
+    count = 1
+    if math.prod(grid) == 1:
+        tile, method = shape, "FP8, one scale"
+    elif tag in _EXPONENTS and grid == (rows, -(-columns // 32)):
+        tile, method = (1, 32), "MXFP8"
+    elif math.prod(grid) == grid[0] == rows:
+        tile, method = (1, columns), "FP8, a scale for each row"
+    else:
+        tile, count = _blocks(module.name, grid, shape, source)
+        method = f"FP8, blocks of {tile[0]}x{tile[1]}"
+    inputs = {"codes": Input(weight, shape), "scale": scale_input(scale, tile, shape)}
+    kernel = Scaled(source.dtype, 8, "e4m3", tag, tile)
+    granule = granule_of(tile, shape)
+    if count > 1:
+        down = rows // count
+        each = (-(-down // tile[0]), int(tile[1] < columns))
+        inputs["scale"] = Input(scale, (count * each[0], -(-columns // tile[1])), each=each)
+        kernel, granule = replace(kernel, part=down), (down, granule[1])
+        method += f" in {count} parts of the rows"
+    floats = decoded(module.name, inputs, kernel, shape, granule)
+    parts = _parts(module, "weight", leaf)
+    coded = Coded(module.tensor("weight"), method, parts, floats, is_exact=tag in _EXPONENTS)
+    if count > 1:
+        return replace(coded, refusal="its blocks begin anew in each part of the rows")
+    return _convertible(coded, module, scale, tile)
+
+
+def _blocks(name: str, grid: tuple[int, ...], shape: Shape, source: Source) -> tuple[Shape, int]:
+    """Rows and columns of the blocks, and into how many parts the rows are cut before.
+
+    Raises:
+        SourceError: the scales fit the weight in no way, or in several.
+    """
+    if len(grid) == 4:  # NVIDIA's, [row blocks, 1, column blocks, 1]
+        grid = grid[::2]
+    said = _block_size(source.said)
+    sizes = [said] if said else [(b, b) for b in _BLOCKS] + [(1, b) for b in _BLOCKS]
+    given = next((n for p, n in source.presharded.items() if matches(p, name)), None)
+    fitting = next((tile for tile in sizes if grid_of(tile, shape) == grid), None)
+    if fitting and given is None:
+        return fitting, 1
+    tile = said or (128, 128)
+    counts = [given] if given else range(2, 257)
+    able = [
+        count
+        for count in counts
+        if shape[0] % count == 0 and grid == (count * -(-(shape[0] // count) // tile[0]), grid[1])
+    ]
+    if len(able) == 1 and grid[1] == grid_of(tile, shape)[1]:
+        return tile, able[0]
+    message = f"its scales {list(grid)} are not those of blocks of its weight {list(shape)}"
+    if len(able) > 1:
+        message += f", whose rows may be {able[0]} or {able[1]} parts: give --presharded PATTERN=C"
+    raise SourceError(message)
+
+
+def _block_size(said: Mapping[str, Any]) -> Shape | None:
+    found = said.get("weight_block_size")
+    if isinstance(found, list) and [type(size) for size in found] == [int, int] and min(found) > 0:
+        return found[0], found[1]
+    return None
+
+
+def _convertible(coded: Coded, module: Module[LazyTensor], scale: Stored, tile: Shape) -> Coded:
+    """With the compressed-tensors scheme that holds the same bytes."""
+    weight, shape, tag = part(module, "weight"), coded.weight.node.shape, scale.spec.dtype
+    assert weight, "it was read"
+    inputs = next((t for leaf in _INPUT_SCALES[:2] if (t := part(module, leaf))), None)
+    if coded.method == "MXFP8":
+        if shape[1] % 32:
+            return replace(coded, refusal="its columns are no multiple of 32")
+        exponents = viewed(scale, "U8", scale.spec.shape)
+        return replace(
+            coded, scheme=preset("MXFP8"), stored={"weight": weight, "weight_scale": exponents}
+        )
+    if tag in _EXPONENTS:
+        return replace(coded, refusal="compressed-tensors has no powers of two for such blocks")
+    grid = grid_of(tile, shape)
+    if math.prod(scale.spec.shape) == 1:
+        static = inputs is not None
+        scheme = preset("FP8") if static else _TENSOR
+        stored = {"weight": weight, "weight_scale": viewed(scale, tag, (1,))}
+        if inputs:
+            stored["input_scale"] = viewed(inputs, inputs.spec.dtype, (1,))
+        return replace(coded, scheme=scheme, stored=stored)
+    scheme = preset("FP8_DYNAMIC")
+    if tile != (1, shape[1]):
+        block = preset("FP8_BLOCK")
+        width = replace(block.input_activations or block.weights, group_size=tile[1])
+        weights = replace(block.weights, block_structure=tile)
+        scheme = replace(block, weights=weights, input_activations=width)
+    stored = {"weight": weight, "weight_scale": viewed(scale, tag, grid)}
+    return replace(coded, scheme=scheme, stored=stored)
+
+
+def _float4(module: Module[LazyTensor], weight: Stored, scale: Stored, source: Source) -> Coded:
+    """An expert of DeepSeek-V4: two E2M1 to a byte, a power of two for each 32."""
+    rows, columns = shape = weight.spec.shape[0], 2 * weight.spec.shape[1]
+    tag = scale.spec.dtype
+    if scale.spec.shape != (rows, columns // 32) or columns % 32:
+        raise SourceError(
+            f"its scales {list(scale.spec.shape)} are not those of FP4 codes {list(shape)}"
+        )
+    codes = viewed(weight, "U8", (rows, columns // 2))
+    inputs = {
+        "codes": Input(codes, (rows, columns // 2), each=(1, 16)),
+        "scale": scale_input(scale, (1, 32), shape),
+    }
+    kernel = Scaled(source.dtype, 4, "e2m1", tag, (1, 32))
+    floats = decoded(module.name, inputs, kernel, shape, granule_of((1, 32), shape))
+    coded = Coded(
+        module.tensor("weight"),
+        "MXFP4",
+        _parts(module, "weight", "scale"),
+        floats,
+        is_exact=tag in _EXPONENTS,
+    )
+    if tag not in _EXPONENTS:
+        return replace(coded, refusal="its powers of two are stored as float32")
+    exponents = viewed(scale, "U8", scale.spec.shape)
+    return replace(
+        coded,
+        scheme=preset("MXFP4A16"),
+        stored={"weight_packed": codes, "weight_scale": exponents},
+    )
+
+
+def _parts(module: Module[LazyTensor], *leaves: str) -> tuple[str, ...]:
+    """The names of some tensors of a module, and of the scales of its inputs."""
+    found = (*leaves, *(leaf for leaf in _INPUT_SCALES if leaf in module.parts))
+    return tuple(module.tensor(leaf) for leaf in found)
+
+
+FLOAT8 = Float8()

@@ -1,0 +1,93 @@
+"""`ctcli convert`: quantized checkpoints of other tools as compressed-tensors ones."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from ctcli.checkpoint.sharding import cut_to_size
+from ctcli.checkpoint.value import Checkpoint
+from ctcli.errors import CtcliError
+from ctcli.formats.sources.coded import Coded
+from ctcli.formats.sources.reading import SIDE_FILES, Reading, read_quantized, without_quantization
+from ctcli.lazy.nodes import LazyTensor
+from ctcli.rewrites.quantizing.config import quantization_config
+from ctcli.rewrites.quantizing.selection import Selection
+from ctcli.rewrites.sources.options import ConvertOptions
+from ctcli.rewrites.sources.report import SourceReport
+from ctcli.schemes import words
+
+# Kinds of modules that a reader of config.json could take for quantized.
+_LINEARS = ("linear", "head", "router", "experts")
+
+
+def convert(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Checkpoint, SourceReport]:
+    """Give quantized weights compressed-tensors' names and layouts; their numbers stay.
+
+    Raises:
+        CtcliError: there are none, or some have no counterpart.
+    """
+    reading = read_quantized(checkpoint, None, options.parts)
+    if reading is None or not reading.coded:
+        raise CtcliError(
+            f"{checkpoint.origin.name}: none of its weights is quantized.",
+            "Quantize it with ctcli quantize.",
+        )
+    _check(reading)
+    homes = reading.homes
+
+    def tensors(given: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
+        for name, tensor in given.items():
+            if name in homes:
+                for coded in homes[name]:
+                    for suffix, stored in coded.stored.items():
+                        yield f"{coded.module}.{suffix}", stored
+            elif name not in reading.used or name in reading.cache:
+                yield name, tensor
+
+    shards = tuple(
+        replace(shard, tensors=dict(tensors(shard.tensors))) for shard in checkpoint.shards
+    )
+    files = {name: file for name, file in checkpoint.files.items() if name not in SIDE_FILES}
+    schemes = {c.module: c.scheme for c in reading.coded.values() if c.scheme}
+    kept = {
+        module.name: "not quantized"
+        for module in checkpoint.modules.values()
+        if module.name not in schemes and module.kind in _LINEARS and module.weight
+    }
+    tied = [] if "lm_head" in {*schemes, *kept} else ["lm_head"]
+    selection = Selection(schemes, kept)
+    config = without_quantization(checkpoint.config)
+    config["quantization_config"] = quantization_config(selection, tied, bool(reading.cache))
+    result = replace(
+        checkpoint,
+        shards=tuple(shard for shard in shards if shard.tensors),
+        files=files,
+        steps=(*checkpoint.steps, {"use": "convert", **options.recipe}),
+    ).with_config(config)
+    if options.max_shard_size:
+        result = cut_to_size(result, options.max_shard_size)
+    became = {name: f"{c.method} -> {_words(c)}" for name, c in reading.coded.items()}
+    return result, SourceReport("converted", became, True, checkpoint.nbytes, result.nbytes)
+
+
+def _words(coded: Coded) -> str:
+    assert coded.scheme, "it was checked"
+    return f"{coded.scheme.name} ({words(coded.scheme.weights)}, {coded.scheme.format})"
+
+
+def _check(reading: Reading) -> None:
+    """Refuse weights that have no counterpart, each reason once."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for coded in reading.coded.values():
+        if coded.scheme is None:
+            reasons[f"{coded.method}: {coded.refusal}"].append(coded.module)
+    if reasons:
+        raise CtcliError(
+            [
+                f"{modules[0]} ({len(modules)} like it): {reason}."
+                for reason, modules in reasons.items()
+            ],
+            "Turn it into floats with ctcli dequantize, or quantize it anew with ctcli quantize.",
+        )
