@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from ctcli.lazy.nodes import (
@@ -15,7 +16,6 @@ from ctcli.lazy.nodes import (
     Output,
     Shape,
     Where,
-    matrix_shape,
     preferred_axis,
 )
 from ctcli.lazy.tensors import Stored, TensorSpec
@@ -124,49 +124,45 @@ def decoded(
     inputs: Mapping[str, Input],
     kernel: Decoding,
     shape: Shape,
-    granule: Shape = (1, 1),
-    spec: TensorSpec | None = None,
+    granule: Shape,
+    dtype: str,
 ) -> Computed:
     """A weight as floats: rounded, with what it is the rounding of.
 
     Args:
         module: its module.
         inputs: what the kernel reads.
-        kernel: decodes; its target is the dtype of the result.
+        kernel: decodes.
         shape: [rows, columns] of the weight.
         granule: rows, and columns, that belong together.
-        spec: of the tensor, where it is no matrix.
+        dtype: safetensors tag of the result.
     """
-    axis = preferred_axis(shape, granule)
-
-    def node(step: str, kernel: Decoding, spec: TensorSpec, exact: Computed | None) -> Computed:
-        made = Node(
+    axis, exact = preferred_axis(shape, granule), None
+    for step, tag in (("decode", "F32"), ("dequantize", dtype)):
+        node = Node(
             key=f"{module}/weight/{step}",
             module=module,
             shape=shape,
             inputs=inputs,
-            outputs={"weight": Output(spec)},
-            kernel=kernel,
+            outputs=_outputs(tag, shape),
+            kernel=_rounding(kernel, tag),
             granule=granule,
             axis=axis,
             exact=exact,
         )
-        return Computed(made, "weight")
+        exact = Computed(node, "weight")
+    assert exact, "there are two steps"
+    return exact
 
-    floats = node("decode", replace(kernel, target="F32"), TensorSpec("F32", shape), None)
-    return node("dequantize", kernel, spec or TensorSpec(kernel.target, shape), floats)
+
+@lru_cache(maxsize=256)
+def _outputs(tag: str, shape: Shape) -> Mapping[str, Output]:
+    return {"weight": Output(TensorSpec(tag, shape))}
 
 
-def scale_input(scale: Stored, tile: Shape, shape: Shape) -> Input:
-    """How scales of tiles run along a weight.
-
-    Args:
-        scale: [row tiles, column tiles], or so many elements in other shapes.
-        tile: rows and columns that share one.
-        shape: of the weight.
-    """
-    grid = grid_of(tile, shape)
-    return Input(scale, grid, each=(int(tile[0] < shape[0]), int(tile[1] < shape[1])))
+@lru_cache(maxsize=256)
+def _rounding(kernel: Decoding, tag: str) -> Decoding:
+    return replace(kernel, target=tag)
 
 
 def grid_of(tile: Shape, shape: Shape) -> Shape:
@@ -184,8 +180,3 @@ def granule_of(tile: Shape, shape: Shape, per_byte: int = 1) -> Shape:
 def viewed(tensor: Stored, dtype: str, shape: Sequence[int]) -> Stored:
     """The same bytes taken for another tensor."""
     return Stored(TensorSpec(dtype, tuple(shape)), tensor.file, tensor.start)
-
-
-def as_matrix(tensor: Stored) -> Shape:
-    """[rows, columns] of a tensor."""
-    return matrix_shape(tensor.spec.shape)
