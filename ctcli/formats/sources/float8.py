@@ -130,7 +130,9 @@ def _layout(
     rows, columns = shape
     count, is_exponent, grid = 1, scale.dtype in _EXPONENTS, scale.shape
     refusal = "compressed-tensors has no powers of two for such tiles" if is_exponent else ""
-    if math.prod(grid) == 1:
+    if said and grid == grid_of(said, shape):
+        tile, method, scheme = said, f"FP8, blocks of {said[0]}x{said[1]}", _blocks_scheme(said)
+    elif math.prod(grid) == 1:
         tile, method, scheme = shape, "FP8, one scale", preset("FP8") if is_static else _TENSOR
     elif is_exponent and grid == (rows, -(-columns // 32)):
         tile, method, scheme = (1, 32), "MXFP8", preset("MXFP8")
@@ -141,6 +143,7 @@ def _layout(
         tile, count = _blocks(grid, shape, said, given)
         method, scheme = f"FP8, blocks of {tile[0]}x{tile[1]}", _blocks_scheme(tile)
     granule, tiles = granule_of(tile, shape), grid_of(tile, shape)
+    by_tensor = math.prod(grid) == 1 and scheme.weights.strategy == "tensor"
     each = (int(tile[0] < rows), int(tile[1] < columns))
     kernel = Scaled("F32", 8, "e4m3", scale.dtype, tile)
     if count > 1:
@@ -150,7 +153,7 @@ def _layout(
         kernel, granule = replace(kernel, part=down), (down, granule[1])
         method += f" in {count} parts of the rows"
         refusal = "its blocks begin anew in each part of the rows"
-    scales = TensorSpec(scale.dtype, (1,) if tile == shape else tiles)
+    scales = TensorSpec(scale.dtype, (1,) if by_tensor else tiles)
     if method == "MXFP8":
         scales = TensorSpec("U8", tiles)
     found = None if refusal else scheme

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,21 +44,13 @@ class Reading:
 
     Attributes:
         coded: every quantized weight, by the dense tensor's name.
-        used: the names of all tensors that they, or a quantized cache, take.
+        used: the names of all tensors that they take.
         cache: the scales of the key-value cache, by name.
     """
 
     coded: Mapping[str, Coded]
     used: Collection[str]
     cache: Mapping[str, LazyTensor]
-
-    @property
-    def homes(self) -> Mapping[str, list[Coded]]:
-        """The weights that stand where a tensor was, by its name."""
-        found: dict[str, list[Coded]] = defaultdict(list)
-        for coded in self.coded.values():
-            found[coded.parts[0]].append(coded)
-        return found
 
     @property
     def is_exact(self) -> bool:
@@ -105,7 +97,7 @@ def read_quantized(
         except SourceError as error:
             problems[str(error)].append(module.name)
     cache = {name: tensor for name, tensor in tensors.items() if name.endswith(CACHE_SCALES)}
-    used = {name for each in coded.values() for name in each.parts} | {*cache}
+    used = {name for each in coded.values() for name in each.parts}
     if not problems:
         for name, tensor in tensors.items():
             if name not in used and (problem := _leftover(name, tensor)):
@@ -131,21 +123,40 @@ def as_floats(
 
 def dense(checkpoint: Checkpoint, reading: Reading) -> Checkpoint:
     """The checkpoint with floats in place of quantized weights, and a config.json that fits."""
-    homes = reading.homes
-
-    def tensors(given: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
-        for name, tensor in given.items():
-            if name in homes:
-                yield from ((coded.name, coded.weight) for coded in homes[name])
-            elif name not in reading.used:
-                yield name, tensor
-
-    shards = tuple(
-        replace(shard, tensors=dict(tensors(shard.tensors))) for shard in checkpoint.shards
-    )
-    files = {name: file for name, file in checkpoint.files.items() if name not in SIDE_FILES}
-    result = replace(checkpoint, shards=tuple(s for s in shards if s.tensors), files=files)
+    used = {*reading.used, *reading.cache}
+    result = replaced(checkpoint, replace(reading, used=used, cache={}), _floats)
     return result.with_config(without_quantization(checkpoint.config))
+
+
+def replaced(
+    checkpoint: Checkpoint,
+    reading: Reading,
+    tensors: Callable[[Coded], Mapping[str, LazyTensor]],
+) -> Checkpoint:
+    """The checkpoint with other tensors, by name, in place of each quantized weight.
+
+    Side files that say how it was quantized are left out; config.json stays.
+    """
+    homes: dict[str, list[Coded]] = defaultdict(list)
+    for coded in reading.coded.values():
+        homes[coded.parts[0]].append(coded)
+    shards = []
+    for shard in checkpoint.shards:
+        made: dict[str, LazyTensor] = {}
+        for name, tensor in shard.tensors.items():
+            if name in homes:
+                for coded in homes[name]:
+                    made |= tensors(coded)
+            elif name not in reading.used:
+                made[name] = tensor
+        if made:
+            shards.append(replace(shard, tensors=made))
+    files = {name: file for name, file in checkpoint.files.items() if name not in SIDE_FILES}
+    return replace(checkpoint, shards=tuple(shards), files=files)
+
+
+def _floats(coded: Coded) -> Mapping[str, LazyTensor]:
+    return {coded.name: coded.weight}
 
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
