@@ -60,10 +60,14 @@ def test_transformers_computes_the_same_from_what_is_dequantized_and_converted(
     dense, converted = loaded(tmp_path / "dequantize"), loaded(tmp_path / "convert")
     tokens = torch.arange(16)[None]
     assert torch.equal(dense(tokens).logits, source(tokens).logits)
-    # What is converted rounds its inputs to FP8, too: its weights are compared.
+    # What is converted rounds its inputs to FP8, too: its weights are compared, which the first
+    # tokens make floats.
+    converted(tokens)
     found = converted.state_dict()
     for name, weight in dense.state_dict().items():
-        assert torch.equal(found[name], weight), name
+        # transformers rounds scales to bfloat16 (2**-9), multiplies in it, and rounds (2**-9).
+        difference = (found[name].float() - weight.float()).abs()
+        assert (difference <= 2**-7 * weight.float().abs()).all(), name
 
 
 def test_converting_moves_bytes_and_converting_back_gives_the_source(
