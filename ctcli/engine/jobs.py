@@ -156,25 +156,18 @@ def make_tasks(graph: Graph, done: Collection[tuple[str, Place]] = ()) -> list[T
         tasks += [task for task in copies if not kept or task.count]
         for node in dict.fromkeys(part.tensor.node for part in file.computed):
             files = tuple(dict.fromkeys(target.file for target in graph.targets[node.key]))
-            task = Task(files, node, done=kept)
-            if files[0] != name or (kept and not task.count):
+            if files[0] != name:
                 continue
-            tasks += [*(Task((), value) for value in _values_of(node, made)), task]
+            task = Task(files, node, done=kept)
+            if kept and not task.count:
+                continue
+            tasks += [*(Task((), value) for value in all_nodes(node.values, made)), task]
     return tasks
 
 
 def node_tasks(nodes: Iterable[Node]) -> list[Task]:
     """Nodes that write nothing, each behind the values that it needs."""
     return [Task((), node) for node in all_nodes(nodes)]
-
-
-def _values_of(node: Node, made: set[Node]) -> Iterator[Node]:
-    """The values that a node needs and that were not made yet, those before that they need."""
-    for value in node.values:
-        if value not in made:
-            made.add(value)
-            yield from _values_of(value, made)
-            yield value
 
 
 def in_turn(tasks: Iterable[Task], width: int) -> Iterator[tuple[Task, Job]]:

@@ -41,6 +41,11 @@ class Module(Generic[T]):
         return self.parts.get("weight") or self.parts.get("")
 
     @property
+    def weight_name(self) -> str:
+        """The full name of that tensor."""
+        return self.tensor("weight" if "weight" in self.parts else "")
+
+    @property
     def bias(self) -> T | None:
         """Its bias."""
         return self.parts.get("bias")

@@ -32,7 +32,8 @@ _KINDS: Mapping[_Protected, str] = {
     "draft": r"(.*\.)?(mtp|nextn)[a-z_0-9]*(\..*)?",
 }
 _PATTERNS = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
-_REASONS: Mapping[_Protected, str] = {
+# What people are told of them.
+REASONS: Mapping[Kind, str] = {
     "embedding": "embeddings",
     "head": "lm_head",
     "router": "routers and gates",
@@ -69,12 +70,6 @@ def _kind_of(module: str) -> _Protected | None:
 def layers_of(config: Mapping[str, Any]) -> int | None:
     """How many layers config.json gives the language model, if it does."""
     return size_of(text_config(config), "num_hidden_layers")
-
-
-def protected_kind(module: str, config: Mapping[str, Any]) -> str | None:
-    """Why a module is left alone by default; None if it is not."""
-    kind = kind_of(module, layers_of(config))
-    return _REASONS[kind] if kind else None
 
 
 def is_embedding(module: str) -> bool:

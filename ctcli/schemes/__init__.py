@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.float8 import FLOAT8
 from ctcli.schemes.format import NumericFormat
@@ -21,6 +23,7 @@ _UNITS = {
 }
 
 
+@lru_cache(maxsize=256)
 def format_of(scheme: Scheme) -> NumericFormat:
     """The format that quantizes weights of this scheme.
 

@@ -123,6 +123,9 @@ class Scheme:
     input_activations: QuantizationArgs | None
     format: str
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # plans ask for it several times for each module
+
     @property
     def needs_input_scale(self) -> str | None:
         """The suffix of the tensor that static input quantization needs, if it is static."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ctcli.models.protected import is_embedding, is_head
+from ctcli.checkpoint.value import Modules
 from ctcli.patterns import cover
 from ctcli.rewrites.quantizing.selection import Selection
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
@@ -20,19 +20,20 @@ _FP8_KV_CACHE = QuantizationArgs(8, "float", "tensor")
 
 
 def quantization_config(
-    selection: Selection, unlisted: Iterable[str], kv_cache: bool
+    selection: Selection, modules: Modules, unlisted: Iterable[str], kv_cache: bool
 ) -> dict[str, Any]:
     """The config for a selection.
 
     Args:
         selection: what is quantized, and what is left alone.
+        modules: all of these.
         unlisted: linears of the model that have no weight of their own in the checkpoint and that
             a reader must not take for quantized (a tied lm_head).
         kv_cache: whether the checkpoint holds the scales of an FP8 key-value cache.
     """
-    groups = _groups(selection)
+    groups = _groups(selection, modules)
     formats = {scheme.format for scheme, _ in groups}
-    kept = [module for module in selection.kept if not is_embedding(module)]
+    kept = [module for module in selection.kept if modules[module].kind != "embedding"]
     return {
         "config_groups": {
             name: scheme.to_config(targets)
@@ -49,18 +50,17 @@ def quantization_config(
     }
 
 
-def _groups(selection: Selection) -> list[tuple[Scheme, list[str]]]:
+def _groups(selection: Selection, modules: Modules) -> list[tuple[Scheme, list[str]]]:
     """Each scheme with its targets; heads and embeddings, which are no class Linear, by name."""
     members: dict[tuple[Scheme, str], list[str]] = {}
     for module, scheme in selection.schemes.items():
-        special = module if is_embedding(module) or is_head(module) else ""
+        special = module if modules[module].kind in ("embedding", "head") else ""
         members.setdefault((scheme, special), []).append(module)
     if len(members) == 1 and not any(special for _, special in members):
         return [(scheme, ["Linear"]) for scheme, _ in members]
     every = {*selection.schemes, *selection.kept}
     return [
-        (scheme, cover(modules, every.difference(modules)))
-        for (scheme, _), modules in members.items()
+        (scheme, cover(names, every.difference(names))) for (scheme, _), names in members.items()
     ]
 
 
