@@ -18,6 +18,7 @@ from ctcli.storage.journal import Place
 from ctcli.storage.layout import Copy
 from ctcli.storage.transfer import BUFFER_BYTES
 
+MORE_MEMORY = "Give a larger --max-memory."
 # A file is copied by several threads at once, in pieces of at most this many bytes.
 _COPY_BYTES = 256 * 1024 * 1024
 
@@ -168,6 +169,13 @@ def make_tasks(graph: Graph, done: Collection[tuple[str, Place]] = ()) -> list[T
 def node_tasks(nodes: Iterable[Node]) -> list[Task]:
     """Nodes that write nothing, each behind the values that it needs."""
     return [Task((), node) for node in all_nodes(nodes)]
+
+
+def memory_problem(tasks: Iterable[Task], max_memory: int) -> str | None:
+    """Why so many bytes cannot hold the largest of the tasks' jobs; None: they can."""
+    largest = max((task.memory for task in tasks), default=0)
+    too_little = f"--max-memory: the largest job needs {largest:,} bytes."
+    return too_little if largest > max_memory else None
 
 
 def in_turn(tasks: Iterable[Task], width: int) -> Iterator[tuple[Task, Job]]:
