@@ -1,4 +1,4 @@
-"""Development sessions: `nox -s lint types tests minimums bench`."""
+"""Development sessions: `nox -s lint types tests minimums bench sources`."""
 
 from __future__ import annotations
 
@@ -57,3 +57,18 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "tests.bench", *session.posargs)
     if not session.posargs:
         session.run("python", "-m", "tests.bench.hub_job")
+
+
+@nox.session
+@nox.parametrize("script", sorted(path.stem for path in Path("fixtures/sources").glob("make_*.py")))
+def sources(session: nox.Session, script: str) -> None:
+    """Make checkpoints of `fixtures/sources` anew with the packages that a script's head names.
+
+    A head has lines `# package==version ...`, and `# --no-deps ...` for packages by themselves.
+    """
+    path = Path("fixtures/sources", script).with_suffix(".py")
+    for line in path.read_text().splitlines():
+        if not line.startswith("# "):
+            break
+        session.install(*line.removeprefix("# ").split())
+    session.run("python", path)

@@ -13,7 +13,7 @@ from ctcli.models.llama import naming_of
 from ctcli.rewrites.exporting.export_bin import export_bin
 from ctcli.rewrites.exporting.options import ExportOptions
 from ctcli.rewrites.surgery.matrices import Matrices
-from ctcli.rewrites.surgery.surgery import architecture_of, check_editable
+from ctcli.rewrites.surgery.surgery import architecture_of, editable
 
 # Up to this odd part every size has a rotation, and a multiple of 4 a Hadamard matrix if four
 # times its odd part is at most _HADAMARD. Larger ones are made, which takes torch.
@@ -47,8 +47,7 @@ def abilities(checkpoint: Checkpoint) -> list[Ability]:
     }
     export = _asked("export-bin", lambda: _check_export(checkpoint))
     try:
-        check_editable(checkpoint)
-        architecture = architecture_of(checkpoint, None)
+        architecture = architecture_of(editable(checkpoint), None)
     except CtcliError as error:
         return [*(Ability(name, error.problems, error.hint) for name in checks), export]
     asked = (_asked(name, partial(check, architecture)) for name, check in checks.items())

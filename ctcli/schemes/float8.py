@@ -55,6 +55,11 @@ class Float8(NumericFormat):
         scales = stored_scales(found.scales, numerics.scheme.weights, numerics.dtype)
         return {"weight": found.codes, "weight_scale": scales}
 
+    def _table(self, scheme: Scheme) -> tuple[int, Array]:  # noqa: ARG002
+        from ctcli.ops.decoding import e4m3_table
+
+        return 8, e4m3_table()
+
     def _read(
         self,
         tensors: Mapping[str, Array],

@@ -15,6 +15,7 @@ from ctcli.schemes.family import Execution, Numerics
 from ctcli.schemes.tiles import granule_of, tile_of
 
 if TYPE_CHECKING:
+    from ctcli.ops.decoding import Codes
     from ctcli.ops.quantized import Array, Body, FormatName, QuantizedBlock, Rounding
 
 # What has to be known of a whole weight before a part of it can be quantized: the range of all of
@@ -114,6 +115,10 @@ class NumericFormat(ABC):
     ) -> tuple[Array, Array, Array | None]:
         """Codes (a row's bytes), scales and zero points (float32) of stored rows or columns."""
 
+    @abstractmethod
+    def _table(self, scheme: Scheme) -> tuple[int, Array]:
+        """Bits of a stored code, and the float32 numbers that codes stand for."""
+
     def kind(self, weights: QuantizationArgs) -> str:
         """Its name for people, with the bits of an element."""
         scaled = "MX" if weights.scale_dtype == "torch.uint8" else ""
@@ -182,6 +187,18 @@ class NumericFormat(ABC):
         codes, scales, zeros = self._read(tensors, shape, numerics)
         found = read(codes, scales, zeros, shape, self._rounding(numerics, 0.0))
         return Restored(found.values, found.bounds)
+
+    def codes(
+        self, tensors: Mapping[str, Array], shape: tuple[int, int], scheme: Scheme, dtype: str
+    ) -> Codes:
+        """What `encode` wrote, as `ops.decoding` takes it; arguments as `decode`'s."""
+        from ctcli.ops.decoding import Codes
+
+        numerics = Numerics(scheme, dtype, "float32", "minmax")
+        stream, scales, zeros = self._read(tensors, shape, numerics)
+        height, width = tile_of(scheme.weights)
+        tile = (height or max(1, shape[0]), width or max(1, shape[1]))
+        return Codes(stream, *self._table(scheme), scales, zeros, tile)
 
     def widest(self, block: Array, tag: str, *, numerics: Numerics, execution: Execution) -> Array:
         """[-low, high] of some of a weight, or of each row: float32 [2, 1 or rows]; for `max`."""

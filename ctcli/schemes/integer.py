@@ -128,6 +128,13 @@ class Integers(NumericFormat):
             outputs["weight_zero_point"] = zeros
         return outputs
 
+    def _table(self, scheme: Scheme) -> tuple[int, Array]:
+        from ctcli.ops.decoding import integer_table, signed_table
+
+        bits = scheme.weights.num_bits
+        is_packed = scheme.format == "pack-quantized"
+        return (bits, integer_table(bits, 1 << (bits - 1))) if is_packed else (8, signed_table())
+
     def _read(
         self, tensors: Mapping[str, Array], shape: tuple[int, int], numerics: Numerics
     ) -> tuple[Array, Array, Array | None]:

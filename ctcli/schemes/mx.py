@@ -63,6 +63,11 @@ class Microscaling(NumericFormat):
         codes = "weight" if numerics.scheme.weights.num_bits == 8 else "weight_packed"
         return {codes: found.codes, "weight_scale": found.marks.astype("u1")}
 
+    def _table(self, scheme: Scheme) -> tuple[int, Array]:
+        from ctcli.ops.decoding import e2m1_table, e4m3_table
+
+        return (4, e2m1_table()) if scheme.weights.num_bits == 4 else (8, e4m3_table())
+
     def _read(
         self,
         tensors: Mapping[str, Array],

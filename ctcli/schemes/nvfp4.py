@@ -67,6 +67,11 @@ class Nvfp4(NumericFormat):
             "weight_global_scale": total.view(np.uint32),
         }
 
+    def _table(self, scheme: Scheme) -> tuple[int, Array]:  # noqa: ARG002
+        from ctcli.ops.decoding import e2m1_table
+
+        return 4, e2m1_table()
+
     def _read(
         self,
         tensors: Mapping[str, Array],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from ctcli.lazy.nodes import Output
+from ctcli.lazy.nodes import Input, LazyTensor, Output, Shape, matrix_shape
 from ctcli.lazy.tensors import TensorSpec
 from ctcli.schemes.arguments import QuantizationArgs
 
@@ -60,3 +61,39 @@ def read_scales(bits: Array, dtype: str) -> Array:
     from ctcli.ops.bits import to_floats
 
     return to_floats(bits.reshape(-1, bits.shape[-1]), dtype, np.float32)
+
+
+def stored_inputs(
+    tensors: Mapping[str, LazyTensor],
+    outputs: Mapping[str, Output],
+    granule: Shape,
+    shape: Shape,
+) -> dict[str, Input]:
+    """How the tensors of a quantized weight run along it.
+
+    Args:
+        tensors: by suffix.
+        outputs: what quantizing would make of the weight; other tensors are not cut.
+        granule: rows and columns of the weight that belong together.
+        shape: [rows, columns] of the weight.
+    """
+    return {
+        suffix: Input(
+            tensor,
+            matrix_shape(tensor.spec.shape),
+            each=each_of(outputs.get(suffix), granule, shape),
+        )
+        for suffix, tensor in tensors.items()
+    }
+
+
+def each_of(output: Output | None, granule: Shape, shape: Shape) -> Shape:
+    """The rows and columns of a tensor that stand for a granule of the weight; 0: all of them."""
+    if output is None or output.is_whole:
+        return 0, 0
+    down, across = (
+        max(1, size * together // max(1, length))
+        for size, together, length in zip(output.spec.shape, granule, shape, strict=True)
+    )
+    # The scales of rows, for some of their columns.
+    return down, 0 if output.spec.shape[1] == 1 else across

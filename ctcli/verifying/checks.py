@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ctcli.lazy.nodes import COLUMNS, Computed, Input, Node, Shape, Where, axis_of, matrix_shape
+from ctcli.lazy.nodes import COLUMNS, Computed, Input, Node, Where, axis_of
 from ctcli.lazy.tensors import Known, Stored, TensorSpec
 from ctcli.ops.dtypes import DTYPES, WEIGHT_FLOATS
 from ctcli.schemes import format_of
 from ctcli.schemes.format import StoredPart
-from ctcli.schemes.tiles import tile_of
+from ctcli.schemes.tiles import each_of, stored_inputs, tile_of
 from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.values import NOT_FINITE
 
@@ -129,10 +129,7 @@ def module_check(module: QuantizedModule, expected: Exact | None = None) -> Chec
     """
     axis = axis_of(expected) if expected else 0
     granule = format_of(module.scheme).granule(module.scheme)
-    inputs = {
-        suffix: Input(tensor, matrix_shape(tensor.spec.shape), each=_each(module, suffix, granule))
-        for suffix, tensor in module.tensors.items()
-    }
+    inputs = stored_inputs(module.tensors, module.outputs, granule, module.shape)
     tag = None
     if expected:
         tag = expected.spec.dtype
@@ -148,19 +145,6 @@ def module_check(module: QuantizedModule, expected: Exact | None = None) -> Chec
         axis=axis,
     )
     return Check(module.name, node)
-
-
-def _each(module: QuantizedModule, suffix: str, granule: Shape) -> Shape:
-    """The rows and columns of a tensor that stand for a granule of the weight; 0: all of them."""
-    output = module.outputs.get(suffix)
-    if output is None or output.is_whole:
-        return 0, 0
-    down, across = (
-        max(1, size * together // max(1, length))
-        for size, together, length in zip(output.spec.shape, granule, module.shape, strict=True)
-    )
-    # The scales of rows, for some of their columns.
-    return down, 0 if output.spec.shape[1] == 1 else across
 
 
 @dataclass(frozen=True)
@@ -238,7 +222,7 @@ class CheckModule:
         form = format_of(module.scheme)
         stored = {suffix: _bits(blocks[suffix]) for suffix in module.tensors}
         for suffix, tensor in module.tensors.items():
-            runs = bool(_each(module, suffix, (1, 1))[where.axis])
+            runs = bool(each_of(module.outputs.get(suffix), (1, 1), module.shape)[where.axis])
             if where.start and not runs:
                 continue  # it was looked at with the first block
             ends = where.stop == where.shape[where.axis] or not runs

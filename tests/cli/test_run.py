@@ -286,7 +286,7 @@ def test_steps_of_the_source_are_kept_as_history_and_another_source_is_noticed(
 
 
 BAD_STEPS: Mapping[str, list[dict[str, Any]]] = {
-    "step 1: use = 'quantise'; near names: quantize.": [{"use": "quantise"}],
+    "step 1: use = 'quantise'; near names: quantize, dequantize.": [{"use": "quantise"}],
     "step 1: use = 'None'": [{"scheme": "W4A16"}],
     "unknown option 'shceme'; near names: scheme": [{"use": "quantize", "shceme": "W4A16"}],
     "bits = 'four': give a whole number from 2 to 8.": [{"use": "quantize", "bits": "four"}],
@@ -341,7 +341,7 @@ def test_orders_that_make_no_sense_are_refused_with_the_reason(
     )
     done = ctcli("run", write_recipe(tmp_path / "recipe.toml", text), pylm, tmp_path / "out")
     assert done.returncode == 1
-    assert f"{words}pylm: it is quantized already" in done.stderr
+    assert f"{words}pylm: it is quantized already, by an earlier step." in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
-from ctcli.formats.quantized import quantized_format
+from ctcli.formats.sources.reading import as_floats
 from ctcli.lazy.nodes import LazyTensor
 from ctcli.lazy.tensors import Stored, content_of
 from ctcli.models.llama import HUGGING_FACE, Naming, naming_of
@@ -43,15 +43,12 @@ def read_llama(checkpoint: Checkpoint) -> Llama:
     """Recognize a Llama.
 
     Raises:
-        CtcliError: there is none, it is quantized, or its description is missing or malformed.
+        CtcliError: there is none, its weights cannot be read, or its description is missing or
+            malformed.
     """
     name = checkpoint.origin.name
+    checkpoint = as_floats(checkpoint)
     tensors = dict(checkpoint.tensors())
-    specs = ((n, tensor.spec) for n, tensor in tensors.items())
-    if found := quantized_format(specs, checkpoint.config):
-        raise CtcliError(
-            f"{name}: it is quantized already: {found}.", "Export the original checkpoint."
-        )
     naming = naming_of(tensors)
     if naming is None:
         raise CtcliError(

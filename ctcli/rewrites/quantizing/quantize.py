@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 from ctcli.checkpoint.sharding import cut_to_size
 from ctcli.checkpoint.value import Checkpoint, Modules, Shard
 from ctcli.errors import CtcliError
-from ctcli.formats.quantized import quantized_format
+from ctcli.formats.sources.coded import Coded
+from ctcli.formats.sources.reading import Reading, dense, read_quantized
 from ctcli.lazy.nodes import Computed, LazyTensor, Node, starting_point
 from ctcli.lazy.tensors import Stored
 from ctcli.models.config import table
@@ -22,6 +23,7 @@ from ctcli.models.experts import (
     packed_experts,
     split_experts,
 )
+from ctcli.models.fused import FusedSet
 from ctcli.models.modules import Module, modules_of
 from ctcli.models.protected import TRANSPOSED_LINEARS
 from ctcli.patterns import matches
@@ -45,12 +47,14 @@ class QuantizeReport:
         selection: scheme by module, and reason by module left alone.
         bytes_before: tensor bytes of the source.
         bytes_after: tensor bytes of the output.
+        as_stored: how modules were quantized before whose numbers stay, by name.
         errors: relative root mean square error by module, once it is known.
     """
 
     selection: Selection
     bytes_before: int
     bytes_after: int
+    as_stored: Mapping[str, str]
     errors: Mapping[str, float]
 
     def with_errors(self, measured: Mapping[str, Sequence[float]]) -> QuantizeReport:
@@ -64,9 +68,15 @@ class QuantizeReport:
 
     def rows(self) -> list[tuple[str, str]]:
         """Labels and values, for people."""
-        schemes = Counter(scheme.name for scheme in self.selection.schemes.values())
-        kept = Counter(self.selection.kept.values())
-        rows = [("quantized", ", ".join(f"{n} modules {name}" for name, n in schemes.items()))]
+        schemes = Counter(
+            scheme.name
+            for module, scheme in self.selection.schemes.items()
+            if module not in self.as_stored
+        )
+        kept, stored = Counter(self.selection.kept.values()), Counter(self.as_stored.values())
+        made = ", ".join(f"{n} modules {name}" for name, n in schemes.items())
+        rows = [("quantized", made)] if made else []
+        rows += [("as stored", f"{n} modules: {method}") for method, n in stored.items()]
         rows += [("left alone", f"{n}: {reason}") for reason, n in kept.items()]
         share = self.bytes_after / self.bytes_before
         before, after = format_bytes(self.bytes_before), format_bytes(self.bytes_after)
@@ -87,6 +97,7 @@ class QuantizeReport:
                     "scheme": scheme.name,
                     "format": scheme.format,
                     "relative_error": self.errors.get(module),
+                    "as_stored": self.as_stored.get(module),
                 }
                 for module, scheme in self.selection.schemes.items()
             },
@@ -100,11 +111,13 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     """Replace the weights of linears by quantized ones.
 
     Raises:
-        CtcliError: the checkpoint is quantized already, or the options do not fit it.
+        CtcliError: the options do not fit the checkpoint, or its quantized weights cannot be read.
     """
-    _check_source(checkpoint)
+    reading = read_quantized(checkpoint)
+    source = dense(checkpoint, reading) if reading else checkpoint
+    _check_source(source)
     choice = options.choice
-    untied = _untie(checkpoint, choice)
+    untied = _untie(source, choice)
     packed = _packed(untied)
     experts = _expert_linears(untied, packed, choice.ignore)
     linears = _linears(untied)
@@ -114,14 +127,15 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     online = _online_matrices(untied)
     selection = select(linears, choice, known=(*linears, *packed, *tied, *online))
     selection = replace(selection, kept={**selection.kept, **online})
-    nodes = _nodes(linears, selection, options)
+    selection, as_stored = _unchanged(selection, reading, options.rest)
+    made = _quantized_weights(linears, selection, as_stored, options)
     added = _placed_scales(untied, linears, selection, options.scales)
     inside = {untied.modules[name].weight_name: split for name, split in experts.items()}
-    shards = tuple(_quantized(shard, inside, nodes, added) for shard in untied.shards)
+    shards = tuple(_quantized(shard, inside, made, added) for shard in untied.shards)
     kv_cache = any(name.endswith(CACHE_SCALES) for name in options.scales)
     whole = [each for name, each in packed.items() if name not in experts]
     unlisted = [*tied, *(module for each in whole for module in each.linears)]
-    config = quantization_config(selection, {**untied.modules, **linears}, unlisted, kv_cache)
+    config = quantization_config(selection.schemes, selection.kept, unlisted, kv_cache=kv_cache)
     # What `rotate` declared for the server stays.
     declared = table(untied.config.get("quantization_config"))
     config["transform_config"] = declared.get("transform_config", {})
@@ -130,18 +144,33 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     if options.max_shard_size:
         result = cut_to_size(result, options.max_shard_size)
     result = result.with_config({**untied.config, "quantization_config": config})
-    return result, QuantizeReport(selection, checkpoint.nbytes, result.nbytes, {})
+    methods = {module: coded.method for module, coded in as_stored.items()}
+    return result, QuantizeReport(selection, checkpoint.nbytes, result.nbytes, methods, {})
+
+
+def _unchanged(
+    selection: Selection, reading: Reading | None, rest: Literal["keep", "dense"]
+) -> tuple[Selection, dict[str, Coded]]:
+    """The weights of a quantized source that stay as they are stored, and what is then quantized.
+
+    These are the ones that the scheme leaves alone, if the user does not want floats, and those
+    that are stored in the very scheme.
+    """
+    kept, schemes, found = dict(selection.kept), dict(selection.schemes), {}
+    for coded in reading.coded.values() if reading else ():
+        module, chosen = coded.module, schemes.get(coded.module)
+        if coded.scheme is None:
+            continue
+        old = coded.scheme
+        if chosen and (old.weights, old.format) == (chosen.weights, chosen.format):
+            found[module] = coded
+        elif module in kept and rest == "keep":
+            found[module], schemes[module] = coded, coded.scheme
+            del kept[module]
+    return replace(selection, schemes=schemes, kept=kept), found
 
 
 def _check_source(checkpoint: Checkpoint) -> None:
-    found = quantized_format(
-        ((name, tensor.spec) for name, tensor in checkpoint.tensors()), checkpoint.config
-    )
-    if found:
-        raise CtcliError(
-            f"{checkpoint.origin.name}: it is quantized already: {found}.",
-            "Quantize the original checkpoint.",
-        )
     if checkpoint.config.get("model_type") in TRANSPOSED_LINEARS:
         raise CtcliError(
             f"{checkpoint.origin.name}: {checkpoint.config['model_type']} has no linears: its "
@@ -229,41 +258,53 @@ def _online_matrices(checkpoint: Checkpoint) -> dict[str, str]:
     }
 
 
-def _nodes(linears: Modules, selection: Selection, options: QuantizeOptions) -> dict[str, Node]:
-    """What computes the tensors of each module, by the name of its weight."""
+def _quantized_weights(
+    linears: Modules,
+    selection: Selection,
+    as_stored: Mapping[str, Coded],
+    options: QuantizeOptions,
+) -> dict[str, Node | Coded]:
+    """What each module becomes, by the name of its weight."""
 
     @cache
     def numerics(scheme: Scheme, dtype: str) -> Numerics:
         return Numerics(scheme, dtype, options.compute_dtype, options.observer)
 
-    stored = {name: weight for name in selection.schemes if (weight := linears[name].weight)}
-    exact = {name: weight for name, tensor in stored.items() if (weight := starting_point(tensor))}
-    shared = _shared_magnitudes(exact, selection, options.execution)
-    return {
-        linears[name].weight_name: quantized(
-            name,
-            exact[name],
-            numerics(scheme, stored[name].spec.dtype),
-            options.execution,
-            shared.get(name),
-        )
-        for name, scheme in selection.schemes.items()
+    schemes = {m: scheme for m, scheme in selection.schemes.items() if m not in as_stored}
+    stored = {module: weight for module in schemes if (weight := linears[module].weight)}
+    exact = {
+        module: start for module, weight in stored.items() if (start := starting_point(weight))
     }
+    shared = _shared_magnitudes(exact, schemes, selection.fused, options.execution)
+    made: dict[str, Node | Coded] = {
+        linears[module].weight_name: quantized(
+            module,
+            exact[module],
+            numerics(scheme, stored[module].spec.dtype),
+            options.execution,
+            shared.get(module),
+        )
+        for module, scheme in schemes.items()
+    }
+    return made | {linears[module].weight_name: coded for module, coded in as_stored.items()}
 
 
 def _shared_magnitudes(
-    weights: Mapping[str, Weight], selection: Selection, execution: Execution
+    weights: Mapping[str, Weight],
+    schemes: Mapping[str, Scheme],
+    sets: Sequence[FusedSet],
+    execution: Execution,
 ) -> dict[str, Node]:
     """For schemes with a global scale: the value that each fused set, or lone module, shares."""
-    modules = {m for m, s in selection.schemes.items() if s.weights.strategy == "tensor_group"}
+    modules = {m: weights[m] for m, s in schemes.items() if s.weights.strategy == "tensor_group"}
     shared: dict[str, Node] = {}
-    for fused in selection.fused:
-        if fused.tensors[0] in modules:
-            members = {module: weights[module] for module in fused.tensors}
+    for fused in sets:
+        members = {module: modules[module] for module in fused.tensors if module in modules}
+        if len(members) > 1:
             magnitude = largest_magnitude(fused.name, members, execution)
             shared |= dict.fromkeys(members, magnitude)
-    for module in modules - shared.keys():
-        shared[module] = largest_magnitude(module, {module: weights[module]}, execution)
+    for module in modules.keys() - shared.keys():
+        shared[module] = largest_magnitude(module, {module: modules[module]}, execution)
     return shared
 
 
@@ -307,20 +348,26 @@ def _placed_scales(
 def _quantized(
     shard: Shard,
     experts: Mapping[str, Modules],
-    nodes: Mapping[str, Node],
+    made: Mapping[str, Node | Coded],
     added: Mapping[str, Mapping[str, LazyTensor]],
 ) -> Shard:
     """A shard with its quantized weights, where the weights were."""
     tensors: dict[str, LazyTensor] = {}
     for name, tensor in shard.tensors.items():
         parts = {each.weight_name: each.weight for each in experts.get(name, {}).values()}
-        if not parts.keys() & nodes.keys():
+        if not parts.keys() & made.keys():
             parts = {name: tensor}
         for part, stored in parts.items():
-            if node := nodes.get(part):
-                for output in node.outputs:
-                    tensors[f"{node.module}.{output}"] = Computed(node, output)
+            if found := made.get(part):
+                tensors |= _tensors(found)
             elif stored:
                 tensors[part] = stored
             tensors |= added.get(part, {})
     return replace(shard, tensors=tensors)
+
+
+def _tensors(made: Node | Coded) -> dict[str, LazyTensor]:
+    """What a module has instead of its weight, by name."""
+    if isinstance(made, Node):
+        return {f"{made.module}.{output}": Computed(made, output) for output in made.outputs}
+    return {f"{made.module}.{suffix}": tensor for suffix, tensor in made.stored.items()}

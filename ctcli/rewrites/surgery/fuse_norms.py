@@ -17,7 +17,7 @@ from ctcli.rewrites.surgery.surgery import (
     apply,
     architecture_of,
     begin,
-    check_editable,
+    editable,
 )
 from ctcli.units import format_bytes
 
@@ -76,14 +76,14 @@ def fuse_norms(checkpoint: Checkpoint, options: FuseOptions) -> tuple[Checkpoint
     A LayerNorm's bias b goes into theirs, W b, or stays divided by the gain where they have none.
 
     Raises:
-        CtcliError: the checkpoint is quantized, or the operation is not exact for its family.
+        CtcliError: weights cannot be read, or the operation is not exact for the family.
     """
-    check_editable(checkpoint)
-    architecture = architecture_of(checkpoint, options.parts)
+    dense = editable(checkpoint)
+    architecture = architecture_of(dense, options.parts)
     architecture.require("fuse-norms", *(("center",) if options.center else ()))
     reads_norm = any(architecture.lm_head in norm.linears for norm in architecture.norms)
     unties = reads_norm or (options.center and architecture.unties_for_stream)
-    surgery = begin("fuse-norms", checkpoint, architecture, unties)
+    surgery = begin("fuse-norms", dense, architecture, unties)
     changes = [("norms fused", str(fuse(surgery)))]
     if options.center:
         from ctcli.ops.centring import Centring
@@ -91,8 +91,8 @@ def fuse_norms(checkpoint: Checkpoint, options: FuseOptions) -> tuple[Checkpoint
         write_stream(surgery, Centring(architecture.hidden_size))
         changes.append(("centred", f"{len(architecture.writers)} writers of the residual stream"))
     arithmetic = Arithmetic("exact", options.device)
-    return finish(
-        checkpoint,
+    result, report = finish(
+        dense,
         surgery,
         arithmetic,
         options.tag,
@@ -100,6 +100,7 @@ def fuse_norms(checkpoint: Checkpoint, options: FuseOptions) -> tuple[Checkpoint
         {"use": "fuse-norms", **options.recipe},
         changes,
     )
+    return result, replace(report, bytes_before=checkpoint.nbytes)
 
 
 def fuse(surgery: Surgery) -> int:

@@ -20,7 +20,7 @@ from ctcli.rewrites.surgery.kernels import RowMap
 from ctcli.rewrites.surgery.matrices import Matrices
 from ctcli.rewrites.surgery.online import apply, matrix, scheme, transforming
 from ctcli.rewrites.surgery.options import RotateOptions
-from ctcli.rewrites.surgery.surgery import Surgery, architecture_of, begin, check_editable
+from ctcli.rewrites.surgery.surgery import Surgery, architecture_of, begin, editable
 from ctcli.rewrites.surgery.transform_config import transform
 
 if TYPE_CHECKING:
@@ -41,10 +41,14 @@ def rotate(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint, 
     """Fuse the norms, then rotate: readers become W Q, writers Q^T W.
 
     Raises:
-        CtcliError: the checkpoint is quantized, an operation is not exact for its family, or
-            there is no such matrix.
+        CtcliError: weights cannot be read, an operation is not exact for the family, or there is no
+            such matrix.
     """
-    check_editable(checkpoint)
+    result, report = _rotated(editable(checkpoint), options)
+    return result, replace(report, bytes_before=checkpoint.nbytes)
+
+
+def _rotated(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint, SurgeryReport]:
     architecture, chosen = architecture_of(checkpoint, options.parts), options.chosen
     if options.transforms:
         return _transformed(checkpoint, architecture, options)

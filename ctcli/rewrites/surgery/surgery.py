@@ -10,7 +10,7 @@ from typing import Any
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
-from ctcli.formats.quantized import quantized_format
+from ctcli.formats.sources.reading import as_floats
 from ctcli.lazy.known import widened
 from ctcli.lazy.nodes import LazyTensor, starting_point
 from ctcli.lazy.tensors import Known, TensorSpec
@@ -89,31 +89,28 @@ def begin(step: str, checkpoint: Checkpoint, architecture: Architecture, unties:
     return Surgery(step, architecture, stored)
 
 
-def check_editable(checkpoint: Checkpoint) -> None:
-    """Refuse what is quantized or rotated online, or stored in a dtype not to be computed with.
+def editable(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with floats for weights, whatever it stores.
 
     Raises:
-        CtcliError: names the format, the rotations, or every such tensor.
+        CtcliError: weights cannot be read, are rotated online, or are stored in a dtype not to be
+            computed with.
     """
-    specs = {name: tensor.spec for name, tensor in checkpoint.tensors()}
-    if found := quantized_format(specs.items(), checkpoint.config):
-        raise CtcliError(
-            f"{checkpoint.origin.name}: it is quantized already: {found}.",
-            "Start from the original checkpoint, and quantize last.",
-        )
-    declared = table(table(checkpoint.config.get("quantization_config")).get("transform_config"))
+    dense = as_floats(checkpoint)
+    declared = table(table(dense.config.get("quantization_config")).get("transform_config"))
     if transforms := table(declared.get("config_groups")):
         raise CtcliError(
-            f"{checkpoint.origin.name}: it has online rotations already: {', '.join(transforms)}.",
+            f"{dense.origin.name}: it has online rotations already: {', '.join(transforms)}.",
             "Start from the checkpoint without them, and give all rotations at once.",
         )
     problems = [
         f"{name}: {spec.dtype} cannot be computed with."
-        for name, spec in specs.items()
+        for name, spec in dense.specs.items()
         if name.endswith((".weight", ".bias")) and spec.dtype not in FLOATS
     ]
     if problems:
         raise CtcliError(problems, f"Store these in one of {', '.join(FLOATS)}.")
+    return dense
 
 
 def apply(

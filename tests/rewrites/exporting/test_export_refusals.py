@@ -58,7 +58,7 @@ from tests.helpers.llamas import (
         ({"max_position_embeddings": None}, "for how many positions"),
         ({"rms_norm_eps": -1.0}, "config.json: rms_norm_eps is -1.0"),
         ({"rope_parameters": [10000.0]}, "config.json: rope_parameters is [10000.0]"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "it is quantized already: gptq"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized (gptq), and none is."),
     ],
 )
 def test_a_config_that_the_format_cannot_hold_is_refused(

@@ -397,15 +397,6 @@ def test_compressed_tensors_own_json_is_a_config(tmp_path: Path) -> None:
     assert before == after
 
 
-def test_what_is_quantized_already_is_refused_by_its_formats_name(tmp_path: Path) -> None:
-    source = checkpoint(tmp_path / "source", attention())
-    run_quantize(source, tmp_path / "once", "W8A8")
-    error = refusal(tmp_path / "once", tmp_path / "twice", "W8A8")
-    assert error.problems == ("once: it is quantized already: compressed-tensors.",)
-    gptq = checkpoint(tmp_path / "gptq", {f"{LAYER}q.qweight": weight(8, 8)})
-    assert "GPTQ" in refusal(gptq, tmp_path / "twice", "W8A8").problems[0]
-
-
 def test_values_that_are_not_finite_are_refused_by_count(tmp_path: Path) -> None:
     tensors = attention()
     tensors[f"{LAYER}self_attn.o_proj.weight"][[3, 17], 5] = math.inf

@@ -293,15 +293,16 @@ def test_what_is_too_large_for_its_dtype_is_refused(tmp_path: Path) -> None:
     assert "--dtype float32" in caught.value.hint
 
 
-@pytest.mark.parametrize("command", ["fuse-norms", "rotate"])
-def test_a_quantized_checkpoint_is_refused(
-    command: str, cli: Ctcli, pylm: Path, tmp_path: Path
+def test_a_quantized_checkpoint_is_edited_from_the_floats_it_stands_for(
+    cli: Ctcli, pylm: Path, tmp_path: Path
 ) -> None:
-    quantized = tmp_path / "quantized"
+    quantized, floats = tmp_path / "quantized", tmp_path / "floats"
     assert cli("quantize", pylm, quantized, "--scheme", "FP8_DYNAMIC").returncode == 0
-    done = cli(command, quantized, tmp_path / "out")
-    assert done.returncode == 1
-    assert "it is quantized already: compressed-tensors" in done.stderr
+    assert cli("dequantize", quantized, floats, "--dtype", "float32").returncode == 0
+    for source, target in ((quantized, tmp_path / "once"), (floats, tmp_path / "twice")):
+        done = cli("fuse-norms", source, target, "--dtype", "float32")
+        assert done.returncode == 0, done.stderr
+    assert tensor_hashes(tmp_path / "once") == tensor_hashes(tmp_path / "twice")
 
 
 def test_an_unknown_model_type_needs_a_mapping(cli: Ctcli, tiny: Models, tmp_path: Path) -> None:

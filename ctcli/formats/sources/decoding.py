@@ -1,0 +1,182 @@
+"""Nodes that turn stored codes into floats."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+from ctcli.lazy.nodes import (
+    Computed,
+    Input,
+    Node,
+    NonFiniteError,
+    Output,
+    Shape,
+    Where,
+    preferred_axis,
+)
+from ctcli.lazy.tensors import Stored, TensorSpec
+
+if TYPE_CHECKING:
+    from ctcli.lazy.nodes import Block, Blocks
+    from ctcli.ops.decoding import Codes
+
+HINT = "A code or a scale is NaN or infinite, or too large: repair the checkpoint."
+Table = Literal["e4m3", "e2m1", "signed", "unsigned", "offset"]
+
+
+@dataclass(frozen=True)
+class Decoding(ABC):
+    """Decode rows (columns) of a weight: a kernel, see `lazy.nodes.Kernel`.
+
+    Attributes:
+        target: safetensors tag of the floats that come out, rounded once; F32 is not rounded.
+    """
+
+    target: str
+
+    @abstractmethod
+    def codes(self, blocks: Blocks, where: Where) -> Codes:
+        """The codes of these rows (columns), with their scales."""
+
+    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`.
+
+        Raises:
+            NonFiniteError: something of it is not finite.
+        """
+        from ctcli.ops.decoding import decoded
+
+        found, is_finite = decoded(self.codes(blocks, where), len(where.columns), self.target)
+        if not is_finite:
+            raise NonFiniteError(HINT)
+        return {"weight": found}, ()
+
+
+@dataclass(frozen=True)
+class Scaled(Decoding):
+    """Codes in rows, one behind the other, with a scale for each tile.
+
+    Inputs: `codes`; `scale`; perhaps `zero`, the zero points as numbers; perhaps `total`, a scale
+    of all.
+
+    Attributes:
+        bits: of a code.
+        table: what codes stand for; `offset` are integers less half their range.
+        scale: safetensors tag of the scales; U8 are exponents.
+        tile: rows and columns that share one.
+        zero: safetensors tag of the zero points.
+        divides: the scale of all divides the others, rather than multiplies them.
+        part: rows after which tiles begin anew; 0: they do not.
+    """
+
+    bits: int
+    table: Table
+    scale: str
+    tile: Shape
+    zero: str = "I8"
+    divides: bool = False
+    part: int = 0
+
+    def codes(self, blocks: Blocks, where: Where) -> Codes:  # noqa: ARG002 (kernels share it)
+        """See `Decoding`."""
+        import numpy as np
+
+        from ctcli.ops import decoding
+
+        scales = decoding.scales_of(blocks["scale"], self.scale)
+        if "total" in blocks:
+            total = blocks["total"].reshape(-1).view(np.float32)[0]
+            scales = scales / total if self.divides else scales * total
+        zeros = blocks.get("zero")
+        if zeros is not None:
+            zeros = zeros.view(np.int8).astype(np.float32)
+        stream, tile = np.ascontiguousarray(blocks["codes"]), self.tile
+        if self.part:
+            row = np.arange(len(stream))
+            down = -(-self.part // tile[0])
+            scales = scales[row // self.part * down + row % self.part // tile[0]]
+            tile = (1, tile[1])
+        stream = stream.view(np.uint8).reshape(len(stream), -1)
+        return decoding.Codes(
+            stream, self.bits, table_of(self.table, self.bits), scales, zeros, tile
+        )
+
+
+def table_of(name: Table, bits: int) -> Block:
+    """What the codes of a format stand for: float32 [2 ** bits]."""
+    from ctcli.ops import decoding
+
+    if name == "e4m3":
+        return decoding.e4m3_table()
+    if name == "e2m1":
+        return decoding.e2m1_table()
+    if name == "signed":
+        return decoding.signed_table()
+    return decoding.integer_table(bits, 1 << (bits - 1) if name == "offset" else 0)
+
+
+def decoded(
+    module: str,
+    inputs: Mapping[str, Input],
+    kernel: Decoding,
+    shape: Shape,
+    granule: Shape,
+    dtype: str,
+) -> Computed:
+    """A weight as floats: rounded, with what it is the rounding of.
+
+    Args:
+        module: its module.
+        inputs: what the kernel reads.
+        kernel: decodes.
+        shape: [rows, columns] of the weight.
+        granule: rows, and columns, that belong together.
+        dtype: safetensors tag of the result.
+    """
+    axis, exact = preferred_axis(shape, granule), None
+    for step, tag in (("decode", "F32"), ("dequantize", dtype)):
+        node = Node(
+            key=f"{module}/weight/{step}",
+            module=module,
+            shape=shape,
+            inputs=inputs,
+            outputs=_outputs(tag, shape),
+            kernel=_rounding(kernel, tag),
+            granule=granule,
+            axis=axis,
+            exact=exact,
+        )
+        exact = Computed(node, "weight")
+    assert exact, "there are two steps"
+    return exact
+
+
+@lru_cache(maxsize=256)
+def _outputs(tag: str, shape: Shape) -> Mapping[str, Output]:
+    return {"weight": Output(TensorSpec(tag, shape))}
+
+
+@lru_cache(maxsize=256)
+def _rounding(kernel: Decoding, tag: str) -> Decoding:
+    return replace(kernel, target=tag)
+
+
+def grid_of(tile: Shape, shape: Shape) -> Shape:
+    """Rows and columns of the tiles that cover a matrix."""
+    return -(-shape[0] // tile[0]), -(-shape[1] // tile[1])
+
+
+def granule_of(tile: Shape, shape: Shape, per_byte: int = 1) -> Shape:
+    """Rows and columns that belong together where tiles share a scale and a byte holds codes."""
+    height = tile[0] if tile[0] < shape[0] else 1
+    width = tile[1] if tile[1] < shape[1] else 1
+    return height, width if width % per_byte == 0 else width * per_byte
+
+
+def viewed(tensor: Stored, dtype: str, shape: Sequence[int]) -> Stored:
+    """The same bytes taken for another tensor."""
+    return Stored(TensorSpec(dtype, tuple(shape)), tensor.file, tensor.start)

@@ -1,0 +1,216 @@
+"""A checkpoint that is quantized already, as one of floats, or as what its weights are."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ctcli.checkpoint.value import Checkpoint
+from ctcli.errors import CtcliError
+from ctcli.formats.declared import read_declaration
+from ctcli.formats.quantized import quantized_format
+from ctcli.formats.sources import SOURCES
+from ctcli.formats.sources.coded import Coded, Source, SourceError
+from ctcli.lazy.nodes import LazyTensor
+from ctcli.lazy.tensors import Stored
+from ctcli.models.config import quantizations, table, text_config
+from ctcli.models.modules import Module
+from ctcli.ops.dtypes import CODES, DTYPES, WEIGHT_FLOATS
+
+# Files in which tools say how they quantized, beside config.json.
+SIDE_FILES = (
+    "hf_quant_config.json",
+    "quantize_config.json",
+    "quant_config.json",
+    "quant_strategy.json",
+)
+CACHE_SCALES = ("k_scale", "v_scale", "q_scale")
+# Keys of config.json that say how weights are stored; `expert_dtype` is DeepSeek-V4's.
+_KEYS = ("quantization_config", "compression_config", "expert_dtype")
+# Last components of names that only quantized weights have beside them.
+_SCALES = (
+    *("weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale", "weight_packed"),
+    *("weight_zero_point", "weight_shape", "weight_g_idx", "qweight", "qzeros", "g_idx"),
+    *("absmax", "SCB", "pre_quant_scale"),
+)
+_HINT = "Convert it with the tool that wrote it, or repair the checkpoint."
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The weights of a quantized checkpoint.
+
+    Attributes:
+        coded: every quantized weight, by the dense tensor's name.
+        used: the names of all tensors that they take.
+        cache: the scales of the key-value cache, by name.
+    """
+
+    coded: Mapping[str, Coded]
+    used: Collection[str]
+    cache: Mapping[str, LazyTensor]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether no weight is rounded."""
+        return all(coded.is_exact for coded in self.coded.values())
+
+
+def read_quantized(
+    checkpoint: Checkpoint, dtype: str | None = None, presharded: Mapping[str, int] | None = None
+) -> Reading | None:
+    """The quantized weights of a checkpoint; None where there are none.
+
+    Args:
+        checkpoint: the checkpoint.
+        dtype: safetensors tag of the floats that they become; None: what config.json says.
+        presharded: pattern of modules whose rows were quantized in so many parts.
+
+    Raises:
+        CtcliError: lists all weights that cannot be read.
+    """
+    tensors = dict(checkpoint.tensors())
+    method = quantized_format(checkpoint.specs.items(), checkpoint.config)
+    if not method:
+        return None
+    if any(not isinstance(t, Stored) and _leaf(name) in _SCALES for name, t in tensors.items()):
+        raise CtcliError(
+            f"{checkpoint.origin.name}: it is quantized already, by an earlier step.",
+            "Quantize last.",
+        )
+    source = Source(
+        checkpoint.modules,
+        checkpoint.config,
+        next((table(said) for said in quantizations(checkpoint.config)), {}),
+        read_declaration(checkpoint.config),
+        dtype or default_dtype(checkpoint.config),
+        presharded or {},
+    )
+    _check_transforms(checkpoint, source)
+    coded: dict[str, Coded] = {}
+    problems: dict[str, list[str]] = defaultdict(list)
+    for module in checkpoint.modules.values():
+        try:
+            coded |= {each.name: each for each in _weights(module, source)}
+        except SourceError as error:
+            problems[str(error)].append(module.name)
+    cache = {name: tensor for name, tensor in tensors.items() if name.endswith(CACHE_SCALES)}
+    used = {name for each in coded.values() for name in each.parts}
+    if not problems:
+        for name, tensor in tensors.items():
+            if name not in used and (problem := _leftover(name, tensor)):
+                problems[problem].append(name)
+    if not (coded or problems):
+        problems[f"it says that weights are quantized ({method}), and none is"] = ["config.json"]
+    if problems:
+        found = [f"{_some(names)}: {problem}." for problem, names in problems.items()]
+        raise CtcliError(found, _HINT)
+    return Reading(coded, used, cache)
+
+
+def as_floats(
+    checkpoint: Checkpoint, dtype: str | None = None, presharded: Mapping[str, int] | None = None
+) -> Checkpoint:
+    """The dense checkpoint that a quantized one stands for; a dense one is itself.
+
+    Arguments and errors are those of `read_quantized`.
+    """
+    reading = read_quantized(checkpoint, dtype, presharded)
+    return dense(checkpoint, reading) if reading else checkpoint
+
+
+def dense(checkpoint: Checkpoint, reading: Reading) -> Checkpoint:
+    """The checkpoint with floats in place of quantized weights, and a config.json that fits."""
+    used = {*reading.used, *reading.cache}
+    result = replaced(checkpoint, replace(reading, used=used, cache={}), _floats)
+    return result.with_config(without_quantization(checkpoint.config))
+
+
+def replaced(
+    checkpoint: Checkpoint,
+    reading: Reading,
+    tensors: Callable[[Coded], Mapping[str, LazyTensor]],
+) -> Checkpoint:
+    """The checkpoint with other tensors, by name, in place of each quantized weight.
+
+    Side files that say how it was quantized are left out; config.json stays.
+    """
+    homes: dict[str, list[Coded]] = defaultdict(list)
+    for coded in reading.coded.values():
+        homes[coded.parts[0]].append(coded)
+    shards = []
+    for shard in checkpoint.shards:
+        made: dict[str, LazyTensor] = {}
+        for name, tensor in shard.tensors.items():
+            if name in homes:
+                for coded in homes[name]:
+                    made |= tensors(coded)
+            elif name not in reading.used:
+                made[name] = tensor
+        if made:
+            shards.append(replace(shard, tensors=made))
+    files = {name: file for name, file in checkpoint.files.items() if name not in SIDE_FILES}
+    return replace(checkpoint, shards=tuple(shards), files=files)
+
+
+def _floats(coded: Coded) -> Mapping[str, LazyTensor]:
+    return {coded.name: coded.weight}
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json of a dense checkpoint, in all its parts."""
+    return {
+        key: without_quantization(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in _KEYS
+    }
+
+
+def default_dtype(config: Mapping[str, Any]) -> str:
+    """Safetensors tag of the floats that config.json wants weights to be: BF16 if it says none."""
+    said = [
+        part.get(key) for part in (text_config(config), config) for key in ("dtype", "torch_dtype")
+    ]
+    names = {DTYPES[tag].torch_name: tag for tag in WEIGHT_FLOATS}
+    known = (names.get(str(name).removeprefix("torch.")) for name in said)
+    return next((tag for tag in known if tag), "BF16")
+
+
+def _weights(module: Module[LazyTensor], source: Source) -> list[Coded]:
+    """The weights of a module, as the first format that knows any reads them."""
+    for form in SOURCES:
+        if found := [*form.weights(module, source)]:
+            return found
+    return []
+
+
+def _check_transforms(checkpoint: Checkpoint, source: Source) -> None:
+    """Refuse weights that are rotated: their floats are not the model's."""
+    transforms = table(source.said.get("transform_config")).get("config_groups")
+    if transforms:
+        raise CtcliError(
+            f"{checkpoint.origin.name}: its weights are rotated ({', '.join(transforms)}), and the "
+            "server rotates what they read: as floats they would be another model's.",
+            "Start from the checkpoint without rotations.",
+        )
+
+
+def _leftover(name: str, tensor: LazyTensor) -> str:
+    """What is wrong with a tensor that no weight took; empty: nothing."""
+    leaf = _leaf(name)
+    if leaf in _SCALES:
+        return "it belongs to no quantized weight that is known"
+    if leaf == "weight" and tensor.spec.dtype in CODES:
+        return f"it is {tensor.spec.dtype}, and no scale that is known goes with it"
+    return ""
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown

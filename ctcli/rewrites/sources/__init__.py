@@ -1,0 +1,1 @@
+"""What becomes of checkpoints that are quantized already."""

@@ -1,0 +1,136 @@
+"""`ctcli convert`: the same quantized numbers under other names and in other layouts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from ctcli.checkpoint.sharding import cut_to_size
+from ctcli.checkpoint.value import Checkpoint
+from ctcli.errors import CtcliError
+from ctcli.formats.sources.coded import Coded
+from ctcli.formats.sources.reading import (
+    Reading,
+    read_quantized,
+    replaced,
+    without_quantization,
+)
+from ctcli.lazy.nodes import LazyTensor
+from ctcli.rewrites.quantizing.config import quantization_config
+from ctcli.rewrites.quantizing.options import QuantizeOptions
+from ctcli.rewrites.quantizing.quantize import QuantizeReport, quantize
+from ctcli.rewrites.sources.options import ConvertOptions
+from ctcli.rewrites.sources.report import SourceReport
+from ctcli.schemes import words
+
+# Kinds of modules that a reader of config.json could take for quantized.
+_LINEARS = ("linear", "head", "router", "experts")
+
+
+def convert(
+    checkpoint: Checkpoint, options: ConvertOptions
+) -> tuple[Checkpoint, SourceReport | QuantizeReport]:
+    """Give quantized weights the names and layouts of compressed-tensors, or of DeepSeek's FP8.
+
+    Raises:
+        CtcliError: there are none, or some have no counterpart.
+    """
+    reading = read_quantized(checkpoint, None, options.parts)
+    if reading is None or not reading.coded:
+        raise CtcliError(
+            f"{checkpoint.origin.name}: none of its weights is quantized.",
+            "Quantize it with ctcli quantize.",
+        )
+    step = {"use": "convert", **options.recipe}
+    refused = [coded for coded in reading.coded.values() if coded.scheme is None]
+    if refused and options.requantize:
+        schemes = tuple(f"{coded.module}={options.requantize}" for coded in refused)
+        again = QuantizeOptions(scheme=schemes, max_shard_size=options.max_shard_size)
+        result, requantized = quantize(checkpoint, again)
+        return replace(result, steps=(*checkpoint.steps, step)), requantized
+    _check(refused)
+    kept = {
+        module.name: "not quantized"
+        for module in checkpoint.modules.values()
+        if module.kind in _LINEARS and module.weight and module.tensor("weight") not in reading.used
+    }
+    if options.to == "fp8":
+        result, said = _as_fp8(checkpoint, reading, kept)
+    else:
+        result, said = _as_compressed(checkpoint, reading, kept)
+    config = {**without_quantization(checkpoint.config), "quantization_config": said}
+    result = replace(result, steps=(*checkpoint.steps, step)).with_config(config)
+    if options.max_shard_size:
+        result = cut_to_size(result, options.max_shard_size)
+    became = {name: f"{c.method} -> {_words(c)}" for name, c in reading.coded.items()}
+    return result, SourceReport("converted", became, True, checkpoint.nbytes, result.nbytes)
+
+
+def _as_compressed(
+    checkpoint: Checkpoint, reading: Reading, kept: Mapping[str, str]
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint in compressed-tensors' layouts, and its quantization_config."""
+    schemes = {c.module: c.scheme for c in reading.coded.values() if c.scheme}
+    tied = [] if "lm_head" in {*schemes, *kept} else ["lm_head"]
+    said = quantization_config(schemes, kept, tied, kv_cache=bool(reading.cache))
+    return replaced(checkpoint, reading, lambda c: _named(c, c.stored)), said
+
+
+def _as_fp8(
+    checkpoint: Checkpoint, reading: Reading, kept: Mapping[str, str]
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """The checkpoint as transformers' and vLLM's `fp8` method reads it, and what that is told.
+
+    Fields: https://huggingface.co/docs/transformers, `FineGrainedFP8Config`.
+
+    Raises:
+        CtcliError: not all of its weights are FP8 blocks of one size.
+    """
+    arguments = {coded.scheme.weights for coded in reading.coded.values() if coded.scheme}
+    block = next(iter(arguments)).block_structure
+    if len(arguments) > 1 or not block or next(iter(arguments)).type != "float":
+        found = ", ".join(sorted(words(each) for each in arguments))
+        raise CtcliError(
+            f"{checkpoint.origin.name}: fp8 stores blocks of one size, and this is {found}.",
+            "Leave --to away: compressed-tensors stores them all.",
+        )
+
+    def spelled(coded: Coded) -> Mapping[str, LazyTensor]:
+        stored = coded.stored
+        names = {"weight": stored["weight"], "weight_scale_inv": stored["weight_scale"]}
+        return _named(coded, names)
+
+    said = {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "modules_to_not_convert": sorted(kept),
+        "quant_method": "fp8",
+        "weight_block_size": list(block),
+    }
+    return replaced(checkpoint, reading, spelled), said
+
+
+def _named(coded: Coded, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    return {f"{coded.module}.{suffix}": tensor for suffix, tensor in tensors.items()}
+
+
+def _words(coded: Coded) -> str:
+    assert coded.scheme, "it was checked"
+    return f"{coded.scheme.name} ({words(coded.scheme.weights)}, {coded.scheme.format})"
+
+
+def _check(refused: Iterable[Coded]) -> None:
+    """Refuse weights that have no counterpart, each reason once."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for coded in refused:
+        reasons[f"{coded.method}: {coded.refusal}"].append(coded.module)
+    if reasons:
+        raise CtcliError(
+            [
+                f"{modules[0]} ({len(modules)} like it): {reason}."
+                for reason, modules in reasons.items()
+            ],
+            "Quantize these anew with --requantize SCHEME, or make floats with ctcli dequantize.",
+        )

@@ -1,0 +1,94 @@
+"""The options of `ctcli dequantize` and `ctcli convert`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from ctcli.ops.dtypes import DTYPES, WEIGHT_FLOATS
+from ctcli.options import OptionError, option
+from ctcli.rewrites.options import RewriteOptions, shard_size
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True)
+class SourceOptions(RewriteOptions):
+    """The options of a command that reads quantized weights."""
+
+    presharded: tuple[str, ...] = option(
+        (),
+        "FP8 blocks: the rows of these modules (exact names, or re: and an expression) were "
+        "quantized in C parts, as fused QKV projections are. Repeatable.",
+        "found from the scales",
+        metavar="PATTERN=C",
+        is_common=True,
+    )
+
+    def __post_init__(self) -> None:
+        """Parse what the options say."""
+        _ = self.recipe, self.parts
+
+    @cached_property
+    def parts(self) -> Mapping[str, int]:
+        """Into how many parts the rows of modules are cut, by pattern."""
+        found = {}
+        for given in self.presharded:
+            pattern, _, count = given.rpartition("=")
+            if not pattern or not count.isdecimal() or int(count) < 1:
+                raise OptionError(
+                    f"--presharded {given!r}: give PATTERN=C, such as 're:.*qkv_proj=8'."
+                )
+            found[pattern] = int(count)
+        return found
+
+
+@dataclass(frozen=True)
+class DequantizeOptions(SourceOptions):
+    """Turn a checkpoint that is quantized already into a dense one.
+
+    Weights become floats, computed in float32 and rounded once; all other tensors stay as they are.
+    Reads FP8 (blocks, rows, tensors; DeepSeek, Qwen, Mistral, fbgemm), MXFP8, MXFP4 and
+    compressed-tensors.
+    """
+
+    dtype: Dtype | None = option(
+        None, "Dtype of the weights.", "what config.json says, or bfloat16"
+    )
+    keep_kv_scales: bool = option(False, "Keep the scales of a quantized key-value cache.")
+    max_shard_size: int | None = shard_size()
+
+    @property
+    def tag(self) -> str | None:
+        """Safetensors tag of the dtype."""
+        return next((t for t in WEIGHT_FLOATS if DTYPES[t].torch_name == self.dtype), None)
+
+
+@dataclass(frozen=True)
+class ConvertOptions(SourceOptions):
+    """Write a checkpoint that is quantized already as a compressed-tensors one.
+
+    The numbers stay the same: codes and scales are copied, or packed anew. Weights that
+    compressed-tensors has no format for are refused, or quantized anew.
+    """
+
+    to: Literal["compressed-tensors", "fp8"] = option(
+        "compressed-tensors",
+        "What is written: fp8 is the spelling of DeepSeek's and Qwen's checkpoints, for FP8 blocks "
+        "of one size.",
+    )
+    requantize: str | None = option(
+        None,
+        "Scheme that weights get whose numbers cannot stay.",
+        "they are refused",
+        metavar="SCHEME",
+    )
+    max_shard_size: int | None = shard_size()
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        super().__post_init__()
+        if self.requantize and self.to == "fp8":
+            raise OptionError("--requantize goes with --to compressed-tensors.")
