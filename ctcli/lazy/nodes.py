@@ -287,16 +287,12 @@ def all_nodes(nodes: Iterable[Node], seen: set[Node] | None = None) -> list[Node
         nodes: in order.
         seen: nodes that are left out; those that are returned join them.
     """
-    known = set() if seen is None else seen
+    known: set[Node] = set() if seen is None else seen
     found: list[Node] = []
-
-    def visit(node: Node) -> None:
+    for node in nodes:
         if node not in known:
             known.add(node)
-            for value in node.values:
-                visit(value)
+            if node.values:
+                found += all_nodes(node.values, known)
             found.append(node)
-
-    for node in nodes:
-        visit(node)
     return found
