@@ -53,7 +53,8 @@ class Module(Generic[T]):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the weight as it stands; empty where there is none."""
-        return self.weight.spec.shape if self.weight else ()
+        weight = self.weight
+        return weight.spec.shape if weight else ()
 
     @property
     def leaf(self) -> str:

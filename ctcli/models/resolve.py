@@ -121,9 +121,10 @@ def _place(name: str, family: Family, shapes: Shapes) -> tuple[str, str]:
 def _beside(shapes: Shapes, layers: str, count: int) -> dict[str, _Beside]:
     """Tensors of towers, and of layers beyond the model's own."""
     found: dict[str, _Beside] = {}
+    own = re.compile(rf"{re.escape(layers)}([0-9]+)(\..*)?")
     for name in shapes:
-        number = name.removeprefix(layers).partition(".")[0]
-        if name.startswith(layers) and number.isdecimal() and int(number) >= count:
+        layer = own.fullmatch(name)
+        if layer and int(layer[1]) >= count:
             found[name] = "prediction"
         elif is_tower(name):
             found[name] = "tower"

@@ -49,6 +49,16 @@ def default_format(weights: QuantizationArgs, inputs: QuantizationArgs | None) -
     return _claiming(weights).default_format(weights, inputs)
 
 
+def check(arguments: QuantizationArgs) -> None:
+    """Refuse arguments that contradict themselves, or elements of a size that there is not.
+
+    Raises:
+        ValueError: says which.
+    """
+    arguments.check()
+    _claiming(arguments).check_bits(arguments)
+
+
 def words(arguments: QuantizationArgs) -> str:
     """Arguments for people: `INT4 in groups of 128, asymmetric`."""
     unit = _UNITS.get(arguments.strategy, "").format(group_size=arguments.group_size)

@@ -161,11 +161,11 @@ def _check_fused(sets: Sequence[FusedSet], schemes: Mapping[str, Scheme]) -> Non
     """Servers load a fused set as one matrix: all members alike, or none."""
     problems = []
     for fused in sets:
-        found = {member: schemes.get(member) for member in fused.tensors}
-        if len(set(found.values())) > 1:
+        found = [schemes.get(member) for member in fused.tensors]
+        if found.count(found[0]) < len(found):
             how = ", ".join(
                 f"{member.rpartition('.')[2]} {scheme.name if scheme else 'left alone'}"
-                for member, scheme in found.items()
+                for member, scheme in zip(fused.tensors, found, strict=True)
             )
             problems.append(f"{fused.name}: its members must be quantized alike, but: {how}.")
     if problems:
