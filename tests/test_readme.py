@@ -26,7 +26,7 @@ from safetensors import safe_open
 
 from ctcli.cli import app
 from ctcli.cli.options import Target
-from ctcli.events import Kind
+from ctcli.events import EventKind
 from tests.conftest import ROOT, Ctcli
 from tests.helpers.checkpoints import file_hashes, tensor_hashes, write_checkpoint
 from tests.helpers.hub import Hub
@@ -461,4 +461,4 @@ def test_the_hub_job_runs(
 
 
 def test_the_table_of_events_is_complete() -> None:
-    assert EVENTS.keys() == set(get_args(Kind))
+    assert EVENTS.keys() == set(get_args(EventKind))
