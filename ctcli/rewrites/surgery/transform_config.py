@@ -31,7 +31,7 @@ _HINT = "Correct the file: it holds config_groups, as in compressed-tensors' Tra
 
 
 @dataclass(frozen=True)
-class Place:
+class Application:
     """Where a scheme is applied."""
 
     targets: tuple[str, ...]
@@ -47,7 +47,7 @@ class TransformScheme:
     name: str
     transform_type: str
     block_size: int | None
-    places: tuple[Place, ...]
+    places: tuple[Application, ...]
     declaration: Mapping[str, Any]
 
     def folds(self, module: str) -> bool:
@@ -89,7 +89,7 @@ def parse_transform_config(name: str, data: Mapping[str, Any]) -> tuple[Transfor
             scheme["type"],
             scheme.get("head_dim"),
             tuple(
-                Place(
+                Application(
                     _texts(place["targets"]),
                     place["location"],
                     bool(place.get("inverse")),
@@ -136,7 +136,7 @@ class _Scheme:
         self._saved: set[int] = set()
         self.matrices: dict[int, Rotation] = {}
 
-    def fold(self, place: Place) -> None:
+    def fold(self, place: Application) -> None:
         """Into the weights of all modules that match."""
         for module in self._modules(place):
             rows, columns = self._surgery.stored[f"{module}.weight"].spec.shape
@@ -151,7 +151,7 @@ class _Scheme:
             else:
                 self._surgery.rows[module].append(RowMap(once))
 
-    def serve(self, place: Place, save: bool) -> None:
+    def serve(self, place: Application, save: bool) -> None:
         """Write the matrix for the first module of each size."""
         on_heads = place.location in ("q_attn", "k_cache")
         queries = {block.module: block.q for block in self._surgery.architecture.attentions}
@@ -188,7 +188,7 @@ class _Scheme:
             )
         return self.matrices[size]
 
-    def _modules(self, place: Place) -> list[str]:
+    def _modules(self, place: Application) -> list[str]:
         """The modules that match; classes as compressed-tensors names them."""
         matrices = {
             name.removesuffix(".weight"): None
