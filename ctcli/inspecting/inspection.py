@@ -13,7 +13,7 @@ from ctcli.checkpoint.value import Checkpoint, Shard
 from ctcli.formats.declared import read_declaration
 from ctcli.inspecting.abilities import Ability, abilities
 from ctcli.inspecting.anomalies import anomalies, stored_heads
-from ctcli.inspecting.quantization import Quantization, quantization
+from ctcli.inspecting.quantization import QuantizationSummary, quantization
 from ctcli.inspecting.weights import Weight, weights_of
 from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.models.config import is_tied
@@ -49,7 +49,7 @@ class Inspection:
     weights: Mapping[str, Weight]
     fused: tuple[FusedSet, ...]
     tied: bool | None
-    quantization: Quantization | None
+    quantization: QuantizationSummary | None
     abilities: tuple[Ability, ...]
     anomalies: tuple[str, ...]
 
@@ -164,7 +164,7 @@ def data_of(found: Inspection) -> dict[str, Any]:
     }
 
 
-def _quantization_data(found: Quantization | None) -> dict[str, Any] | None:
+def _quantization_data(found: QuantizationSummary | None) -> dict[str, Any] | None:
     if found is None:
         return None
     return {

@@ -13,7 +13,7 @@ from ctcli.inspecting.weights import Weight
 
 
 @dataclass(frozen=True)
-class Quantization:
+class QuantizationSummary:
     """What config.json declares, and what is there.
 
     Attributes:
@@ -42,7 +42,7 @@ class Quantization:
 
 def quantization(
     declared: Declaration | None, weights: Mapping[str, Weight], names: Mapping[str, object]
-) -> Quantization | None:
+) -> QuantizationSummary | None:
     """The same for a checkpoint; None if it declares nothing.
 
     Args:
@@ -62,7 +62,7 @@ def quantization(
         module: declared.group_of(module) for module in shapes if contents.is_quantized(module)
     }
     counts = Counter(group.name for group in found.values() if group)
-    return Quantization(
+    return QuantizationSummary(
         declared.method,
         tuple((group, counts[group.name]) for group in declared.groups),
         len(shapes) - len(found),
