@@ -82,11 +82,6 @@ def is_head(module: str) -> bool:
     return kind_of(module) == "head"
 
 
-def is_norm(module: str) -> bool:
-    """Whether a module is a norm."""
-    return kind_of(module) == "norm"
-
-
 def is_tower(name: str) -> bool:
     """Whether a tensor belongs to a vision or audio tower, or leads from one to the text."""
     return _is_tower(_DIGITS.sub("0", name))

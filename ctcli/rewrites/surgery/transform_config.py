@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ctcli.errors import CtcliError
-from ctcli.models.protected import is_embedding, is_norm
+from ctcli.models.modules import modules_of
+from ctcli.models.protected import is_embedding
 from ctcli.patterns import check_patterns, matches
 from ctcli.rewrites.surgery.kernels import RowMap
 from ctcli.rewrites.surgery.matrices import made
@@ -190,13 +191,12 @@ class _Scheme:
 
     def _modules(self, place: Application) -> list[str]:
         """The modules that match; classes as compressed-tensors names them."""
-        matrices = {
-            name.removesuffix(".weight"): None
-            for name, tensor in self._surgery.stored.items()
-            if name.endswith(".weight") and len(tensor.spec.shape) == 2
-        }
         # Norms of queries and keys may have a gain for each head, [heads, head_dim].
-        matrices = {name: None for name in matrices if not is_norm(name)}
+        matrices = {
+            name: None
+            for name, module in modules_of(self._surgery.stored, {}).items()
+            if len(module.shape) == 2 and module.kind != "norm"
+        }
         # Readers expect a shared matrix with the first module of the model that uses it.
         linears = [name for name in self._surgery.architecture.linears if name in matrices]
         weights = list(dict.fromkeys([*linears, *matrices]))
