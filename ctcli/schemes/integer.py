@@ -31,6 +31,11 @@ class Integers(NumericFormat):
         """Integers."""
         return weights.type == "int"
 
+    def check_bits(self, arguments: QuantizationArgs) -> None:
+        """Integers have 2 to 8."""
+        if not 1 < arguments.num_bits <= 8:
+            raise ValueError(f"{arguments.num_bits} bits: integers have 2 to 8")
+
     def accepts(self, scheme: Scheme) -> bool:
         """Integers."""
         return scheme.weights.type == "int" and scheme.weights.strategy in _STRATEGIES

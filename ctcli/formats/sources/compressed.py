@@ -7,7 +7,7 @@ https://github.com/vllm-project/compressed-tensors.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ctcli.formats.declared import QUANT_METHOD
@@ -101,7 +101,7 @@ def _read(module: Module[LazyTensor], scheme: Scheme, dtype: str) -> Coded:
 
 def _all_columns(item: Input) -> Input:
     assert item.each, "scales are fewer than weights"
-    return replace(item, each=(item.each[0], 0))
+    return item._replace(each=(item.each[0], 0))
 
 
 @dataclass(frozen=True)

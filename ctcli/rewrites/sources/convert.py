@@ -21,7 +21,6 @@ from ctcli.lazy.nodes import LazyTensor
 from ctcli.rewrites.quantizing.config import quantization_config
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.quantize import QuantizeReport, quantize
-from ctcli.rewrites.quantizing.selection import Selection
 from ctcli.rewrites.sources.options import ConvertOptions
 from ctcli.rewrites.sources.report import SourceReport
 from ctcli.schemes import words
@@ -75,7 +74,7 @@ def _as_compressed(
     """The checkpoint in compressed-tensors' layouts, and its quantization_config."""
     schemes = {c.module: c.scheme for c in reading.coded.values() if c.scheme}
     tied = [] if "lm_head" in {*schemes, *kept} else ["lm_head"]
-    said = quantization_config(Selection(schemes, kept), tied, bool(reading.cache))
+    said = quantization_config(schemes, kept, tied, kv_cache=bool(reading.cache))
     return replaced(checkpoint, reading, lambda c: _named(c, c.stored)), said
 
 
