@@ -71,27 +71,51 @@ def read_quantized(
     Raises:
         CtcliError: lists all weights that cannot be read.
     """
-    tensors = dict(checkpoint.tensors())
-    method = quantized_format(checkpoint.specs.items(), checkpoint.config)
+    name, config = checkpoint.origin.name, checkpoint.config
+    return read_modules(name, checkpoint.modules, config, dtype, presharded)
+
+
+def read_modules(
+    origin: str,
+    modules: Mapping[str, Module[LazyTensor]],
+    config: Mapping[str, Any],
+    dtype: str | None = None,
+    presharded: Mapping[str, int] | None = None,
+) -> Reading | None:
+    """The same of a checkpoint's modules and its config.json.
+
+    Args:
+        origin: the checkpoint's name, for messages.
+        modules: all there are, by name.
+        config: config.json.
+        dtype: see `read_quantized`.
+        presharded: likewise.
+    """
+    tensors = {
+        module.tensor(leaf): tensor
+        for module in modules.values()
+        for leaf, tensor in module.parts.items()
+    }
+    method = quantized_format(((name, t.spec) for name, t in tensors.items()), config)
     if not method:
         return None
     if any(not isinstance(t, Stored) and _leaf(name) in _SCALES for name, t in tensors.items()):
         raise CtcliError(
-            f"{checkpoint.origin.name}: it is quantized already, by an earlier step.",
+            f"{origin}: it is quantized already, by an earlier step.",
             "Quantize last.",
         )
     source = Source(
-        checkpoint.modules,
-        checkpoint.config,
-        next((table(said) for said in quantizations(checkpoint.config)), {}),
-        read_declaration(checkpoint.config),
-        dtype or default_dtype(checkpoint.config),
+        modules,
+        config,
+        next((table(said) for said in quantizations(config)), {}),
+        read_declaration(config),
+        dtype or default_dtype(config),
         presharded or {},
     )
-    _check_transforms(checkpoint, source)
+    _check_transforms(origin, source)
     coded: dict[str, Coded] = {}
     problems: dict[str, list[str]] = defaultdict(list)
-    for module in checkpoint.modules.values():
+    for module in modules.values():
         try:
             coded |= {each.name: each for each in _weights(module, source)}
         except SourceError as error:
@@ -186,12 +210,12 @@ def _weights(module: Module[LazyTensor], source: Source) -> list[Coded]:
     return []
 
 
-def _check_transforms(checkpoint: Checkpoint, source: Source) -> None:
+def _check_transforms(origin: str, source: Source) -> None:
     """Refuse weights that are rotated: their floats are not the model's."""
     transforms = table(source.said.get("transform_config")).get("config_groups")
     if transforms:
         raise CtcliError(
-            f"{checkpoint.origin.name}: its weights are rotated ({', '.join(transforms)}), and the "
+            f"{origin}: its weights are rotated ({', '.join(transforms)}), and the "
             "server rotates what they read: as floats they would be another model's.",
             "Start from the checkpoint without rotations.",
         )
