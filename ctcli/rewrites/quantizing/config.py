@@ -7,14 +7,15 @@ expressions before classes, and JSON writers sort the groups.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ctcli.models.protected import kind_of
 from ctcli.patterns import cover
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 
-# The release of compressed-tensors whose formats these are.
-VERSION = "0.19.0"
+# The releases of compressed-tensors whose spellings there are.
+Release = Literal["0.19", "0.20"]
+VERSIONS: Mapping[Release, str] = {"0.19": "0.19.0", "0.20": "0.20.1"}
 _FP8_KV_CACHE = QuantizationArgs(8, "float", "tensor")
 
 
@@ -24,6 +25,7 @@ def quantization_config(
     unlisted: Iterable[str],
     *,
     kv_cache: bool,
+    release: Release,
 ) -> dict[str, Any]:
     """The config for a checkpoint.
 
@@ -33,16 +35,20 @@ def quantization_config(
         unlisted: linears of the model that have no weight of their own in the checkpoint and that
             a reader must not take for quantized (a tied lm_head).
         kv_cache: whether the checkpoint holds the scales of an FP8 key-value cache.
+        release: of compressed-tensors: from 0.20 on, arguments that say nothing are left out.
     """
     kept = {module: kind_of(module) for module in left_alone}
     groups = _groups(schemes, kept)
     formats = {scheme.format for scheme, _ in groups}
     linears = [module for module, kind in kept.items() if kind != "embedding"]
+    spelled = {
+        name: scheme.to_config(targets)
+        for name, (scheme, targets) in zip(_names(groups), groups, strict=True)
+    }
+    if release == "0.20":
+        spelled = {name: _without_nulls(group) for name, group in spelled.items()}
     return {
-        "config_groups": {
-            name: scheme.to_config(targets)
-            for name, (scheme, targets) in zip(_names(groups), groups, strict=True)
-        },
+        "config_groups": spelled,
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "global_compression_ratio": None,
         "ignore": sorted({*linears, *unlisted}),
@@ -50,7 +56,17 @@ def quantization_config(
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
         "transform_config": {},
-        "version": VERSION,
+        "version": VERSIONS[release],
+    }
+
+
+def _without_nulls(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group whose arguments do not say what they leave open; `group_size` is always told."""
+    return {
+        key: {k: v for k, v in value.items() if v not in (None, {}) or k == "group_size"}
+        if isinstance(value, Mapping)
+        else value
+        for key, value in group.items()
     }
 
 

@@ -135,7 +135,13 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     kv_cache = any(name.endswith(CACHE_SCALES) for name in options.scales)
     whole = [each for name, each in packed.items() if name not in experts]
     unlisted = [*tied, *(module for each in whole for module in each.linears)]
-    config = quantization_config(selection.schemes, selection.kept, unlisted, kv_cache=kv_cache)
+    config = quantization_config(
+        selection.schemes,
+        selection.kept,
+        unlisted,
+        kv_cache=kv_cache,
+        release=options.ct_version,
+    )
     # What `rotate` declared for the server stays.
     declared = table(untied.config.get("quantization_config"))
     config["transform_config"] = declared.get("transform_config", {})
