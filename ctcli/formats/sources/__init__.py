@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ctcli.formats.sources.coded import SourceFormat
 from ctcli.formats.sources.compressed import COMPRESSED
+from ctcli.formats.sources.experts import FUSED_EXPERTS
 from ctcli.formats.sources.float8 import FLOAT8
 
-SOURCES: tuple[SourceFormat, ...] = (COMPRESSED, FLOAT8)
+SOURCES: tuple[SourceFormat, ...] = (COMPRESSED, FLOAT8, FUSED_EXPERTS)

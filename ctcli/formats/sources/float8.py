@@ -31,7 +31,7 @@ from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.presets import preset
 
 _SCALES = ("weight_scale_inv", "weight_scale", "scale")
-_INPUT_SCALES = ("activation_scale", "input_scale", "input_scale_ub")
+INPUT_SCALES = ("activation_scale", "input_scale", "input_scale_ub")
 _EXPONENTS = ("U8", "F8_E8M0")
 _FLOAT_SCALES = ("F32", "BF16", "F16")
 _BLOCKS = (128, 64, 32, 16)
@@ -48,16 +48,28 @@ class Float8(SourceFormat):
         if weight is None or scale is None or len(weight.spec.shape) != 2:
             return
         if weight.spec.dtype == "F8_E4M3":
-            yield _float8(module, weight, leaf, scale, source)
+            yield float8(module, weight, leaf, scale, source)
         elif weight.spec.dtype == "F8_E5M2":
             raise SourceError("its weight is F8_E5M2, which no tool is known to write")
         elif weight.spec.dtype == "I8" and leaf == "scale":
             yield _float4(module, weight, scale, source)
 
 
-def _float8(
+def float8(
     module: Module[LazyTensor], weight: Stored, leaf: str, scale: Stored, source: Source
 ) -> Coded:
+    """An E4M3 weight of two dimensions.
+
+    Args:
+        module: its module.
+        weight: the codes.
+        leaf: what its scales are called in the module.
+        scale: the scales.
+        source: the rest.
+
+    Raises:
+        SourceError: the scales are not those of such a weight.
+    """
     rows, columns = shape = weight.spec.shape[0], weight.spec.shape[1]
     tag, grid = scale.spec.dtype, scale.spec.shape
     if tag not in (*_EXPONENTS, *_FLOAT_SCALES):
@@ -127,9 +139,10 @@ def _block_size(said: Mapping[str, Any]) -> Shape | None:
 
 def _convertible(coded: Coded, module: Module[LazyTensor], scale: Stored, tile: Shape) -> Coded:
     """With the compressed-tensors scheme that holds the same bytes."""
-    weight, shape, tag = part(module, "weight"), coded.weight.node.shape, scale.spec.dtype
+    weight, tag = part(module, "weight"), scale.spec.dtype
     assert weight, "it was read"
-    inputs = next((t for leaf in _INPUT_SCALES[:2] if (t := part(module, leaf))), None)
+    shape = weight.spec.shape[0], weight.spec.shape[1]
+    inputs = next((t for leaf in INPUT_SCALES[:2] if (t := part(module, leaf))), None)
     if coded.method == "MXFP8":
         if shape[1] % 32:
             return replace(coded, refusal="its columns are no multiple of 32")
@@ -191,7 +204,7 @@ def _float4(module: Module[LazyTensor], weight: Stored, scale: Stored, source: S
 
 def _parts(module: Module[LazyTensor], *leaves: str) -> tuple[str, ...]:
     """The names of some tensors of a module, and of the scales of its inputs."""
-    found = (*leaves, *(leaf for leaf in _INPUT_SCALES if leaf in module.parts))
+    found = (*leaves, *(leaf for leaf in INPUT_SCALES if leaf in module.parts))
     return tuple(module.tensor(leaf) for leaf in found)
 
 

@@ -13,7 +13,7 @@ from tests.conftest import Ctcli
 from tests.helpers.sources import SourceCase, source_cases
 
 # transformers and compressed-tensors multiply codes and scales in float32, as ctcli does.
-CASES = [case for case in source_cases() if case.name != "fp8-experts"]
+CASES = source_cases()
 
 # What no shape tells.
 OPTIONS = {"fp8-presharded": ("--presharded", "re:.*qkv_proj=4")}
