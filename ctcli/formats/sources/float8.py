@@ -1,10 +1,9 @@
-"""FP8 and FP4 weights of model makers: DeepSeek, Qwen, GLM, MiniMax, Kimi, Mistral; `fbgemm`.
+"""FP8 weights of model makers and tools: DeepSeek, Qwen, GLM, Kimi, Mistral; `fbgemm`, ModelOpt.
 
 A weight E4M3 [N, K] with a scale for each tile, named `weight_scale_inv`, `weight_scale` or
 `scale`: W = q * s, whatever the name says. Scales are floats or powers of two (E8M0: as F8_E8M0, as
-U8, or as F32). DeepSeek-V4's experts are E2M1 in I8, two to a byte, low nibble first, with a scale
-for each 32. Layout: https://github.com/deepseek-ai/DeepSeek-V3, `README_WEIGHTS.md`; transformers'
-`integrations/finegrained_fp8.py`.
+U8, or as F32). Layout: https://github.com/deepseek-ai/DeepSeek-V3, `README_WEIGHTS.md`;
+transformers' `integrations/finegrained_fp8.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from ctcli.formats.sources.decoding import (
     scale_input,
     viewed,
 )
+from ctcli.formats.sources.scales import Powers, scaled
 from ctcli.lazy.nodes import Input, LazyTensor, Shape
 from ctcli.lazy.tensors import Stored
 from ctcli.models.modules import Module
@@ -51,8 +51,6 @@ class Float8(SourceFormat):
             yield float8(module, weight, leaf, scale, source)
         elif weight.spec.dtype == "F8_E5M2":
             raise SourceError("its weight is F8_E5M2, which no tool is known to write")
-        elif weight.spec.dtype == "I8" and leaf == "scale":
-            yield _float4(module, weight, scale, source)
 
 
 def float8(
@@ -150,13 +148,16 @@ def _convertible(coded: Coded, module: Module[LazyTensor], scale: Stored, tile: 
         return replace(
             coded, scheme=preset("MXFP8"), stored={"weight": weight, "weight_scale": exponents}
         )
-    if tag in _EXPONENTS:
-        return replace(coded, refusal="compressed-tensors has no powers of two for such blocks")
-    grid = grid_of(tile, shape)
+    grid: tuple[int, ...] = grid_of(tile, shape)
     if math.prod(scale.spec.shape) == 1:
-        static = inputs is not None
-        scheme = preset("FP8") if static else _TENSOR
-        stored = {"weight": weight, "weight_scale": viewed(scale, tag, (1,))}
+        grid = (1,)
+    floats: LazyTensor = viewed(scale, tag, grid)
+    if tag in _EXPONENTS:
+        exponents = viewed(scale, tag, grid)
+        floats = scaled(module.name, "weight_scale", exponents, Powers())
+    stored: dict[str, LazyTensor] = {"weight": weight, "weight_scale": floats}
+    if grid == (1,):
+        scheme = preset("FP8") if inputs else _TENSOR
         if inputs:
             stored["input_scale"] = viewed(inputs, inputs.spec.dtype, (1,))
         return replace(coded, scheme=scheme, stored=stored)
@@ -166,40 +167,7 @@ def _convertible(coded: Coded, module: Module[LazyTensor], scale: Stored, tile: 
         width = replace(block.input_activations or block.weights, group_size=tile[1])
         weights = replace(block.weights, block_structure=tile)
         scheme = replace(block, weights=weights, input_activations=width)
-    stored = {"weight": weight, "weight_scale": viewed(scale, tag, grid)}
     return replace(coded, scheme=scheme, stored=stored)
-
-
-def _float4(module: Module[LazyTensor], weight: Stored, scale: Stored, source: Source) -> Coded:
-    """An expert of DeepSeek-V4: two E2M1 to a byte, a power of two for each 32."""
-    rows, columns = shape = weight.spec.shape[0], 2 * weight.spec.shape[1]
-    tag = scale.spec.dtype
-    if scale.spec.shape != (rows, columns // 32) or columns % 32:
-        raise SourceError(
-            f"its scales {list(scale.spec.shape)} are not those of FP4 codes {list(shape)}"
-        )
-    codes = viewed(weight, "U8", (rows, columns // 2))
-    inputs = {
-        "codes": Input(codes, (rows, columns // 2), each=(1, 16)),
-        "scale": scale_input(scale, (1, 32), shape),
-    }
-    kernel = Scaled(source.dtype, 4, "e2m1", tag, (1, 32))
-    floats = decoded(module.name, inputs, kernel, shape, granule_of((1, 32), shape))
-    coded = Coded(
-        module.tensor("weight"),
-        "MXFP4",
-        _parts(module, "weight", "scale"),
-        floats,
-        is_exact=tag in _EXPONENTS,
-    )
-    if tag not in _EXPONENTS:
-        return replace(coded, refusal="its powers of two are stored as float32")
-    exponents = viewed(scale, "U8", scale.spec.shape)
-    return replace(
-        coded,
-        scheme=preset("MXFP4A16"),
-        stored={"weight_packed": codes, "weight_scale": exponents},
-    )
 
 
 def _parts(module: Module[LazyTensor], *leaves: str) -> tuple[str, ...]:
