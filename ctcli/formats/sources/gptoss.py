@@ -1,10 +1,10 @@
 """gpt-oss: MXFP4 experts of a layer in one tensor.
 
-`experts.gate_up_proj_blocks` U8 [E, 2 I, H / 32, 16] with `gate_up_proj_scales` U8 [E, 2 I, H / 32],
+`experts.gate_up_proj_blocks` U8 [E, 2 I, H / 32, 16] with `gate_up_proj_scales` [E, 2 I, H / 32],
 `down_proj` likewise; two codes to a byte, the low nibble first. transformers' parameter
 `gate_up_proj` is transposed, [E, H, 2 I], gate and up in turn. OpenAI's own files have the blocks
 as `mlp1_weight.blocks`, and the parameter `mlp1_weight` as it lies, [E, 2 I, H]. Layouts:
-transformers' `integrations/mxfp4.py`, https://github.com/openai/gpt-oss, `gpt_oss/torch/weights.py`.
+transformers' `integrations/mxfp4.py`; https://github.com/openai/gpt-oss, `torch/weights.py`.
 """
 
 from __future__ import annotations
@@ -52,12 +52,11 @@ def _read(
         raise SourceError(f"its blocks and scales are {found}, and not U8")
     if len(shape) != 4 or shape[3] != 16 or grid != shape[:3]:
         raise SourceError(f"its blocks {list(shape)} and scales {list(grid)} do not go together")
-    experts, rows, columns = shape[0], shape[1], 32 * shape[2]
     parts = [
         _expert(f"{name}.{expert}", blocks, scales, source.dtype, expert, is_transposed)
-        for expert in range(experts)
+        for expert in range(shape[0])
     ]
-    spec = TensorSpec(source.dtype, (experts, *parts[0].spec.shape))
+    spec = TensorSpec(source.dtype, (shape[0], *parts[0].spec.shape))
     method = "MXFP4, in packed experts"
     floats = Stacked(spec, tuple(parts))
     return Coded(name, method, names, floats, is_exact=True, refusal=_REFUSAL)

@@ -42,5 +42,5 @@ def test_float32_weights_equal_the_other_packages(
             np.testing.assert_allclose(found, weight, rtol=BOUNDS[case.name], err_msg=name)
             continue
         zero = np.float32(0 if case.name.startswith(UNSIGNED_ZEROS) else -0.0)
-        bits = [(floats + zero).view(np.uint32) for floats in (found, weight)]
-        np.testing.assert_array_equal(*bits, name)
+        bits, wanted = ((floats + zero).view(np.uint32) for floats in (found, weight))
+        np.testing.assert_array_equal(bits, wanted, name)
