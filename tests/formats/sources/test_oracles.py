@@ -18,6 +18,9 @@ CASES = [case for case in source_cases() if case.name != "fp8-experts"]
 # What no shape tells.
 OPTIONS = {"fp8-presharded": ("--presharded", "re:.*qkv_proj=4")}
 
+# bitsandbytes' CPU decoder takes code 8 of FP4 for -0; the table beside the codes says 0.
+SIGNLESS_ZERO = ("bnb-fp4",)
+
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_float32_weights_equal_the_other_packages(
@@ -32,5 +35,7 @@ def test_float32_weights_equal_the_other_packages(
     expected = case.expected()
     assert expected
     for name, weight in expected.items():
+        if case.name in SIGNLESS_ZERO:
+            weight += np.float32(0)
         found = made[name].numpy().view(np.uint32)
         np.testing.assert_array_equal(found, weight.view(np.uint32), name)
