@@ -33,6 +33,19 @@ class NonFiniteError(ValueError):
     """A kernel met NaN or infinities that it must not let through; says what to do next."""
 
 
+class ContentError(ValueError):
+    """What a kernel reads contradicts what was declared.
+
+    Attributes:
+        hint: what to do next.
+    """
+
+    def __init__(self, problem: str, hint: str) -> None:
+        """Say what is wrong, without the name of the module."""
+        super().__init__(problem)
+        self.hint = hint
+
+
 @dataclass(frozen=True, slots=True)
 class Computed:
     """One output of a node."""
@@ -102,6 +115,7 @@ class Kernel(Protocol):
 
         Raises:
             NonFiniteError: an input, or a result, is not finite.
+            ContentError: an input contradicts what was declared.
         """
 
 

@@ -41,7 +41,7 @@ class Decoding(ABC):
 
     @abstractmethod
     def codes(self, blocks: Blocks, where: Where) -> Codes:
-        """The codes of these rows (columns), with their scales."""
+        """The codes of these rows (columns), with their scales; several rows may be one of it."""
 
     def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
         """See `Kernel`.
@@ -51,10 +51,12 @@ class Decoding(ABC):
         """
         from ctcli.ops.decoding import decoded
 
-        found, is_finite = decoded(self.codes(blocks, where), len(where.columns), self.target)
+        codes, shape = self.codes(blocks, where), (len(where.rows), len(where.columns))
+        columns = shape[0] * shape[1] // max(1, len(codes.stream))
+        found, is_finite = decoded(codes, columns, self.target)
         if not is_finite:
             raise NonFiniteError(HINT)
-        return {"weight": found}, ()
+        return {"weight": found.reshape(shape)}, ()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from ctcli.lazy.nodes import Computed, Input, Node, NonFiniteError, Output, Where, matrix_shape
+from ctcli.lazy.nodes import (
+    Computed,
+    ContentError,
+    Input,
+    Node,
+    NonFiniteError,
+    Output,
+    Where,
+    matrix_shape,
+)
 from ctcli.lazy.tensors import Stored, TensorSpec
 
 if TYPE_CHECKING:
@@ -25,14 +34,14 @@ class Reciprocal:
         """See `Kernel`.
 
         Raises:
-            NonFiniteError: it is not finite, or the scale is.
+            ContentError: it is not finite, or not above zero.
         """
         import numpy as np
 
         with np.errstate(divide="ignore", over="ignore"):
             found = np.float32(1) / blocks["scale"].view(np.float32)
         if not (np.isfinite(found) & (found > 0)).all():
-            raise NonFiniteError(f"A scale is zero, negative or not finite. {_HINT}")
+            raise ContentError("a scale is zero, negative, NaN or infinite", _HINT)
         return {"scale": found.reshape(-1).view(np.uint32)}, ()
 
 
@@ -46,18 +55,19 @@ class Exponents:
         """See `Kernel`.
 
         Raises:
-            NonFiniteError: a scale is no power of two that has an exponent.
+            NonFiniteError: a scale is infinite or NaN.
+            ContentError: a scale is no power of two.
         """
         import numpy as np
 
         bits = blocks["scale"].view(np.uint32)
         # What is left of the exponent, 2^-127, has none of its own.
         least = bits == np.uint32(0x00400000)
-        if ((bits & np.uint32(0x807FFFFF) != 0) & ~least).any() or (bits == 0).any():
-            raise NonFiniteError(f"A scale is no power of two. {_HINT}")
         exponents = bits >> np.uint32(23)
-        if (exponents == 0xFF).any():
-            raise NonFiniteError(f"A scale is infinite. {_HINT}")
+        if (exponents & np.uint32(0xFF) == 0xFF).any():
+            raise NonFiniteError(_HINT)
+        if ((bits & np.uint32(0x807FFFFF) != 0) & ~least).any() or (bits == 0).any():
+            raise ContentError("a scale is not a power of two", _HINT)
         return {"scale": exponents.astype(np.uint8)}, ()
 
 
@@ -79,7 +89,7 @@ class Powers:
 
         found = scales_of(blocks["scale"], "U8")
         if np.isnan(found).any():
-            raise NonFiniteError(f"A scale is NaN. {_HINT}")
+            raise NonFiniteError(_HINT)
         return {"scale": found}, ()
 
 
