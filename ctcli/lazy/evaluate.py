@@ -141,6 +141,7 @@ class _Pull:
         if isinstance(tensor, Known):
             known = known_array(tensor).reshape(item.shape)
             return _contiguous(known[:, start:stop]) if axis == COLUMNS else known[start:stop]
+        assert isinstance(tensor, Stored), "what is stacked is read part by part"
         matrix = Stored(TensorSpec(tensor.spec.dtype, item.shape), tensor.file, tensor.start)
         if axis != COLUMNS:
             return self._evaluator.reader.read(matrix, axis, start, stop)

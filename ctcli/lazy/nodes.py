@@ -59,7 +59,22 @@ class Computed:
         return self.node.outputs[self.output].spec
 
 
-LazyTensor = Stored | Known | Computed
+@dataclass(frozen=True, eq=False, slots=True)
+class Stacked:
+    """A tensor of matrices that are computed one by one, such as the experts of a layer.
+
+    Attributes:
+        spec: its dtype and shape.
+        parts: what it is made of, one below the other.
+        linears: the weights [out, in] of the linears inside, by name; empty: they are not known.
+    """
+
+    spec: TensorSpec
+    parts: tuple[Computed, ...]
+    linears: Mapping[str, Computed] = field(default_factory=dict)
+
+
+LazyTensor = Stored | Known | Computed | Stacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +211,7 @@ class Node:
     axis: Axis = ROWS
     combine: Literal["max", "sum"] | None = None
     measure: Literal["max", "sum"] = "sum"
-    exact: LazyTensor | None = None
+    exact: Stored | Computed | None = None
     # What follows from the inputs is found once: plans ask it of every node several times.
     along: tuple[Input, ...] = field(init=False)
     """The inputs that it does not read whole."""
@@ -269,13 +284,11 @@ def axis_of(tensor: LazyTensor) -> Axis:
 def starting_point(tensor: LazyTensor) -> Stored | Computed | None:
     """What a further step starts from: a stored tensor, or a computed one before it was rounded.
 
-    None: its values are known, or cannot be had before they were rounded.
+    None: its values are known, or cannot be had before they were rounded, or not as one matrix.
     """
     if isinstance(tensor, Computed):
-        found = tensor.node.exact
-        assert not isinstance(found, Known), "what is known is not computed"
-        return found
-    return None if isinstance(tensor, Known) else tensor
+        return tensor.node.exact
+    return tensor if isinstance(tensor, Stored) else None
 
 
 def matrix_shape(shape: Sequence[int]) -> Shape:

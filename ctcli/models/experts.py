@@ -57,6 +57,11 @@ def layout_problem(
     return f"its shape is {list(spec.shape)}, and config.json asks for {list(expected)}"
 
 
+def parts_of(role: str) -> tuple[str, ...]:
+    """The linears of an expert that a tensor packs, from its first rows on."""
+    return _PARTS[role]
+
+
 def expert_modules(packed: PackedExperts, experts: int) -> list[str]:
     """The linears that a packed tensor of so many experts holds, in order."""
     return [f"{packed.parent}.{e}.{part}" for e in range(experts) for part in _PARTS[packed.role]]

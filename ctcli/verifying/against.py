@@ -6,12 +6,12 @@ tensors are stored, to be equalled byte for byte, or computed, to be equalled up
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ctcli.checkpoint.value import Checkpoint
-from ctcli.lazy.nodes import Computed, LazyTensor, matrix_shape, starting_point
+from ctcli.lazy.nodes import Computed, LazyTensor, Stacked, matrix_shape, starting_point
 from ctcli.lazy.tensors import Stored
 from ctcli.models.experts import layout_problem, packed_experts, split_experts
 from ctcli.models.protected import is_embedding, is_head
@@ -91,14 +91,16 @@ def _is_part(name: str, modules: Mapping[str, QuantizedModule]) -> bool:
     return module in modules and suffix in modules[module].tensors
 
 
-def _split(snapshot: Snapshot, source: Checkpoint) -> dict[str, dict[str, Stored]]:
+def _split(snapshot: Snapshot, source: Checkpoint) -> dict[str, Mapping[str, LazyTensor]]:
     """What each tensor of packed experts became that the checkpoint does not have as it was."""
-    found = {}
+    found: dict[str, Mapping[str, LazyTensor]] = {}
     for name, tensor in source.tensors():
         packed = packed_experts(name, tensor.spec)
-        if packed is None or name in snapshot.tensors or not isinstance(tensor, Stored):
+        if packed is None or name in snapshot.tensors:
             continue
-        if not layout_problem(packed, tensor.spec, source.config):
+        if isinstance(tensor, Stacked) and tensor.linears:
+            found[name] = tensor.linears
+        elif isinstance(tensor, Stored) and not layout_problem(packed, tensor.spec, source.config):
             found[name] = split_experts(packed, tensor)
     return found
 
@@ -153,9 +155,19 @@ def _pair_each(
             pairing.differ(name, f"{message} {should.dtype} {list(should.shape)}.")
         elif isinstance(expected, Computed):
             check = rounded_check(name, tensor, expected)
+        elif isinstance(expected, Stacked):
+            pairing.checks += _stacked_checks(name, tensor, expected)
+            continue
         else:
             check = plain_check(name, tensor, expected)
         pairing.checks.append(check)
+
+
+def _stacked_checks(name: str, tensor: Stored, expected: Stacked) -> Iterator[Check]:
+    """The parts of a tensor, such as experts, beside what each should be."""
+    for number, part in enumerate(expected.parts):
+        start = tensor.start + number * part.spec.nbytes
+        yield rounded_check(f"{name}[{number}]", Stored(part.spec, tensor.file, start), part)
 
 
 def error_findings(errors: Mapping[str, LayerError], max_error: float | None) -> list[Finding]:

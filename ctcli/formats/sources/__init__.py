@@ -9,7 +9,23 @@ from ctcli.formats.sources.awq import AWQ
 from ctcli.formats.sources.bitsandbytes import BITSANDBYTES
 from ctcli.formats.sources.coded import SourceFormat
 from ctcli.formats.sources.compressed import COMPRESSED
+from ctcli.formats.sources.experts import FUSED_EXPERTS
 from ctcli.formats.sources.float8 import FLOAT8
+from ctcli.formats.sources.gptoss import GPT_OSS
 from ctcli.formats.sources.gptq import GPTQ
+from ctcli.formats.sources.modelopt import MODELOPT
+from ctcli.formats.sources.mxfp4 import MXFP4
+from ctcli.formats.sources.nvfp4 import RAW_NVFP4
 
-SOURCES: tuple[SourceFormat, ...] = (COMPRESSED, FLOAT8, AWQ, GPTQ, BITSANDBYTES)
+SOURCES: tuple[SourceFormat, ...] = (
+    COMPRESSED,
+    FLOAT8,
+    FUSED_EXPERTS,
+    MXFP4,
+    MODELOPT,
+    RAW_NVFP4,
+    GPT_OSS,
+    AWQ,
+    GPTQ,
+    BITSANDBYTES,
+)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ctcli.lazy.nodes import (
+    Axis,
     Computed,
     Input,
     Node,
@@ -63,7 +64,7 @@ class Scaled(Decoding):
     """Codes in rows, one behind the other, with a scale for each tile.
 
     Inputs: `codes`; `scale`; perhaps `zero`, the zero points as numbers; perhaps `total`, a scale
-    of all.
+    of all; perhaps `factor`, what the columns are multiplied by at last.
 
     Attributes:
         bits: of a code.
@@ -73,6 +74,8 @@ class Scaled(Decoding):
         zero: safetensors tag of the zero points.
         divides: the scale of all divides the others, rather than multiplies them.
         part: rows after which tiles begin anew; 0: they do not.
+        factor: safetensors tag of the factors.
+        pairs_rows: four-bit codes share a byte with those of the next row, not the next column.
     """
 
     bits: int
@@ -82,6 +85,8 @@ class Scaled(Decoding):
     zero: str = "I8"
     divides: bool = False
     part: int = 0
+    factor: str = "F32"
+    pairs_rows: bool = False
 
     def codes(self, blocks: Blocks, where: Where) -> Codes:  # noqa: ARG002 (kernels share it)
         """See `Decoding`."""
@@ -103,9 +108,13 @@ class Scaled(Decoding):
             scales = scales[row // self.part * down + row % self.part // tile[0]]
             tile = (1, tile[1])
         stream = stream.view(np.uint8).reshape(len(stream), -1)
-        return decoding.Codes(
-            stream, self.bits, table_of(self.table, self.bits), scales, zeros, tile
-        )
+        table, bits = table_of(self.table, self.bits), self.bits
+        if self.pairs_rows:
+            stream, bits = decoding.row_pairs(stream), 8
+        factors = blocks.get("factor")
+        if factors is not None:
+            factors = decoding.scales_of(factors.reshape(-1), self.factor)
+        return decoding.Codes(stream, bits, table, scales, zeros, tile, factors)
 
 
 def table_of(name: Table, bits: int) -> Block:
@@ -117,7 +126,7 @@ def table_of(name: Table, bits: int) -> Block:
     if name == "e2m1":
         return decoding.e2m1_table()
     if name == "signed":
-        return decoding.signed_table()
+        return decoding.signed_table(bits)
     return decoding.integer_table(bits, 1 << (bits - 1) if name == "offset" else 0)
 
 
@@ -128,6 +137,7 @@ def decoded(
     shape: Shape,
     granule: Shape = (1, 1),
     spec: TensorSpec | None = None,
+    axis: Axis | None = None,
 ) -> Computed:
     """A weight as floats: rounded, with what it is the rounding of.
 
@@ -138,8 +148,9 @@ def decoded(
         shape: [rows, columns] of the weight.
         granule: rows, and columns, that belong together.
         spec: of the tensor, where it is no matrix.
+        axis: the direction in which it runs; None: that of the smaller blocks.
     """
-    axis = preferred_axis(shape, granule)
+    axis = preferred_axis(shape, granule) if axis is None else axis
 
     def node(step: str, kernel: Decoding, spec: TensorSpec, exact: Computed | None) -> Computed:
         made = Node(
@@ -169,6 +180,16 @@ def scale_input(scale: Stored, tile: Shape, shape: Shape) -> Input:
     """
     grid = grid_of(tile, shape)
     return Input(scale, grid, each=(int(tile[0] < shape[0]), int(tile[1] < shape[1])))
+
+
+def whole_input(tensor: Stored) -> Input:
+    """A few numbers that all of a weight needs."""
+    return Input(tensor, as_matrix(tensor), each=(0, 0))
+
+
+def factor_input(tensor: Stored, granule: Shape) -> Input:
+    """What the columns of a weight are multiplied by, [columns]."""
+    return Input(tensor, as_matrix(tensor), each=(0, granule[1]))
 
 
 def grid_of(tile: Shape, shape: Shape) -> Shape:

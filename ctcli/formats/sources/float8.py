@@ -1,10 +1,9 @@
-"""FP8 and FP4 weights of model makers: DeepSeek, Qwen, GLM, MiniMax, Kimi, Mistral; `fbgemm`.
+"""FP8 weights of model makers and tools: DeepSeek, Qwen, GLM, Kimi, Mistral; `fbgemm`, ModelOpt.
 
 A weight E4M3 [N, K] with a scale for each tile, named `weight_scale_inv`, `weight_scale` or
 `scale`: W = q * s, whatever the name says. Scales are floats or powers of two (E8M0: as F8_E8M0, as
-U8, or as F32). DeepSeek-V4's experts are E2M1 in I8, two to a byte, low nibble first, with a scale
-for each 32. Layout: https://github.com/deepseek-ai/DeepSeek-V3, `README_WEIGHTS.md`; transformers'
-`integrations/finegrained_fp8.py`.
+U8, or as F32). Layout: https://github.com/deepseek-ai/DeepSeek-V3, `README_WEIGHTS.md`;
+transformers' `integrations/finegrained_fp8.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from ctcli.formats.sources.decoding import (
     scale_input,
     viewed,
 )
+from ctcli.formats.sources.scales import Powers, scaled
 from ctcli.lazy.nodes import Input, LazyTensor, Shape
 from ctcli.lazy.tensors import Stored
 from ctcli.models.modules import Module
@@ -31,7 +31,7 @@ from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.presets import preset
 
 _SCALES = ("weight_scale_inv", "weight_scale", "scale")
-_INPUT_SCALES = ("activation_scale", "input_scale", "input_scale_ub")
+INPUT_SCALES = ("activation_scale", "input_scale", "input_scale_ub")
 _EXPONENTS = ("U8", "F8_E8M0")
 _FLOAT_SCALES = ("F32", "BF16", "F16")
 _BLOCKS = (128, 64, 32, 16)
@@ -48,16 +48,26 @@ class Float8(SourceFormat):
         if weight is None or scale is None or len(weight.spec.shape) != 2:
             return
         if weight.spec.dtype == "F8_E4M3":
-            yield _float8(module, weight, leaf, scale, source)
+            yield float8(module, weight, leaf, scale, source)
         elif weight.spec.dtype == "F8_E5M2":
             raise SourceError("its weight is F8_E5M2, which no tool is known to write")
-        elif weight.spec.dtype == "I8" and leaf == "scale":
-            yield _float4(module, weight, scale, source)
 
 
-def _float8(
+def float8(
     module: Module[LazyTensor], weight: Stored, leaf: str, scale: Stored, source: Source
 ) -> Coded:
+    """An E4M3 weight of two dimensions.
+
+    Args:
+        module: its module.
+        weight: the codes.
+        leaf: what its scales are called in the module.
+        scale: the scales.
+        source: the rest.
+
+    Raises:
+        SourceError: the scales are not those of such a weight.
+    """
     rows, columns = shape = weight.spec.shape[0], weight.spec.shape[1]
     tag, grid = scale.spec.dtype, scale.spec.shape
     if tag not in (*_EXPONENTS, *_FLOAT_SCALES):
@@ -127,9 +137,10 @@ def _block_size(said: Mapping[str, Any]) -> Shape | None:
 
 def _convertible(coded: Coded, module: Module[LazyTensor], scale: Stored, tile: Shape) -> Coded:
     """With the compressed-tensors scheme that holds the same bytes."""
-    weight, shape, tag = part(module, "weight"), coded.weight.node.shape, scale.spec.dtype
+    weight, tag = part(module, "weight"), scale.spec.dtype
     assert weight, "it was read"
-    inputs = next((t for leaf in _INPUT_SCALES[:2] if (t := part(module, leaf))), None)
+    shape = weight.spec.shape[0], weight.spec.shape[1]
+    inputs = next((t for leaf in INPUT_SCALES[:2] if (t := part(module, leaf))), None)
     if coded.method == "MXFP8":
         if shape[1] % 32:
             return replace(coded, refusal="its columns are no multiple of 32")
@@ -137,13 +148,16 @@ def _convertible(coded: Coded, module: Module[LazyTensor], scale: Stored, tile: 
         return replace(
             coded, scheme=preset("MXFP8"), stored={"weight": weight, "weight_scale": exponents}
         )
-    if tag in _EXPONENTS:
-        return replace(coded, refusal="compressed-tensors has no powers of two for such blocks")
-    grid = grid_of(tile, shape)
+    grid: tuple[int, ...] = grid_of(tile, shape)
     if math.prod(scale.spec.shape) == 1:
-        static = inputs is not None
-        scheme = preset("FP8") if static else _TENSOR
-        stored = {"weight": weight, "weight_scale": viewed(scale, tag, (1,))}
+        grid = (1,)
+    floats: LazyTensor = viewed(scale, tag, grid)
+    if tag in _EXPONENTS:
+        exponents = viewed(scale, tag, grid)
+        floats = scaled(module.name, "weight_scale", exponents, Powers())
+    stored: dict[str, LazyTensor] = {"weight": weight, "weight_scale": floats}
+    if grid == (1,):
+        scheme = preset("FP8") if inputs else _TENSOR
         if inputs:
             stored["input_scale"] = viewed(inputs, inputs.spec.dtype, (1,))
         return replace(coded, scheme=scheme, stored=stored)
@@ -153,45 +167,12 @@ def _convertible(coded: Coded, module: Module[LazyTensor], scale: Stored, tile: 
         width = replace(block.input_activations or block.weights, group_size=tile[1])
         weights = replace(block.weights, block_structure=tile)
         scheme = replace(block, weights=weights, input_activations=width)
-    stored = {"weight": weight, "weight_scale": viewed(scale, tag, grid)}
     return replace(coded, scheme=scheme, stored=stored)
-
-
-def _float4(module: Module[LazyTensor], weight: Stored, scale: Stored, source: Source) -> Coded:
-    """An expert of DeepSeek-V4: two E2M1 to a byte, a power of two for each 32."""
-    rows, columns = shape = weight.spec.shape[0], 2 * weight.spec.shape[1]
-    tag = scale.spec.dtype
-    if scale.spec.shape != (rows, columns // 32) or columns % 32:
-        raise SourceError(
-            f"its scales {list(scale.spec.shape)} are not those of FP4 codes {list(shape)}"
-        )
-    codes = viewed(weight, "U8", (rows, columns // 2))
-    inputs = {
-        "codes": Input(codes, (rows, columns // 2), each=(1, 16)),
-        "scale": scale_input(scale, (1, 32), shape),
-    }
-    kernel = Scaled(source.dtype, 4, "e2m1", tag, (1, 32))
-    floats = decoded(module.name, inputs, kernel, shape, granule_of((1, 32), shape))
-    coded = Coded(
-        module.tensor("weight"),
-        "MXFP4",
-        _parts(module, "weight", "scale"),
-        floats,
-        is_exact=tag in _EXPONENTS,
-    )
-    if tag not in _EXPONENTS:
-        return replace(coded, refusal="its powers of two are stored as float32")
-    exponents = viewed(scale, "U8", scale.spec.shape)
-    return replace(
-        coded,
-        scheme=preset("MXFP4A16"),
-        stored={"weight_packed": codes, "weight_scale": exponents},
-    )
 
 
 def _parts(module: Module[LazyTensor], *leaves: str) -> tuple[str, ...]:
     """The names of some tensors of a module, and of the scales of its inputs."""
-    found = (*leaves, *(leaf for leaf in _INPUT_SCALES if leaf in module.parts))
+    found = (*leaves, *(leaf for leaf in INPUT_SCALES if leaf in module.parts))
     return tuple(module.tensor(leaf) for leaf in found)
 
 

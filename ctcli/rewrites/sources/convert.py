@@ -40,7 +40,7 @@ def convert(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Checkpoint
     def tensors(given: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
         for name, tensor in given.items():
             if name in homes:
-                for coded in homes[name]:
+                for coded in (leaf for home in homes[name] for leaf in home.leaves):
                     for suffix, stored in coded.stored.items():
                         yield f"{coded.module}.{suffix}", stored
             elif name not in reading.used or name in reading.cache:
@@ -50,11 +50,13 @@ def convert(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Checkpoint
         replace(shard, tensors=dict(tensors(shard.tensors))) for shard in checkpoint.shards
     )
     files = {name: file for name, file in checkpoint.files.items() if name not in SIDE_FILES}
-    schemes = {c.module: c.scheme for c in reading.coded.values() if c.scheme}
+    leaves = [leaf for coded in reading.coded.values() for leaf in coded.leaves]
+    schemes = {coded.module: coded.scheme for coded in leaves if coded.scheme}
+    taken = {*schemes, *(coded.module for coded in reading.coded.values())}
     kept = {
         module.name: "not quantized"
         for module in checkpoint.modules.values()
-        if module.name not in schemes and module.kind in _LINEARS and module.weight
+        if module.name not in taken and module.kind in _LINEARS and module.weight
     }
     tied = [] if "lm_head" in {*schemes, *kept} else ["lm_head"]
     selection = Selection(schemes, kept)
@@ -68,7 +70,7 @@ def convert(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Checkpoint
     ).with_config(config)
     if options.max_shard_size:
         result = cut_to_size(result, options.max_shard_size)
-    became = {name: f"{c.method} -> {_words(c)}" for name, c in reading.coded.items()}
+    became = {coded.name: f"{coded.method} -> {_words(coded)}" for coded in leaves}
     return result, SourceReport("converted", became, True, checkpoint.nbytes, result.nbytes)
 
 
@@ -80,7 +82,7 @@ def _words(coded: Coded) -> str:
 def _check(reading: Reading) -> None:
     """Refuse weights that have no counterpart, each reason once."""
     reasons: dict[str, list[str]] = defaultdict(list)
-    for coded in reading.coded.values():
+    for coded in (leaf for each in reading.coded.values() for leaf in each.leaves):
         if coded.scheme is None:
             reasons[f"{coded.method}: {coded.refusal}"].append(coded.module)
     if reasons:
