@@ -71,10 +71,9 @@ def _read(
     groups = groups_of(count, columns, said.get("group_size"))
     weight = Words(module.name, (rows, columns), packing, groups, codes, scales, zeros, order)
     leaves = ("qweight", "qzeros", "scales", *(["g_idx"] if order else []))
-    size = f"groups of {groups.size}" if groups.count > 1 else "a scale for each row"
     coded = Coded(
         module.tensor("weight"),
-        f"GPTQ, {bits} bits, {size}",
+        f"GPTQ, {bits} bits, {groups.words}",
         tuple(module.tensor(leaf) for leaf in leaves),
         weight.floats(source.dtype),
         is_exact=False,

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ctcli.checkpoint.sharding import with_tensors
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.formats.declared import read_declaration
@@ -144,7 +145,7 @@ def dense(checkpoint: Checkpoint, reading: Reading) -> Checkpoint:
         replace(shard, tensors=dict(tensors(shard.tensors))) for shard in checkpoint.shards
     )
     files = {name: file for name, file in checkpoint.files.items() if name not in SIDE_FILES}
-    result = replace(checkpoint, shards=tuple(s for s in shards if s.tensors), files=files)
+    result = replace(with_tensors(checkpoint, shards), files=files)
     return result.with_config(without_quantization(checkpoint.config))
 
 

@@ -42,10 +42,17 @@ class Groups:
     Attributes:
         count: how many groups a row has.
         size: columns of a group; the last one may have fewer.
+        are_rows: whether whole rows are meant, however many columns they have.
     """
 
     count: int
     size: int
+    are_rows: bool = False
+
+    @property
+    def words(self) -> str:
+        """What they are, for people."""
+        return "a scale for each row" if self.are_rows else f"groups of {self.size}"
 
     def tiles(self, columns: range) -> slice:
         """The groups of some columns, which begin with a group."""
@@ -341,21 +348,22 @@ def groups_of(count: int, columns: int, said: Any) -> Groups:
     Raises:
         SourceError: its scales are not for such groups.
     """
-    size = said if type(said) is int and 0 < said < columns else columns
-    if said is None and count and columns % count == 0:
-        size = columns // count
+    are_rows = type(said) is not int or not 0 < said <= columns
+    size = columns if are_rows else said
+    if said is None and count > 1 and columns % count == 0:
+        are_rows, size = False, columns // count
     if count != -(-columns // size):
         raise SourceError(
             f"it has scales for {count} groups, and not for {columns} columns in groups of {size}"
         )
-    return Groups(count, size)
+    return Groups(count, size, are_rows)
 
 
 def words_scheme(bits: int, groups: Groups, is_symmetric: bool) -> Scheme:
     """compressed-tensors' scheme for such a weight."""
     name = f"W{bits}A16" + ("" if is_symmetric else "_ASYM")
     weights = QuantizationArgs(bits, "int", "channel", symmetric=is_symmetric)
-    if groups.count > 1:
+    if not groups.are_rows:
         weights = replace(weights, strategy="group", group_size=groups.size)
     return Scheme(name, weights, None, "pack-quantized")
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from ctcli.checkpoint.sharding import cut_to_size
+from ctcli.checkpoint.sharding import cut_to_size, with_tensors
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.formats.sources.coded import Coded
@@ -63,8 +63,7 @@ def convert(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Checkpoint
     config = without_quantization(checkpoint.config)
     config["quantization_config"] = quantization_config(selection, tied, bool(reading.cache))
     result = replace(
-        checkpoint,
-        shards=tuple(shard for shard in shards if shard.tensors),
+        with_tensors(checkpoint, shards),
         files=files,
         steps=(*checkpoint.steps, {"use": "convert", **options.recipe}),
     ).with_config(config)
