@@ -66,12 +66,15 @@ class Packing:
     Attributes:
         bits: of an integer.
         offset: what is added to a stored zero point, within its bits.
+        carries: whether it was subtracted from whole words of 2, 4 or 8 bits, so that a zero point
+            of 0 borrowed from the next one.
         is_woven: AWQ's: words hold the codes of eight rows, in an order of their own; else codes
             are packed along the columns, and zero points along the rows, both in order.
     """
 
     bits: int
     offset: int = 0
+    carries: bool = False
     is_woven: bool = False
 
     @property
@@ -83,6 +86,18 @@ class Packing:
         """Words that so many integers fill."""
         return -(-integers * self.bits // 32)
 
+    @property
+    def adds_to_words(self) -> bool:
+        """Whether the offset is added to words as numbers."""
+        return bool(self.offset) and self.carries and 32 % self.bits == 0
+
+    @property
+    def _ones(self) -> Any:
+        """The offset in each integer of a word."""
+        import numpy as np
+
+        return np.uint32(sum(self.offset << at for at in range(0, 32, self.bits)))
+
     def zero_points(self, words: Block, rows: int) -> Block:
         """The zero points in words [row words, groups]: uint8 [rows, groups]."""
         import numpy as np
@@ -91,6 +106,8 @@ class Packing:
         from ctcli.ops.packing import unpack_words
 
         flat = np.ascontiguousarray(words.T)
+        if self.adds_to_words:
+            return unpack_words(flat + self._ones, self.bits, rows).T
         found = unpack_words(in_order(flat) if self.is_woven else flat, self.bits, rows).T
         return (found + np.uint8(self.offset)) & np.uint8((1 << self.bits) - 1)
 
@@ -101,6 +118,8 @@ class Packing:
         from ctcli.ops.awq import in_order
         from ctcli.ops.packing import pack_words
 
+        if self.adds_to_words:
+            return words + self._ones
         if not self.offset:
             return in_order(words) if self.is_woven else words
         points = np.ascontiguousarray(self.zero_points(words, rows).T)
