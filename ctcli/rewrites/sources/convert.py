@@ -9,6 +9,7 @@ from dataclasses import replace
 from ctcli.checkpoint.sharding import cut_to_size
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
+from ctcli.formats.sources.cache import as_compressed, cache_problem
 from ctcli.formats.sources.coded import Coded
 from ctcli.formats.sources.reading import SIDE_FILES, Reading, read_quantized, without_quantization
 from ctcli.lazy.nodes import LazyTensor
@@ -43,7 +44,9 @@ def convert(checkpoint: Checkpoint, options: ConvertOptions) -> tuple[Checkpoint
                 for coded in (leaf for home in homes[name] for leaf in home.leaves):
                     for suffix, stored in coded.stored.items():
                         yield f"{coded.module}.{suffix}", stored
-            elif name not in reading.used or name in reading.cache:
+            elif name in reading.cache:
+                yield as_compressed(name, tensor)
+            elif name not in reading.used:
                 yield name, tensor
 
     shards = tuple(
@@ -81,6 +84,10 @@ def _words(coded: Coded) -> str:
 
 def _check(reading: Reading) -> None:
     """Refuse weights that have no counterpart, each reason once."""
+    if reading.cache and (problem := cache_problem(reading.said)):
+        raise CtcliError(
+            f"{next(iter(reading.cache))}: {problem}.", "Convert it without its cache."
+        )
     reasons: dict[str, list[str]] = defaultdict(list)
     for coded in (leaf for each in reading.coded.values() for leaf in each.leaves):
         if coded.scheme is None:
