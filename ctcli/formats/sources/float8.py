@@ -35,6 +35,7 @@ INPUT_SCALES = ("activation_scale", "input_scale", "input_scale_ub")
 _EXPONENTS = ("U8", "F8_E8M0")
 _FLOAT_SCALES = ("F32", "BF16", "F16")
 _BLOCKS = (128, 64, 32, 16)
+_ONE_SCALE, _BLOCK = "FP8, one scale", "FP8, blocks of {}x{}"
 _TENSOR = Scheme("FP8A16", QuantizationArgs(8, "float", "tensor"), None, "naive-quantized")
 
 
@@ -72,16 +73,18 @@ def float8(
     tag, grid = scale.spec.dtype, scale.spec.shape
     if tag not in (*_EXPONENTS, *_FLOAT_SCALES):
         raise SourceError(f"its {leaf} is {tag}, which is no scale")
-    count = 1
+    count, block = 1, _block_size(source)
     if math.prod(grid) == 1:
-        tile, method = shape, "FP8, one scale"
+        is_block = block is not None and grid_of(block, shape) == (1, 1)
+        tile, method = (block, _BLOCK) if block and is_block else (shape, _ONE_SCALE)
     elif tag in _EXPONENTS and grid == (rows, -(-columns // 32)):
         tile, method = (1, 32), "MXFP8"
     elif math.prod(grid) == grid[0] == rows:
         tile, method = (1, columns), "FP8, a scale for each row"
     else:
         tile, count = _blocks(module.name, grid, shape, source)
-        method = f"FP8, blocks of {tile[0]}x{tile[1]}"
+        method = _BLOCK
+    method = method.format(*tile)
     inputs = {"codes": Input(weight, shape), "scale": scale_input(scale, tile, shape)}
     kernel = Scaled(source.dtype, 8, "e4m3", tag, tile)
     granule = granule_of(tile, shape)
@@ -107,7 +110,7 @@ def _blocks(name: str, grid: tuple[int, ...], shape: Shape, source: Source) -> t
     """
     if len(grid) == 4:  # NVIDIA's, [row blocks, 1, column blocks, 1]
         grid = grid[::2]
-    said = _block_size(source.said)
+    said = _said_size(source.said)
     sizes = [said] if said else [(b, b) for b in _BLOCKS] + [(1, b) for b in _BLOCKS]
     given = next((n for p, n in source.presharded.items() if matches(p, name)), None)
     fitting = next((tile for tile in sizes if grid_of(tile, shape) == grid), None)
@@ -128,7 +131,21 @@ def _blocks(name: str, grid: tuple[int, ...], shape: Shape, source: Source) -> t
     raise SourceError(message)
 
 
-def _block_size(said: Mapping[str, Any]) -> Shape | None:
+def _block_size(source: Source) -> Shape | None:
+    """Rows and columns of the blocks that the checkpoint has; None: it has none, or nobody says."""
+    if found := _said_size(source.said):
+        return found
+    if not str(source.said.get("quant_algo")).lower().startswith("fp8_pb"):
+        return None
+    for module in source.modules.values():
+        weight, scale = part(module, "weight"), part(module, "weight_scale")
+        if weight and scale and len(scale.spec.shape) == 4 and math.prod(scale.spec.shape) > 1:
+            shape = weight.spec.shape[0], weight.spec.shape[1]
+            return _blocks(module.name, scale.spec.shape, shape, source)[0]
+    return None
+
+
+def _said_size(said: Mapping[str, Any]) -> Shape | None:
     found = said.get("weight_block_size")
     if isinstance(found, list) and [type(size) for size in found] == [int, int] and min(found) > 0:
         return found[0], found[1]
@@ -148,9 +165,7 @@ def _convertible(coded: Coded, module: Module[LazyTensor], scale: Stored, tile: 
         return replace(
             coded, scheme=preset("MXFP8"), stored={"weight": weight, "weight_scale": exponents}
         )
-    grid: tuple[int, ...] = grid_of(tile, shape)
-    if math.prod(scale.spec.shape) == 1:
-        grid = (1,)
+    grid: tuple[int, ...] = (1,) if coded.method == _ONE_SCALE else grid_of(tile, shape)
     floats: LazyTensor = viewed(scale, tag, grid)
     if tag in _EXPONENTS:
         exponents = viewed(scale, tag, grid)

@@ -12,7 +12,7 @@ from ctcli.checkpoint.sharding import cut_to_size
 from ctcli.checkpoint.value import Checkpoint, Shard
 from ctcli.errors import CtcliError
 from ctcli.formats.sources.reading import as_floats
-from ctcli.lazy.nodes import Computed, LazyTensor, Node, starting_point
+from ctcli.lazy.nodes import Computed, LazyTensor, Node, Stacked, starting_point
 from ctcli.lazy.tensors import Stored
 from ctcli.models.config import table
 from ctcli.models.experts import (
@@ -32,6 +32,8 @@ from ctcli.schemes.family import Execution, Numerics
 from ctcli.schemes.weights import Weight, largest_magnitude, quantized
 from ctcli.units import format_bytes
 
+# The weights of experts by name.
+Experts = Mapping[str, Stored] | Mapping[str, Computed]
 _WORST = 10  # modules with the largest error that the summary shows
 
 
@@ -146,23 +148,27 @@ def _check_source(checkpoint: Checkpoint) -> None:
         )
 
 
-def _expert_weights(checkpoint: Checkpoint, ignore: Sequence[str]) -> dict[str, dict[str, Stored]]:
+def _expert_weights(checkpoint: Checkpoint, ignore: Sequence[str]) -> Mapping[str, Experts]:
     """For every packed tensor of experts that is not ignored: the weights it splits into."""
     problems = []
-    found: dict[str, dict[str, Stored]] = {}
+    found: dict[str, Experts] = {}
     names = {name for name, _ in checkpoint.tensors()}
     for name, tensor in checkpoint.tensors():
         packed = packed_experts(name, tensor.spec)
         module = name.removesuffix(".weight")
-        if packed is None or not isinstance(tensor, Stored):
+        if packed is None or not isinstance(tensor, (Stored, Stacked)):
             continue
         if any(matches(pattern, module) for pattern in ignore):
             continue
         problem = layout_problem(packed, tensor.spec, checkpoint.config)
         if f"{packed.parent}.{packed.role}_bias" in names:
             problem = "it has a bias, which no known layout splits"
+        if isinstance(tensor, Stacked) and not (problem or tensor.linears):
+            problem = "its gate and up share scales"
         if problem:
             problems.append(f"{name}: packed experts of an unknown layout: {problem}.")
+        elif isinstance(tensor, Stacked):
+            found[name] = tensor.linears
         else:
             found[name] = split_experts(packed, tensor)
     if problems:
@@ -286,7 +292,7 @@ def _placed_scales(
 
 def _quantized(
     shard: Shard,
-    experts: Mapping[str, Mapping[str, Stored]],
+    experts: Mapping[str, Experts],
     nodes: Mapping[str, Node],
     added: Mapping[str, Mapping[str, LazyTensor]],
 ) -> Shard:

@@ -85,9 +85,8 @@ def _words(coded: Coded) -> str:
 def _check(reading: Reading) -> None:
     """Refuse weights that have no counterpart, each reason once."""
     if reading.cache and (problem := cache_problem(reading.said)):
-        raise CtcliError(
-            f"{next(iter(reading.cache))}: {problem}.", "Convert it without its cache."
-        )
+        name = next(iter(reading.cache))
+        raise CtcliError(f"{name}: {problem}.", "Turn it into floats with ctcli dequantize.")
     reasons: dict[str, list[str]] = defaultdict(list)
     for coded in (leaf for each in reading.coded.values() for leaf in each.leaves):
         if coded.scheme is None:
