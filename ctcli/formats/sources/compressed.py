@@ -87,12 +87,12 @@ def _read(module: Module[LazyTensor], scheme: Scheme, dtype: str) -> Coded:
             if leaf in inputs
         }
         inputs["weight_g_idx"] = Input(order, (1, shape[1]), each=(0, 0))
-    kernel = DecodeCompressed(dtype, scheme, numerics.dtype)
+    kernel = DecodeCompressed("F32", scheme, numerics.dtype)
     return Coded(
         module.tensor("weight"),
         f"{words(scheme.weights)}, {scheme.format}",
         tuple(module.tensor(leaf) for leaf in {home: 0, **taken}),
-        decoded(module.name, inputs, kernel, shape, granule),
+        decoded(module.name, inputs, kernel, shape, granule, dtype),
         is_exact=scale in ("U8", "F8_E8M0"),
         scheme=scheme,
         stored=taken,

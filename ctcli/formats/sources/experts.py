@@ -151,9 +151,10 @@ class _Experts:
         scale = viewed(_piece(self.scale, expert, 0, 1), tag, (1, columns))
         inputs = {"codes": Input(codes, shape), "scale": scale_input(scale, tile, shape)}
         name = f"{self.module.name}.{expert}.{self.role}"
-        kernel = Scaled(self.source.dtype, 8, "e4m3", tag, tile)
+        kernel = Scaled("F32", 8, "e4m3", tag, tile)
+        floats = decoded(name, inputs, kernel, shape, (1, 1), self.source.dtype)
         method = "FP8, a scale for each column"
-        return Coded(name, method, (), decoded(name, inputs, kernel, shape), is_exact=False)
+        return Coded(name, method, (), floats, is_exact=False)
 
 
 def _piece(tensor: Stored, expert: int, at: int, count: int) -> Stored:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,7 +48,7 @@ class Reading:
 
     Attributes:
         coded: every quantized weight, by the dense tensor's name.
-        used: the names of all tensors that they, or a quantized cache, take.
+        used: the names of all tensors that they take.
         cache: the scales of the key-value cache, by name.
         said: what the tool that quantized says, in config.json or a file of its own.
     """
@@ -57,14 +57,6 @@ class Reading:
     used: Collection[str]
     cache: Mapping[str, LazyTensor]
     said: Mapping[str, Any]
-
-    @property
-    def homes(self) -> Mapping[str, list[Coded]]:
-        """The weights that stand where a tensor was, by its name."""
-        found: dict[str, list[Coded]] = defaultdict(list)
-        for coded in self.coded.values():
-            found[coded.parts[0]].append(coded)
-        return found
 
     @property
     def is_exact(self) -> bool:
@@ -85,33 +77,60 @@ def read_quantized(
     Raises:
         CtcliError: lists all weights that cannot be read.
     """
-    tensors = dict(checkpoint.tensors())
-    method = quantized_format(checkpoint.specs.items(), checkpoint.config)
+    name, config = checkpoint.origin.name, checkpoint.config
+    said = _said(checkpoint)
+    return read_modules(name, checkpoint.modules, config, dtype, presharded, said)
+
+
+def read_modules(
+    origin: str,
+    modules: Mapping[str, Module[LazyTensor]],
+    config: Mapping[str, Any],
+    dtype: str | None = None,
+    presharded: Mapping[str, int] | None = None,
+    said: Mapping[str, Any] | None = None,
+) -> Reading | None:
+    """The same of a checkpoint's modules and its config.json.
+
+    Args:
+        origin: the checkpoint's name, for messages.
+        modules: all there are, by name.
+        config: config.json.
+        dtype: see `read_quantized`.
+        presharded: likewise.
+        said: what the tool that quantized says; None: what config.json does.
+    """
+    tensors = {
+        module.tensor(leaf): tensor
+        for module in modules.values()
+        for leaf, tensor in module.parts.items()
+    }
+    method = quantized_format(((name, t.spec) for name, t in tensors.items()), config)
     if not method:
         return None
     if any(not isinstance(t, Stored) and _leaf(name) in _SCALES for name, t in tensors.items()):
         raise CtcliError(
-            f"{checkpoint.origin.name}: it is quantized already, by an earlier step.",
+            f"{origin}: it is quantized already, by an earlier step.",
             "Quantize last.",
         )
     source = Source(
-        checkpoint.modules,
-        checkpoint.config,
-        _said(checkpoint),
-        read_declaration(checkpoint.config),
-        dtype or default_dtype(checkpoint.config),
+        modules,
+        config,
+        _said_in(config) if said is None else said,
+        read_declaration(config),
+        dtype or default_dtype(config),
         presharded or {},
     )
-    _check_transforms(checkpoint, source)
+    _check_transforms(origin, source)
     coded: dict[str, Coded] = {}
     problems: dict[str, list[str]] = defaultdict(list)
-    for module in checkpoint.modules.values():
+    for module in modules.values():
         try:
             coded |= {each.name: each for each in _weights(module, source)}
         except SourceError as error:
             problems[str(error)].append(module.name)
     cache = cache_scales(tensors)
-    used = {name for each in coded.values() for name in each.parts} | {*cache}
+    used = {name for each in coded.values() for name in each.parts}
     if not problems:
         for name, tensor in tensors.items():
             if name not in used and (problem := _leftover(name, tensor)):
@@ -137,21 +156,40 @@ def as_floats(
 
 def dense(checkpoint: Checkpoint, reading: Reading) -> Checkpoint:
     """The checkpoint with floats in place of quantized weights, and a config.json that fits."""
-    homes = reading.homes
-
-    def tensors(given: Mapping[str, LazyTensor]) -> Iterator[tuple[str, LazyTensor]]:
-        for name, tensor in given.items():
-            if name in homes:
-                yield from ((coded.name, coded.weight) for coded in homes[name])
-            elif name not in reading.used:
-                yield name, tensor
-
-    shards = tuple(
-        replace(shard, tensors=dict(tensors(shard.tensors))) for shard in checkpoint.shards
-    )
-    files = {name: file for name, file in checkpoint.files.items() if name not in SIDE_FILES}
-    result = replace(checkpoint, shards=tuple(s for s in shards if s.tensors), files=files)
+    used = {*reading.used, *reading.cache}
+    result = replaced(checkpoint, replace(reading, used=used, cache={}), _floats)
     return result.with_config(without_quantization(checkpoint.config))
+
+
+def replaced(
+    checkpoint: Checkpoint,
+    reading: Reading,
+    tensors: Callable[[Coded], Mapping[str, LazyTensor]],
+) -> Checkpoint:
+    """The checkpoint with other tensors, by name, in place of each quantized weight.
+
+    Side files that say how it was quantized are left out; config.json stays.
+    """
+    homes: dict[str, list[Coded]] = defaultdict(list)
+    for coded in reading.coded.values():
+        homes[coded.parts[0]].append(coded)
+    shards = []
+    for shard in checkpoint.shards:
+        made: dict[str, LazyTensor] = {}
+        for name, tensor in shard.tensors.items():
+            if name in homes:
+                for coded in homes[name]:
+                    made |= tensors(coded)
+            elif name not in reading.used:
+                made[name] = tensor
+        if made:
+            shards.append(replace(shard, tensors=made))
+    files = {name: file for name, file in checkpoint.files.items() if name not in SIDE_FILES}
+    return replace(checkpoint, shards=tuple(shards), files=files)
+
+
+def _floats(coded: Coded) -> Mapping[str, LazyTensor]:
+    return {coded.name: coded.weight}
 
 
 def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +213,7 @@ def default_dtype(config: Mapping[str, Any]) -> str:
 
 def _said(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """What is said of quantization: in config.json, else in the file of the tool that did it."""
-    if found := next((table(said) for said in quantizations(checkpoint.config)), None):
+    if found := _said_in(checkpoint.config):
         return found
     for name in SIDE_FILES:
         file = checkpoint.files.get(name)
@@ -189,6 +227,10 @@ def _said(checkpoint: Checkpoint) -> Mapping[str, Any]:
     return {}
 
 
+def _said_in(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((table(said) for said in quantizations(config)), {})
+
+
 def _weights(module: Module[LazyTensor], source: Source) -> list[Coded]:
     """The weights of a module, as the first format that knows any reads them."""
     for form in SOURCES:
@@ -197,12 +239,12 @@ def _weights(module: Module[LazyTensor], source: Source) -> list[Coded]:
     return []
 
 
-def _check_transforms(checkpoint: Checkpoint, source: Source) -> None:
+def _check_transforms(origin: str, source: Source) -> None:
     """Refuse weights that are rotated: their floats are not the model's."""
     transforms = table(source.said.get("transform_config")).get("config_groups")
     if transforms:
         raise CtcliError(
-            f"{checkpoint.origin.name}: its weights are rotated ({', '.join(transforms)}), and the "
+            f"{origin}: its weights are rotated ({', '.join(transforms)}), and the "
             "server rotates what they read: as floats they would be another model's.",
             "Start from the checkpoint without rotations.",
         )

@@ -92,6 +92,11 @@ class QuantizeOptions(RewriteOptions):
     on_indivisible: OnIndivisible = option(
         "error", "What to do with weights whose columns are no multiple of the group size."
     )
+    rest: Literal["keep", "dense"] = option(
+        "keep",
+        "Where SRC is quantized already: modules that are left alone stay as they are stored, or "
+        "become floats.",
+    )
     observer: Observer = option(
         "minmax",
         "Range of a group: its extremes, or the shrunk range with the least squared error (mse, "

@@ -6,12 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ctcli.checkpoint.sharding import cut_to_size
 from ctcli.checkpoint.value import Checkpoint, Shard
 from ctcli.errors import CtcliError
-from ctcli.formats.sources.reading import as_floats
+from ctcli.formats.sources.coded import Coded
+from ctcli.formats.sources.reading import Reading, dense, read_quantized
 from ctcli.lazy.nodes import Computed, LazyTensor, Node, Stacked, starting_point
 from ctcli.lazy.tensors import Stored
 from ctcli.models.config import table
@@ -28,6 +29,7 @@ from ctcli.rewrites.quantizing.config import quantization_config
 from ctcli.rewrites.quantizing.input_scales import CACHE_SCALES
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.selection import Choice, Selection, select
+from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Execution, Numerics
 from ctcli.schemes.weights import Weight, largest_magnitude, quantized
 from ctcli.units import format_bytes
@@ -45,12 +47,14 @@ class QuantizeReport:
         selection: scheme by module, and reason by module left alone.
         bytes_before: tensor bytes of the source.
         bytes_after: tensor bytes of the output.
+        as_stored: how modules were quantized before whose numbers stay, by name.
         errors: relative root mean square error by module, once it is known.
     """
 
     selection: Selection
     bytes_before: int
     bytes_after: int
+    as_stored: Mapping[str, str]
     errors: Mapping[str, float]
 
     def with_errors(self, measured: Mapping[str, Sequence[float]]) -> QuantizeReport:
@@ -64,9 +68,15 @@ class QuantizeReport:
 
     def rows(self) -> list[tuple[str, str]]:
         """Labels and values, for people."""
-        schemes = Counter(scheme.name for scheme in self.selection.schemes.values())
-        kept = Counter(self.selection.kept.values())
-        rows = [("quantized", ", ".join(f"{n} modules {name}" for name, n in schemes.items()))]
+        schemes = Counter(
+            scheme.name
+            for module, scheme in self.selection.schemes.items()
+            if module not in self.as_stored
+        )
+        kept, stored = Counter(self.selection.kept.values()), Counter(self.as_stored.values())
+        made = ", ".join(f"{n} modules {name}" for name, n in schemes.items())
+        rows = [("quantized", made)] if made else []
+        rows += [("as stored", f"{n} modules: {method}") for method, n in stored.items()]
         rows += [("left alone", f"{n}: {reason}") for reason, n in kept.items()]
         share = self.bytes_after / self.bytes_before
         before, after = format_bytes(self.bytes_before), format_bytes(self.bytes_after)
@@ -87,6 +97,7 @@ class QuantizeReport:
                     "scheme": scheme.name,
                     "format": scheme.format,
                     "relative_error": self.errors.get(module),
+                    "as_stored": self.as_stored.get(module),
                 }
                 for module, scheme in self.selection.schemes.items()
             },
@@ -102,7 +113,8 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     Raises:
         CtcliError: the options do not fit the checkpoint, or its quantized weights cannot be read.
     """
-    source = as_floats(checkpoint)
+    reading = read_quantized(checkpoint)
+    source = dense(checkpoint, reading) if reading else checkpoint
     _check_source(source)
     choice = options.choice
     untied = _untie(source, choice)
@@ -116,9 +128,10 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     online = _online_matrices(untied)
     selection = select(specs, untied.config, choice, known=(*specs, *packed, *tied, *online))
     selection = replace(selection, kept={**selection.kept, **online})
-    nodes = _nodes(weights, selection, options)
+    selection, as_stored = _unchanged(selection, reading, options.rest)
+    made = _quantized_weights(weights, selection, as_stored, options)
     added = _placed_scales(untied, selection, options.scales)
-    shards = tuple(_quantized(shard, experts, nodes, added) for shard in untied.shards)
+    shards = tuple(_quantized(shard, experts, made, added) for shard in untied.shards)
     kv_cache = any(name.endswith(CACHE_SCALES) for name in options.scales)
     unlisted = [*tied, *_packed_modules(untied, experts)]
     config = quantization_config(selection, unlisted, kv_cache)
@@ -130,7 +143,31 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     if options.max_shard_size:
         result = cut_to_size(result, options.max_shard_size)
     result = result.with_config({**untied.config, "quantization_config": config})
-    return result, QuantizeReport(selection, checkpoint.nbytes, result.nbytes, {})
+    methods = {module: coded.method for module, coded in as_stored.items()}
+    return result, QuantizeReport(selection, checkpoint.nbytes, result.nbytes, methods, {})
+
+
+def _unchanged(
+    selection: Selection, reading: Reading | None, rest: Literal["keep", "dense"]
+) -> tuple[Selection, dict[str, Coded]]:
+    """The weights of a quantized source that stay as they are stored, and what is then quantized.
+
+    These are the ones that the scheme leaves alone, if the user does not want floats, and those
+    that are stored in the very scheme.
+    """
+    kept, schemes, found = dict(selection.kept), dict(selection.schemes), {}
+    stored = reading.coded.values() if reading else ()
+    for coded in (leaf for each in stored for leaf in each.leaves):
+        module, chosen = coded.module, schemes.get(coded.module)
+        if coded.scheme is None:
+            continue
+        old = coded.scheme
+        if chosen and (old.weights, old.format) == (chosen.weights, chosen.format):
+            found[module] = coded
+        elif module in kept and rest == "keep":
+            found[module], schemes[module] = coded, coded.scheme
+            del kept[module]
+    return Selection(schemes, kept), found
 
 
 def _check_source(checkpoint: Checkpoint) -> None:
@@ -223,13 +260,32 @@ def _online_matrices(checkpoint: Checkpoint) -> dict[str, str]:
     }
 
 
+def _quantized_weights(
+    weights: Mapping[str, LazyTensor],
+    selection: Selection,
+    as_stored: Mapping[str, Coded],
+    options: QuantizeOptions,
+) -> dict[str, Mapping[str, LazyTensor]]:
+    """The tensors of each module, by suffix."""
+    nodes = _nodes(
+        weights,
+        {m: scheme for m, scheme in selection.schemes.items() if m not in as_stored},
+        options,
+    )
+    computed = {
+        module: {suffix: Computed(node, suffix) for suffix in node.outputs}
+        for module, node in nodes.items()
+    }
+    return {**computed, **{module: coded.stored for module, coded in as_stored.items()}}
+
+
 def _nodes(
-    weights: Mapping[str, LazyTensor], selection: Selection, options: QuantizeOptions
+    weights: Mapping[str, LazyTensor], schemes: Mapping[str, Scheme], options: QuantizeOptions
 ) -> dict[str, Node]:
     """What computes the tensors of each module."""
-    found = {module: starting_point(weights[module]) for module in selection.schemes}
+    found = {module: starting_point(weights[module]) for module in schemes}
     exact = {module: weight for module, weight in found.items() if weight}
-    shared = _shared_magnitudes(exact, selection, options.execution)
+    shared = _shared_magnitudes(exact, schemes, options.execution)
     return {
         module: quantized(
             module,
@@ -238,15 +294,15 @@ def _nodes(
             options.execution,
             shared.get(module),
         )
-        for module, scheme in selection.schemes.items()
+        for module, scheme in schemes.items()
     }
 
 
 def _shared_magnitudes(
-    weights: Mapping[str, Weight], selection: Selection, execution: Execution
+    weights: Mapping[str, Weight], schemes: Mapping[str, Scheme], execution: Execution
 ) -> dict[str, Node]:
     """For schemes with a global scale: the value that each fused set, or lone module, shares."""
-    modules = [m for m, s in selection.schemes.items() if s.weights.strategy == "tensor_group"]
+    modules = [m for m, s in schemes.items() if s.weights.strategy == "tensor_group"]
     sets = {fused.name: fused.tensors for fused in fused_sets(modules)}
     lone = set(modules).difference(*sets.values())
     shared: dict[str, Node] = {}
@@ -293,20 +349,20 @@ def _placed_scales(
 def _quantized(
     shard: Shard,
     experts: Mapping[str, Experts],
-    nodes: Mapping[str, Node],
+    made: Mapping[str, Mapping[str, LazyTensor]],
     added: Mapping[str, Mapping[str, LazyTensor]],
 ) -> Shard:
     """A shard with its quantized weights, where the weights were."""
     tensors: dict[str, LazyTensor] = {}
     for name, tensor in shard.tensors.items():
         parts: Mapping[str, LazyTensor] = experts.get(name, {})
-        if not any(part.removesuffix(".weight") in nodes for part in parts):
+        if not any(part.removesuffix(".weight") in made for part in parts):
             parts = {name: tensor}
         for part, stored in parts.items():
             module = part.removesuffix(".weight")
-            if module != part and module in nodes:
-                for output in nodes[module].outputs:
-                    tensors[f"{module}.{output}"] = Computed(nodes[module], output)
+            if module != part and module in made:
+                for suffix, lazy in made[module].items():
+                    tensors[f"{module}.{suffix}"] = lazy
             else:
                 tensors[part] = stored
             tensors |= added.get(module, {})
