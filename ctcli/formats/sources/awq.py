@@ -126,8 +126,9 @@ def _gemv(
     codes, scales, zeros = tensors
     shape = codes.spec.shape[0], _TO_A_WORD * codes.spec.shape[1]
     size = _group_size(said)
-    size = size if type(size) is int and 0 < size < shape[1] else shape[1]
-    groups = Groups(-(-shape[1] // size), size)
+    are_rows = type(size) is not int or not 0 < size <= shape[1]
+    size = shape[1] if are_rows else size
+    groups = Groups(-(-shape[1] // size), size, are_rows)
     if zeros.spec.shape[1] != _zero_words(groups):
         raise SourceError(
             f"its qzeros {list(zeros.spec.shape)} are not those of {groups.count} groups of {size}"
@@ -175,9 +176,8 @@ def _zero_words(groups: Groups) -> int:
 
 
 def _coded(module: Module[LazyTensor], version: str, groups: Groups, floats: Computed) -> Coded:
-    size = f"groups of {groups.size}" if groups.count > 1 else "a scale for each row"
     parts = tuple(module.tensor(leaf) for leaf in ("qweight", "qzeros", "scales"))
-    method = f"AWQ {version}, 4 bits, {size}"
+    method = f"AWQ {version}, 4 bits, {groups.words}"
     return Coded(module.tensor("weight"), method, parts, floats, is_exact=False)
 
 

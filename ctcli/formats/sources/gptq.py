@@ -1,7 +1,8 @@
 """GPTQ's integers: packed along the columns and transposed, with zero points along the rows.
 
 Layouts: https://github.com/ModelCloud/GPTQModel, `gptqmodel/nn_modules/qlinear`. The first format
-stores each zero point less one; `gptq_v2` stores it as it is.
+stores each zero point less one; `gptq_v2` stores it as it is. GPTQModel itself makes the first from
+the second by a subtraction from whole words (3 bits apart), and undoes that when it reads.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from ctcli.models.modules import Module
 # Who writes it, and what is added to a stored zero point.
 _OFFSETS = {"gptq": 1, "gptq_v2": 0}
 _AUTOROUND = {"auto_gptq": 1, "gptq": 1, "gptqmodel": 0, "": 0}
-_BITS = (2, 3, 4, 8)
+_BITS = range(2, 9)
 _ACT_ORDER = "its columns are in another order (desc_act), which compressed-tensors cannot read"
 
 
@@ -52,11 +53,11 @@ def _read(
     (words, rows), (count, _) = codes.spec.shape, scales.spec.shape
     check_dtypes(module)
     bits = 32 * zeros.spec.shape[1] // max(1, rows)
-    packing = Packing(bits, offset)
+    packing = Packing(bits, offset, carries=_is_gptqmodel(said))
     if bits not in _BITS or zeros.spec.shape != (count, packing.words(rows)):
         raise SourceError(
             f"its qzeros {list(zeros.spec.shape)} are not those of scales "
-            f"{list(scales.spec.shape)} with 2, 3, 4 or 8 bits"
+            f"{list(scales.spec.shape)} with 2 to 8 bits"
         )
     if said.get("bits", bits) != bits:
         raise SourceError(f"it has {bits} bits, and config.json says {said['bits']}")
@@ -71,10 +72,9 @@ def _read(
     groups = groups_of(count, columns, said.get("group_size"))
     weight = Words(module.name, (rows, columns), packing, groups, codes, scales, zeros, order)
     leaves = ("qweight", "qzeros", "scales", *(["g_idx"] if order else []))
-    size = f"groups of {groups.size}" if groups.count > 1 else "a scale for each row"
     coded = Coded(
         module.tensor("weight"),
-        f"GPTQ, {bits} bits, {size}",
+        f"GPTQ, {bits} bits, {groups.words}",
         tuple(module.tensor(leaf) for leaf in leaves),
         weight.floats(source.dtype),
         is_exact=False,
@@ -149,6 +149,12 @@ def _offset(said: Mapping[str, Any]) -> int:
     if form not in _OFFSETS:
         raise SourceError(f"checkpoint_format {form} is not read")
     return _OFFSETS[form]
+
+
+def _is_gptqmodel(said: Mapping[str, Any]) -> bool:
+    """Whether GPTQModel says that it wrote the checkpoint."""
+    found = table(said.get("meta")).get("quantizer")
+    return any(str(name).startswith("gptqmodel:") for name in (found or ()))
 
 
 def check_dtypes(module: Module[LazyTensor]) -> None:

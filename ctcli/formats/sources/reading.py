@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ctcli.checkpoint.sharding import with_tensors
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.formats.declared import read_declaration
@@ -182,10 +183,9 @@ def replaced(
                     made |= tensors(coded)
             elif name not in reading.used:
                 made[name] = tensor
-        if made:
-            shards.append(replace(shard, tensors=made))
+        shards.append(replace(shard, tensors=made))
     files = {name: file for name, file in checkpoint.files.items() if name not in SIDE_FILES}
-    return replace(checkpoint, shards=tuple(shards), files=files)
+    return replace(with_tensors(checkpoint, shards), files=files)
 
 
 def _floats(coded: Coded) -> Mapping[str, LazyTensor]:

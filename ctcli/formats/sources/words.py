@@ -42,10 +42,17 @@ class Groups:
     Attributes:
         count: how many groups a row has.
         size: columns of a group; the last one may have fewer.
+        are_rows: whether whole rows are meant, however many columns they have.
     """
 
     count: int
     size: int
+    are_rows: bool = False
+
+    @property
+    def words(self) -> str:
+        """What they are, for people."""
+        return "a scale for each row" if self.are_rows else f"groups of {self.size}"
 
     def tiles(self, columns: range) -> slice:
         """The groups of some columns, which begin with a group."""
@@ -59,12 +66,15 @@ class Packing:
     Attributes:
         bits: of an integer.
         offset: what is added to a stored zero point, within its bits.
+        carries: whether it was subtracted from whole words of 2, 4 or 8 bits, so that a zero point
+            of 0 borrowed from the next one.
         is_woven: AWQ's: words hold the codes of eight rows, in an order of their own; else codes
             are packed along the columns, and zero points along the rows, both in order.
     """
 
     bits: int
     offset: int = 0
+    carries: bool = False
     is_woven: bool = False
 
     @property
@@ -76,6 +86,18 @@ class Packing:
         """Words that so many integers fill."""
         return -(-integers * self.bits // 32)
 
+    @property
+    def adds_to_words(self) -> bool:
+        """Whether the offset is added to words as numbers."""
+        return bool(self.offset) and self.carries and 32 % self.bits == 0
+
+    @property
+    def _ones(self) -> Any:
+        """The offset in each integer of a word."""
+        import numpy as np
+
+        return np.uint32(sum(self.offset << at for at in range(0, 32, self.bits)))
+
     def zero_points(self, words: Block, rows: int) -> Block:
         """The zero points in words [row words, groups]: uint8 [rows, groups]."""
         import numpy as np
@@ -84,6 +106,8 @@ class Packing:
         from ctcli.ops.packing import unpack_words
 
         flat = np.ascontiguousarray(words.T)
+        if self.adds_to_words:
+            return unpack_words(flat + self._ones, self.bits, rows).T
         found = unpack_words(in_order(flat) if self.is_woven else flat, self.bits, rows).T
         return (found + np.uint8(self.offset)) & np.uint8((1 << self.bits) - 1)
 
@@ -94,6 +118,8 @@ class Packing:
         from ctcli.ops.awq import in_order
         from ctcli.ops.packing import pack_words
 
+        if self.adds_to_words:
+            return words + self._ones
         if not self.offset:
             return in_order(words) if self.is_woven else words
         points = np.ascontiguousarray(self.zero_points(words, rows).T)
@@ -341,21 +367,22 @@ def groups_of(count: int, columns: int, said: Any) -> Groups:
     Raises:
         SourceError: its scales are not for such groups.
     """
-    size = said if type(said) is int and 0 < said < columns else columns
-    if said is None and count and columns % count == 0:
-        size = columns // count
+    are_rows = type(said) is not int or not 0 < said <= columns
+    size = columns if are_rows else said
+    if said is None and count > 1 and columns % count == 0:
+        are_rows, size = False, columns // count
     if count != -(-columns // size):
         raise SourceError(
             f"it has scales for {count} groups, and not for {columns} columns in groups of {size}"
         )
-    return Groups(count, size)
+    return Groups(count, size, are_rows)
 
 
 def words_scheme(bits: int, groups: Groups, is_symmetric: bool) -> Scheme:
     """compressed-tensors' scheme for such a weight."""
     name = f"W{bits}A16" + ("" if is_symmetric else "_ASYM")
     weights = QuantizationArgs(bits, "int", "channel", symmetric=is_symmetric)
-    if groups.count > 1:
+    if not groups.are_rows:
         weights = replace(weights, strategy="group", group_size=groups.size)
     return Scheme(name, weights, None, "pack-quantized")
 

@@ -57,12 +57,13 @@ def convert(
     if reading.cache and (problem := cache_problem(reading.said)):
         name = next(iter(reading.cache))
         raise CtcliError(f"{name}: {problem}.", "Turn it into floats with ctcli dequantize.")
+    used = {*reading.used}
     kept = {
         module.name: "not quantized"
         for module in checkpoint.modules.values()
         if module.kind in _LINEARS
         and module.weight
-        and not {module.name, module.tensor("weight")} & {*reading.used}
+        and not {module.name, module.tensor("weight")} & used
     }
     if options.to == "fp8":
         result, said = _as_fp8(checkpoint, reading, kept)
