@@ -53,7 +53,7 @@ class Evaluator:
     values: Mapping[str, Block]
 
     def compute(self, node: Node, start: int, stop: int) -> Iterator[Yielded]:
-        """Compute rows (columns) of a node, a window after the other.
+        """Compute rows (columns) of a node, a few after the other; columns a window at once.
 
         Raises:
             CtcliError: something cannot be read.
@@ -72,13 +72,19 @@ class Evaluator:
     def _windows(
         self, node: Node, start: int, stop: int
     ) -> Iterator[tuple[int, list[tuple[Blocks, Sequence[Any]]]]]:
-        """The first row (column) of each window, and its blocks."""
+        """The first row, and the block, of each band; the first column of each window, and all."""
         how = cut(node)
         for first in range(start, stop, how.window):
             last = min(first + how.window, stop)
             pull = _Pull(self, how.axis, first, last)
-            bands = range(first, last, how.band)
-            yield first, [pull.run(node, at, min(at + how.band, last)) for at in bands]
+            bands = (
+                (at, pull.run(node, at, min(at + how.band, last)))
+                for at in range(first, last, how.band)
+            )
+            if how.axis == COLUMNS:  # pieces of a file had better be long
+                yield first, [made for _, made in bands]
+            else:
+                yield from ((at, [made]) for at, made in bands)
 
 
 def combined(parts: Sequence[Block], how: str) -> Block:
@@ -125,7 +131,7 @@ class _Pull:
         own = item.axis(axis)
         inner, outer = item.span(node, axis, *span), item.span(node, axis, *window)
         block = self._block(item, own, inner, outer)
-        return block if item.run == "along" else _contiguous(block.T)
+        return block if item.run == "along" else _transposed(block)
 
     def _block(
         self, item: Input, axis: Axis, span: tuple[int, int], window: tuple[int, int]
@@ -161,6 +167,16 @@ def _contiguous(block: Block) -> Block:
     import numpy as np
 
     return np.ascontiguousarray(block)
+
+
+def _transposed(block: Block) -> Block:
+    import numpy as np
+
+    from ctcli.ops.transposing import transpose
+
+    found = np.empty(block.shape[::-1], block.dtype)
+    transpose(_contiguous(block), found)
+    return found
 
 
 def _joined(node: Node, made: Sequence[tuple[Blocks, Sequence[Any]]]) -> Blocks:

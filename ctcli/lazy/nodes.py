@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from ctcli.lazy.tensors import Known, Stored, TensorSpec
+from ctcli.ops.dtypes import DTYPES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,6 +28,8 @@ ROWS: Axis = 0
 COLUMNS: Axis = 1
 # Fewer columns at once are not worth it: each row of them is a piece of the file of its own.
 LEAST_COLUMNS = 1024
+# So many bytes of a file are read in about the time that a system call takes.
+PIECE_BYTES = 4096
 
 
 class NonFiniteError(ValueError):
@@ -155,6 +158,12 @@ class Input:
         each = self.each[own]
         return node.granule[axis] * (below // math.gcd(below, each)) if each else 1
 
+    def least_rows(self, node: Node) -> int:
+        """How many of the node's rows make long pieces of a stored matrix that is transposed."""
+        together, each = (1, 1) if self.each is None else (node.granule[ROWS], self.each[COLUMNS])
+        bits = each * DTYPES[self.tensor.spec.dtype].bits
+        return -(-8 * PIECE_BYTES * together // bits) if bits else 1
+
     def span(self, node: Node, axis: Axis, start: int, stop: int) -> tuple[int, int]:
         """Its rows (columns) that belong to some of the node's, which begin with a granule."""
         if self.each is None:
@@ -223,22 +232,28 @@ class Node:
     """The values that it, or a node that it pulls, reads whole."""
     reads: tuple[Stored, ...] = field(init=False)
     """What it, and the nodes that it pulls, read of files; values apart."""
+    least_rows: int = field(init=False)
+    """Rows that are worth being read at once, where stored matrices run across them."""
 
     def __post_init__(self) -> None:
         along = tuple(item for item in self.inputs.values() if item.run != "whole")
         values: list[Node] = []
         reads: list[Stored] = []
         (down, width), (rows, columns) = self.granule, self.shape
+        least = 1
         for item in self.inputs.values():
             tensor = item.tensor
             if isinstance(tensor, Stored):
                 reads.append(tensor)
+                if item.run == "transposed":
+                    least = max(least, item.least_rows(self))
             elif isinstance(tensor, Computed) and item.run == "whole":
                 values.append(tensor.node)
             elif isinstance(tensor, Computed):
                 below = tensor.node
                 values += below.values
                 reads += below.reads
+                least = max(least, below.least_rows)
                 columns, rows = max(columns, below.across[0]), max(rows, below.across[1])
                 down = math.lcm(down, item.granules(self, ROWS))
                 width = math.lcm(width, item.granules(self, COLUMNS))
@@ -248,6 +263,7 @@ class Node:
         found(self, "across", (columns, rows))
         found(self, "values", _each_once(values))
         found(self, "reads", _each_once(reads))
+        found(self, "least_rows", least)
 
     @property
     def is_value(self) -> bool:

@@ -91,12 +91,12 @@ class Packing:
         """Whether the offset is added to words as numbers."""
         return bool(self.offset) and self.carries and 32 % self.bits == 0
 
-    @property
-    def _ones(self) -> Any:
-        """The offset in each integer of a word."""
+    def _raised(self, words: Block) -> Block:
+        """Words with the offset added in each of their integers, as numbers."""
         import numpy as np
 
-        return np.uint32(sum(self.offset << at for at in range(0, 32, self.bits)))
+        ones = sum(self.offset << at for at in range(0, 32, self.bits))
+        return np.add(words, np.uint32(ones))
 
     def zero_points(self, words: Block, rows: int) -> Block:
         """The zero points in words [row words, groups]: uint8 [rows, groups]."""
@@ -107,7 +107,7 @@ class Packing:
 
         flat = np.ascontiguousarray(words.T)
         if self.adds_to_words:
-            return unpack_words(flat + self._ones, self.bits, rows).T
+            return unpack_words(self._raised(flat), self.bits, rows).T
         found = unpack_words(in_order(flat) if self.is_woven else flat, self.bits, rows).T
         return (found + np.uint8(self.offset)) & np.uint8((1 << self.bits) - 1)
 
@@ -119,7 +119,7 @@ class Packing:
         from ctcli.ops.packing import pack_words
 
         if self.adds_to_words:
-            return words + self._ones
+            return self._raised(words)
         if not self.offset:
             return in_order(words) if self.is_woven else words
         points = np.ascontiguousarray(self.zero_points(words, rows).T)
