@@ -131,6 +131,8 @@ class _Pull:
         own = item.axis(axis)
         inner, outer = item.span(node, axis, *span), item.span(node, axis, *window)
         block = self._block(item, own, inner, outer)
+        if item.columns and own != COLUMNS:
+            block = block[:, slice(*item.columns)]
         return block if item.run == "along" else _transposed(block)
 
     def _block(

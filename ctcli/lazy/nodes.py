@@ -134,6 +134,8 @@ class Input:
         each: its rows and columns that belong to one granule of the node, 0 where it is not cut;
             None: it has the node's own rows and columns.
         label: what messages call a value that may hold NaN; empty: it cannot be the reason for any.
+        columns: the first of its columns that it has for the node, and the one behind the last;
+            None: it has all of them.
     """
 
     tensor: LazyTensor
@@ -141,6 +143,7 @@ class Input:
     run: Literal["along", "transposed", "whole"] = "along"
     each: Shape | None = None
     label: str = ""
+    columns: tuple[int, int] | None = None
 
     def axis(self, axis: Axis) -> Axis:
         """The direction in which it runs while the node runs along `axis`."""
@@ -166,15 +169,18 @@ class Input:
 
     def span(self, node: Node, axis: Axis, start: int, stop: int) -> tuple[int, int]:
         """Its rows (columns) that belong to some of the node's, which begin with a granule."""
-        if self.each is None:
-            return start, stop
         own = self.axis(axis)
-        each, length = self.each[own], self.shape[own]
+        first, length = 0, self.shape[own]
+        if own == COLUMNS and self.columns:
+            first, length = self.columns[0], self.columns[1] - self.columns[0]
+        if self.each is None:
+            return first + start, first + stop
+        each = self.each[own]
         if not each:
-            return 0, length
+            return first, first + length
         granule = node.granule[axis]
         last = length if stop == node.shape[axis] else stop // granule * each
-        return start // granule * each, last
+        return first + start // granule * each, first + last
 
 
 @dataclass(frozen=True, slots=True)

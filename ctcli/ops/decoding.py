@@ -229,11 +229,15 @@ def _decode(
     for row in range(len(stream)):
         down = row // height
         _unpack(stream[row], bits, codes)
-        for across in range((columns + width - 1) // width):
-            scale = scales[down, across]
-            zero = zeros[down, across] if zeros.size else float32(0)
-            for j in range(across * width, min((across + 1) * width, columns)):
-                line[j] = float32(float32(table[codes[j]] - zero) * scale)
+        if width == 1 and not zeros.size:
+            for j in range(columns):
+                line[j] = float32(table[codes[j]] * scales[down, j])
+        else:
+            for across in range((columns + width - 1) // width):
+                scale = scales[down, across]
+                zero = zeros[down, across] if zeros.size else float32(0)
+                for j in range(across * width, min((across + 1) * width, columns)):
+                    line[j] = float32(float32(table[codes[j]] - zero) * scale)
         if factors.size:
             for j in range(columns):
                 line[j] = float32(line[j] * factors[j])

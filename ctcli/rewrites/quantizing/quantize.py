@@ -198,10 +198,10 @@ def _expert_weights(checkpoint: Checkpoint, ignore: Sequence[str]) -> Mapping[st
         if any(matches(pattern, module) for pattern in ignore):
             continue
         problem = layout_problem(packed, tensor.spec, checkpoint.config)
+        if isinstance(tensor, Stacked):
+            problem = None if tensor.linears else problem or "its gate and up share scales"
         if f"{packed.parent}.{packed.role}_bias" in names:
             problem = "it has a bias, which no known layout splits"
-        if isinstance(tensor, Stacked) and not (problem or tensor.linears):
-            problem = "its gate and up share scales"
         if problem:
             problems.append(f"{name}: packed experts of an unknown layout: {problem}.")
         elif isinstance(tensor, Stacked):

@@ -24,7 +24,6 @@ REFUSED = {
     "modelopt-w4a8": "no such weights with FP8 inputs",
     "modelopt-nvfp4-gpt-oss": "no tensors of packed experts",
     "modelopt-nvfp4-llama4-text": "no tensors of packed experts",
-    "fbgemm": "its experts are stored transposed",
     "gpt-oss": "no loader is known to take gpt-oss's experts one by one",
     "gpt-oss-original": "no loader is known to take gpt-oss's experts one by one",
 }
@@ -50,6 +49,8 @@ def test_compressed_tensors_reads_the_same_numbers(
         weights = found.get(name)
         if weights is None:
             weights = packed(found, name)
+        if weights.shape != weight.shape:  # Llama-4's are [in, out]
+            weights = np.ascontiguousarray(weights.swapaxes(1, 2))
         if case.name.startswith(NVFP4):
             np.testing.assert_allclose(weights, weight, rtol=2**-22, err_msg=name)
         else:
