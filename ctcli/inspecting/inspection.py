@@ -15,7 +15,7 @@ from ctcli.formats.declared import read_declaration
 from ctcli.formats.sources.reading import Reading, read_quantized
 from ctcli.inspecting.abilities import Ability, abilities
 from ctcli.inspecting.anomalies import anomalies, stored_heads
-from ctcli.inspecting.quantization import Quantization, quantization
+from ctcli.inspecting.quantization import QuantizationSummary, quantization
 from ctcli.inspecting.stored import StoredWeights, stored_weights
 from ctcli.inspecting.weights import Weight, weights_of
 from ctcli.lazy.tensors import Stored, TensorSpec
@@ -53,7 +53,7 @@ class Inspection:
     weights: Mapping[str, Weight]
     fused: tuple[FusedSet, ...]
     tied: bool | None
-    quantization: Quantization | None
+    quantization: QuantizationSummary | None
     stored: tuple[StoredWeights, ...]
     abilities: tuple[Ability, ...]
     anomalies: tuple[str, ...]
@@ -186,7 +186,7 @@ def data_of(found: Inspection) -> dict[str, Any]:
     }
 
 
-def _quantization_data(found: Quantization | None) -> dict[str, Any] | None:
+def _quantization_data(found: QuantizationSummary | None) -> dict[str, Any] | None:
     if found is None:
         return None
     return {

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from ctcli.console import Section
 from ctcli.inspecting.abilities import Ability
 from ctcli.inspecting.inspection import Inspection, Listed
-from ctcli.inspecting.quantization import Quantization
+from ctcli.inspecting.quantization import QuantizationSummary
 from ctcli.models.config import classes
 from ctcli.schemes import words
 from ctcli.schemes.arguments import Scheme
@@ -126,7 +126,7 @@ def _under(name: str, verdict: str, reasons: tuple[str, ...]) -> Iterator[tuple[
         yield label, (verdict if label else " " * len(verdict)) + line
 
 
-def _quantization(found: Quantization) -> Iterator[Section]:
+def _quantization(found: QuantizationSummary) -> Iterator[Section]:
     groups = [
         (group.name, _count(count, "module"), _words(group.scheme)) for group, count in found.groups
     ]

@@ -7,9 +7,9 @@ columns, and the node asks its inputs for the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from ctcli.lazy.tensors import Known, Stored, TensorSpec
 from ctcli.ops.dtypes import DTYPES
@@ -49,8 +49,7 @@ class ContentError(ValueError):
         self.hint = hint
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
+class Computed(NamedTuple):
     """One output of a node."""
 
     node: Node
@@ -122,8 +121,7 @@ class Kernel(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(NamedTuple):
     """How a node reads a tensor.
 
     Attributes:
@@ -242,18 +240,20 @@ class Node:
     """Rows that are worth being read at once, where stored matrices run across them."""
 
     def __post_init__(self) -> None:
-        along = tuple(item for item in self.inputs.values() if item.run != "whole")
+        along: list[Input] = []
         values: list[Node] = []
         reads: list[Stored] = []
         (down, width), (rows, columns) = self.granule, self.shape
         least = 1
         for item in self.inputs.values():
-            tensor = item.tensor
+            tensor, is_whole = item.tensor, item.run == "whole"
+            if not is_whole:
+                along.append(item)
             if isinstance(tensor, Stored):
                 reads.append(tensor)
                 if item.run == "transposed":
                     least = max(least, item.least_rows(self))
-            elif isinstance(tensor, Computed) and item.run == "whole":
+            elif isinstance(tensor, Computed) and is_whole:
                 values.append(tensor.node)
             elif isinstance(tensor, Computed):
                 below = tensor.node
@@ -264,7 +264,7 @@ class Node:
                 down = math.lcm(down, item.granules(self, ROWS))
                 width = math.lcm(width, item.granules(self, COLUMNS))
         found = object.__setattr__
-        found(self, "along", along)
+        found(self, "along", tuple(along))
         found(self, "together", (down, width))
         found(self, "across", (columns, rows))
         found(self, "values", _each_once(values))
@@ -326,19 +326,22 @@ def step_key(module: str, leaf: str, tensor: LazyTensor, step: str) -> str:
     if isinstance(tensor, Computed):
         path = tensor.node.key.removeprefix(f"{tensor.node.module}/")
         before = path.removeprefix(f"{leaf}/")
-    return "/".join(part for part in (module, leaf, before, step) if part)
+    return "/".join(filter(None, (module, leaf, before, step)))
 
 
-def all_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
-    """Some nodes, each behind the values that it needs, each once."""
-    seen: set[Node] = set()
+def all_nodes(nodes: Iterable[Node], seen: set[Node] | None = None) -> list[Node]:
+    """Some nodes, each behind the values that it needs, each once.
 
-    def visit(node: Node) -> Iterator[Node]:
-        if node not in seen:
-            seen.add(node)
-            for value in node.values:
-                yield from visit(value)
-            yield node
-
+    Args:
+        nodes: in order.
+        seen: nodes that are left out; those that are returned join them.
+    """
+    known: set[Node] = set() if seen is None else seen
+    found: list[Node] = []
     for node in nodes:
-        yield from visit(node)
+        if node not in known:
+            known.add(node)
+            if node.values:
+                found += all_nodes(node.values, known)
+            found.append(node)
+    return found

@@ -22,16 +22,23 @@ _TRANSPOSED = ("llama4", "llama4_text", "gpt_oss", "qwen3_vl_moe", "qwen3_vl_moe
 
 @dataclass(frozen=True)
 class PackedExperts:
-    """A packed tensor's place: below which module, and what it packs."""
+    """A packed tensor's place: below which module, and what it packs, of how many experts."""
 
     parent: str
     role: str
+    experts: int
+
+    @property
+    def linears(self) -> list[str]:
+        """The modules that it holds the weights of, in order."""
+        parts = _PARTS[self.role]
+        return [f"{self.parent}.{e}.{part}" for e in range(self.experts) for part in parts]
 
 
 def packed_experts(name: str, spec: TensorSpec) -> PackedExperts | None:
     """What a tensor packs, if it packs experts."""
     match = _PACKED.fullmatch(name) if len(spec.shape) == 3 else None
-    return PackedExperts(match["parent"], match["role"]) if match else None
+    return PackedExperts(match["parent"], match["role"], spec.shape[0]) if match else None
 
 
 def layout_problem(
@@ -67,16 +74,11 @@ def parts_of(role: str) -> tuple[str, ...]:
     return _PARTS[role]
 
 
-def expert_modules(packed: PackedExperts, experts: int) -> list[str]:
-    """The linears that a packed tensor of so many experts holds, in order."""
-    return [f"{packed.parent}.{e}.{part}" for e in range(experts) for part in _PARTS[packed.role]]
-
-
 def split_experts(packed: PackedExperts, tensor: Stored) -> dict[str, Stored]:
     """The experts' own weights, as views of the packed tensor's bytes, by name."""
-    experts, rows, columns = tensor.spec.shape
+    _, rows, columns = tensor.spec.shape
     spec = TensorSpec(tensor.spec.dtype, (rows // len(_PARTS[packed.role]), columns))
     return {
         f"{module}.weight": Stored(spec, tensor.file, tensor.start + i * spec.nbytes)
-        for i, module in enumerate(expert_modules(packed, experts))
+        for i, module in enumerate(packed.linears)
     }

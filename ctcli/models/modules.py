@@ -41,6 +41,11 @@ class Module(Generic[T_co]):
         return self.parts.get("weight") or self.parts.get("")
 
     @property
+    def weight_name(self) -> str:
+        """The full name of that tensor."""
+        return self.tensor("weight" if "weight" in self.parts else "")
+
+    @property
     def bias(self) -> T_co | None:
         """Its bias."""
         return self.parts.get("bias")
@@ -48,7 +53,8 @@ class Module(Generic[T_co]):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the weight as it stands; empty where there is none."""
-        return self.weight.spec.shape if self.weight else ()
+        weight = self.weight
+        return weight.spec.shape if weight else ()
 
     @property
     def leaf(self) -> str:

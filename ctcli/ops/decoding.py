@@ -87,8 +87,9 @@ def decoded(codes: Codes, columns: int, target: str) -> tuple[Array, bool]:
         np.ascontiguousarray(codes.scales, np.float32),
         np.ascontiguousarray(zeros, np.float32),
         np.ascontiguousarray(factors, np.float32),
-        codes.tile,
-        columns,
+        *codes.tile,
+        np.empty(columns, np.float32),
+        np.empty(columns, np.uint8),
         wide,
         short,
         KINDS[target],
@@ -216,16 +217,19 @@ def _decode(
     scales: Array,
     zeros: Array,
     factors: Array,
-    tile: tuple[int, int],
-    columns: int,
+    height: int,
+    width: int,
+    line: Array,
+    codes: Array,
     wide: Array,
     short: Array,
     kind: int,
 ) -> uint32:
-    """Fill `wide`, or `short` with floats of a kind; 0 if all of it is finite."""
-    line, codes = np.empty(columns, np.float32), np.empty(columns, np.uint8)
-    height, width = tile
-    bad = uint32(0)
+    """Fill `wide`, or `short` with floats of a kind; 0 if all of it is finite.
+
+    `line` and `codes` are scratch of a row's length.
+    """
+    columns, bad = len(line), uint32(0)
     for row in range(len(stream)):
         down = row // height
         _unpack(stream[row], bits, codes)

@@ -92,7 +92,7 @@ class _Experts:
 
     def _problem(self, whole: Coded, rows: int) -> str:
         """Why an expert is not cut into linears; empty: it is."""
-        packed = PackedExperts(self.module.name, self.role)
+        packed = PackedExperts(self.module.name, self.role, self.weight.spec.shape[0])
         problem = layout_problem(packed, self.weight.spec, self.source.config)
         if problem:
             return problem
@@ -106,7 +106,10 @@ class _Experts:
     def _transposed(self) -> Coded:
         """Llama-4's, whose linears are the columns."""
         experts, rows, columns = self.weight.spec.shape
-        packed, names = PackedExperts(self.module.name, self.role), parts_of(self.role)
+        packed, names = (
+            PackedExperts(self.module.name, self.role, self.weight.spec.shape[0]),
+            parts_of(self.role),
+        )
         turned = TensorSpec(self.weight.spec.dtype, (experts, columns, rows))
         problem = shape_problem(packed, turned, self.source.config)
         found = self._stacked(

@@ -19,10 +19,9 @@ from ctcli.formats.sources.reading import (
     without_quantization,
 )
 from ctcli.lazy.nodes import LazyTensor
-from ctcli.rewrites.quantizing.config import quantization_config
+from ctcli.rewrites.quantizing.config import Release, quantization_config
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.quantize import QuantizeReport, quantize
-from ctcli.rewrites.quantizing.selection import Selection
 from ctcli.rewrites.sources.options import ConvertOptions
 from ctcli.rewrites.sources.report import SourceReport
 from ctcli.schemes import words
@@ -50,7 +49,11 @@ def convert(
     refused = [coded for coded in leaves if coded.scheme is None]
     if refused and options.requantize:
         schemes = tuple(f"{coded.module}={options.requantize}" for coded in refused)
-        again = QuantizeOptions(scheme=schemes, max_shard_size=options.max_shard_size)
+        again = QuantizeOptions(
+            scheme=schemes,
+            ct_version=options.ct_version,
+            max_shard_size=options.max_shard_size,
+        )
         result, requantized = quantize(checkpoint, again)
         return replace(result, steps=(*checkpoint.steps, step)), requantized
     _check(refused)
@@ -68,7 +71,7 @@ def convert(
     if options.to == "fp8":
         result, said = _as_fp8(checkpoint, reading, kept)
     else:
-        result, said = _as_compressed(checkpoint, reading, kept)
+        result, said = _as_compressed(checkpoint, reading, kept, options.ct_version)
     config = {**without_quantization(checkpoint.config), "quantization_config": said}
     result = replace(result, steps=(*checkpoint.steps, step)).with_config(config)
     if options.max_shard_size:
@@ -78,13 +81,13 @@ def convert(
 
 
 def _as_compressed(
-    checkpoint: Checkpoint, reading: Reading, kept: Mapping[str, str]
+    checkpoint: Checkpoint, reading: Reading, kept: Mapping[str, str], release: Release
 ) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint in compressed-tensors' layouts, and its quantization_config."""
     leaves = [leaf for coded in reading.coded.values() for leaf in coded.leaves]
     schemes = {coded.module: coded.scheme for coded in leaves if coded.scheme}
     tied = [] if "lm_head" in {*schemes, *kept} else ["lm_head"]
-    said = quantization_config(Selection(schemes, kept), tied, bool(reading.cache))
+    said = quantization_config(schemes, kept, tied, kv_cache=bool(reading.cache), release=release)
     result = replaced(checkpoint, reading, lambda c: _named(c, "weight_scale"))
     shards = (
         replace(

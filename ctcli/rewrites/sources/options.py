@@ -9,7 +9,8 @@ from typing import Literal
 
 from ctcli.ops.dtypes import DTYPES, WEIGHT_FLOATS
 from ctcli.options import OptionError, option
-from ctcli.rewrites.options import RewriteOptions, shard_size
+from ctcli.rewrites.options import RewriteOptions, ct_version, shard_size
+from ctcli.rewrites.quantizing.config import Release
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
@@ -85,6 +86,7 @@ class ConvertOptions(SourceOptions):
         "they are refused",
         metavar="SCHEME",
     )
+    ct_version: Release = ct_version()
     max_shard_size: int | None = shard_size()
 
     def __post_init__(self) -> None:

@@ -245,3 +245,19 @@ def test_verify_counts_scales_and_weights_that_no_writer_means(cli: Ctcli, tmp_p
     assert done.returncode == 3
     assert f"{Q}weight: 1024 of its values are NaN or infinite." in done.stdout
     assert f"{Q}weight: 1 of its scales are negative." in done.stdout
+
+
+def test_newer_spelling_of_config_leaves_out_what_is_null(cli: Ctcli, tmp_path: Path) -> None:
+    said = {}
+    for release in ("0.19", "0.20"):
+        done = cli("convert", LLAMA, tmp_path / release, "--ct-version", release)
+        assert done.returncode == 0, done.stderr
+        config = json.loads((tmp_path / release / "config.json").read_text())
+        said[release] = config["quantization_config"]
+    old, new = (said[release].pop("config_groups") for release in said)
+    assert (said["0.19"].pop("version"), said["0.20"].pop("version")) == ("0.19.0", "0.20.1")
+    assert said["0.19"] == said["0.20"]
+    for name, group in old.items():
+        weights = {k: v for k, v in group["weights"].items() if v is not None and v != {}}
+        assert new[name]["weights"] == {**weights, "group_size": None}
+        assert "observer_kwargs" in group["weights"]
