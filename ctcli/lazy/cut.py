@@ -88,7 +88,8 @@ def _cut(axis: Axis, length: int, elements: int, granule: int, stored: int, leas
 def _memory(axis: Axis, window: int, band: int, across: int, stored: int) -> int:
     """Bytes of what is read at once, with what is computed from it.
 
-    Windows are computed in bands, of which those of columns are then joined.
+    Windows are computed in bands. Those of columns are then joined; those of rows may have been
+    transposed before.
 
     Args:
         axis: the direction.
@@ -98,7 +99,8 @@ def _memory(axis: Axis, window: int, band: int, across: int, stored: int) -> int
         stored: bytes of each in files.
     """
     if axis != COLUMNS:
-        return window * stored + band * across * _BYTES_PER_ELEMENT
+        read = window * stored * (1 if window == band else 2)
+        return read + band * across * _BYTES_PER_ELEMENT
     elements = window * across
     computed = min(elements, band * across)
     return window * stored + computed * _BYTES_PER_ELEMENT + 2 * max(window * stored, 4 * elements)

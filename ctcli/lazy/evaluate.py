@@ -105,6 +105,7 @@ class _Pull:
         self._axis = axis
         self._window = (first, last)
         self._columns: dict[Stored, Block] = {}
+        self._transposed: dict[Stored, Block] = {}
 
     def run(self, node: Node, start: int, stop: int) -> tuple[Blocks, Sequence[Any]]:
         """Compute a block of a node."""
@@ -130,10 +131,22 @@ class _Pull:
             return self._whole(item.tensor)
         own = item.axis(axis)
         inner, outer = item.span(node, axis, *span), item.span(node, axis, *window)
+        if item.run == "transposed" and own == COLUMNS and isinstance(item.tensor, Stored):
+            return self._rows_of_columns(item, item.tensor, inner, outer)
         block = self._block(item, own, inner, outer)
         if item.columns and own != COLUMNS:
             block = block[:, slice(*item.columns)]
         return block if item.run == "along" else _transposed(block)
+
+    def _rows_of_columns(
+        self, item: Input, tensor: Stored, span: tuple[int, int], window: tuple[int, int]
+    ) -> Block:
+        """Columns of a stored tensor, transposed; all of the window at once."""
+        if tensor not in self._transposed:
+            columns = self._columns_of(item, tensor, *window)
+            self._transposed[tensor] = _transposed(columns)
+        first = window[0]
+        return self._transposed[tensor][span[0] - first : span[1] - first]
 
     def _block(
         self, item: Input, axis: Axis, span: tuple[int, int], window: tuple[int, int]
@@ -150,19 +163,25 @@ class _Pull:
             known = known_array(tensor).reshape(item.shape)
             return _contiguous(known[:, start:stop]) if axis == COLUMNS else known[start:stop]
         assert isinstance(tensor, Stored), "what is stacked is read part by part"
-        matrix = Stored(TensorSpec(tensor.spec.dtype, item.shape), tensor.file, tensor.start)
         if axis != COLUMNS:
-            return self._evaluator.reader.read(matrix, axis, start, stop)
+            return self._evaluator.reader.read(_as_matrix(tensor, item), axis, start, stop)
         first, last = window
-        if matrix not in self._columns:
-            self._columns[matrix] = self._evaluator.reader.read(matrix, axis, first, last)
-        return _contiguous(self._columns[matrix][:, start - first : stop - first])
+        if tensor not in self._columns:
+            self._columns[tensor] = self._columns_of(item, tensor, first, last)
+        return _contiguous(self._columns[tensor][:, start - first : stop - first])
+
+    def _columns_of(self, item: Input, tensor: Stored, start: int, stop: int) -> Block:
+        return self._evaluator.reader.read(_as_matrix(tensor, item), COLUMNS, start, stop)
 
     def _whole(self, tensor: LazyTensor) -> Block:
         if isinstance(tensor, Computed):
             return self._evaluator.values[tensor.node.key]
         assert isinstance(tensor, Known), "stored tensors are read whole through a node"
         return known_array(tensor)
+
+
+def _as_matrix(tensor: Stored, item: Input) -> Stored:
+    return Stored(TensorSpec(tensor.spec.dtype, item.shape), tensor.file, tensor.start)
 
 
 def _contiguous(block: Block) -> Block:

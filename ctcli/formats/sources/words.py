@@ -102,13 +102,15 @@ class Packing:
         """The zero points in words [row words, groups]: uint8 [rows, groups]."""
         import numpy as np
 
-        from ctcli.ops.awq import in_order
+        from ctcli.ops.awq import packed_by_rows
         from ctcli.ops.packing import unpack_words
 
+        if self.is_woven:
+            return unpack_words(packed_by_rows(words), self.bits, words.shape[1])
         flat = np.ascontiguousarray(words.T)
         if self.adds_to_words:
             return unpack_words(self._raised(flat), self.bits, rows).T
-        found = unpack_words(in_order(flat) if self.is_woven else flat, self.bits, rows).T
+        found = unpack_words(flat, self.bits, rows).T
         return (found + np.uint8(self.offset)) & np.uint8((1 << self.bits) - 1)
 
     def packed(self, words: Block, rows: int) -> Block:
