@@ -1,4 +1,4 @@
-"""Development sessions: `nox -s lint types tests minimums bench sources`."""
+"""Development sessions: `nox -s lint types tests sweep minimums bench sources`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,13 @@ def tests(session: nox.Session) -> None:
     """Run the tests; arguments go to pytest."""
     session.install("-c", CONSTRAINTS, "-e", ".[test]")
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def sweep(session: nox.Session) -> None:
+    """Run the tests that assert for every value what others assert of some."""
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.run("pytest", "-m", "sweep", *session.posargs)
 
 
 @nox.session

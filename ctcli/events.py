@@ -11,7 +11,7 @@ from typing import IO, Literal
 
 from ctcli.redaction import redact
 
-Kind = Literal[
+EventKind = Literal[
     "started",
     "compiling",
     "shard_fetched",
@@ -35,7 +35,7 @@ class Event:
         message: what a warning or an error says, or the command that started.
     """
 
-    kind: Kind
+    kind: EventKind
     name: str = ""
     nbytes: int | None = None
     seconds: float | None = None

@@ -25,8 +25,8 @@ from huggingface_hub import JobHardware
 from safetensors import safe_open
 
 from ctcli.cli import app
-from ctcli.cli.options import Target
-from ctcli.events import Kind
+from ctcli.cli.options import Destination
+from ctcli.events import EventKind
 from tests.conftest import ROOT, Ctcli
 from tests.helpers.checkpoints import file_hashes, tensor_hashes, write_checkpoint
 from tests.helpers.hub import Hub
@@ -202,7 +202,7 @@ def parameters_of(call: list[str]) -> dict[str, Any]:
 
 def destinations_of(call: list[str]) -> list[Path]:
     target = parameters_of(call).get("destination")
-    return [target.path] if isinstance(target, Target) else []
+    return [target.path] if isinstance(target, Destination) else []
 
 
 def test_all_examples_are_found() -> None:
@@ -461,4 +461,4 @@ def test_the_hub_job_runs(
 
 
 def test_the_table_of_events_is_complete() -> None:
-    assert EVENTS.keys() == set(get_args(Kind))
+    assert EVENTS.keys() == set(get_args(EventKind))

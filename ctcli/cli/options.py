@@ -17,7 +17,7 @@ on_hub = partial(option, panel=_HUB_PANEL)
 
 
 @dataclass(frozen=True)
-class Target:
+class Destination:
     """Where the output goes.
 
     Attributes:
@@ -35,8 +35,8 @@ def _path(text: str) -> str:
     return text
 
 
-def _file(text: str) -> Target:
-    return Target(Path(_path(text)))
+def _file(text: str) -> Destination:
+    return Destination(Path(_path(text)))
 
 
 def _repo(text: str) -> str:
@@ -45,11 +45,11 @@ def _repo(text: str) -> str:
     return text
 
 
-def _target(text: str) -> Target:
+def _target(text: str) -> Destination:
     if not text.startswith(_ON_HUB):
         return _file(text)
     repo = _repo(text.removeprefix(_ON_HUB))
-    return Target(Path(repo.replace("/", "--")), repo)
+    return Destination(Path(repo.replace("/", "--")), repo)
 
 
 def source() -> str:
@@ -73,7 +73,7 @@ class Places:
     """What a command reads, and the checkpoint that it makes."""
 
     source: str = source()
-    destination: Target = argument(
+    destination: Destination = argument(
         "DST",
         "Directory to make; it must not exist yet, or be empty. Or hf://ORG/NAME.",
         parse=_target,
@@ -84,7 +84,9 @@ class Places:
 class FilePlaces(Places):
     """What a command reads, and the one file that it makes."""
 
-    destination: Target = argument("OUT.bin", "File to make; it must not exist yet.", parse=_file)
+    destination: Destination = argument(
+        "OUT.bin", "File to make; it must not exist yet.", parse=_file
+    )
 
 
 def source_directory(source: str, revision: str | None) -> Path | None:

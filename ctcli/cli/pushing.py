@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ctcli.checkpoint.value import Checkpoint
-from ctcli.cli.options import Shared, Target
+from ctcli.cli.options import Destination, Shared
 from ctcli.console import Result
 from ctcli.engine.plan import Plan, check_resources, make_plan
 from ctcli.errors import CtcliError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ctcli.storage.hub.target import PushTarget
 
 
-def repository(target: Target, shared: Shared, form: Form) -> str | None:
+def repository(target: Destination, shared: Shared, form: Form) -> str | None:
     """The repository to publish on, if there is one.
 
     Raises:

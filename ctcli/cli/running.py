@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.cli.commands import Made, Step
-from ctcli.cli.options import Shared, Target, source_directory
+from ctcli.cli.options import Destination, Shared, source_directory
 from ctcli.cli.pushing import begin_push, check_push, repository, with_push
 from ctcli.console import Report, Result, Terminal
 from ctcli.engine.plan import Plan, check_resources, make_plan
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ctcli.storage.hub.publication import Publication
 
 
-def run_step(command: str, step: Step, source: str, target: Target, shared: Shared) -> None:
+def run_step(command: str, step: Step, source: str, target: Destination, shared: Shared) -> None:
     """Open, rewrite, plan, check; then, unless it is a dry run, write and publish."""
     terminal = Terminal(shared.quiet, shared.json, shared.log_format == "json")
     with terminal.logging_errors():
@@ -77,7 +77,7 @@ def _lacking(plan: Plan, dry_run: bool) -> CtcliError | None:
     return None
 
 
-def _check_options(source: str, target: Target, shared: Shared, form: Form) -> str | None:
+def _check_options(source: str, target: Destination, shared: Shared, form: Form) -> str | None:
     """Refuse what does not go together; returns the repository to publish on, if there is one."""
     directory = source_directory(source, shared.revision)
     if directory and shared.stream:

@@ -6,13 +6,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from ctcli.lazy.nodes import Node, all_nodes
 from ctcli.storage.layout import Copy, OutputFile
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """Where an output of a node goes."""
 
     file: str

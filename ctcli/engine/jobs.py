@@ -18,6 +18,7 @@ from ctcli.storage.journal import Place
 from ctcli.storage.layout import Copy
 from ctcli.storage.transfer import BUFFER_BYTES
 
+MORE_MEMORY = "Give a larger --max-memory."
 # A file is copied by several threads at once, in pieces of at most this many bytes.
 _COPY_BYTES = 256 * 1024 * 1024
 
@@ -156,10 +157,12 @@ def make_tasks(graph: Graph, done: Collection[tuple[str, Place]] = ()) -> list[T
         tasks += [task for task in copies if not kept or task.count]
         for node in dict.fromkeys(part.tensor.node for part in file.computed):
             files = tuple(dict.fromkeys(target.file for target in graph.targets[node.key]))
-            task = Task(files, node, done=kept)
-            if files[0] != name or (kept and not task.count):
+            if files[0] != name:
                 continue
-            tasks += [*(Task((), value) for value in _values_of(node, made)), task]
+            task = Task(files, node, done=kept)
+            if kept and not task.count:
+                continue
+            tasks += [*(Task((), value) for value in all_nodes(node.values, made)), task]
     return tasks
 
 
@@ -168,13 +171,11 @@ def node_tasks(nodes: Iterable[Node]) -> list[Task]:
     return [Task((), node) for node in all_nodes(nodes)]
 
 
-def _values_of(node: Node, made: set[Node]) -> Iterator[Node]:
-    """The values that a node needs and that were not made yet, those before that they need."""
-    for value in node.values:
-        if value not in made:
-            made.add(value)
-            yield from _values_of(value, made)
-            yield value
+def memory_problem(tasks: Iterable[Task], max_memory: int) -> str | None:
+    """Why so many bytes cannot hold the largest of the tasks' jobs; None: they can."""
+    largest = max((task.memory for task in tasks), default=0)
+    too_little = f"--max-memory: the largest job needs {largest:,} bytes."
+    return too_little if largest > max_memory else None
 
 
 def in_turn(tasks: Iterable[Task], width: int) -> Iterator[tuple[Task, Job]]:

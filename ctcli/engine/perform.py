@@ -79,6 +79,8 @@ def perform(
     """
     if isinstance(job, CopyJob):
         return _copy(job, graph, outputs, advance)
+    for target in graph.targets.get(job.key, ()) if job.start == job.stop else ():
+        outputs.descriptor(target.file)  # nothing is written, and there is a file
     return compute(job, graph.nodes[job.key], values, advance, _Writer(graph, outputs, advance))
 
 

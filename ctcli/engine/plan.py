@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ctcli.engine.graph import Graph
-from ctcli.engine.jobs import Task, make_tasks
+from ctcli.engine.jobs import MORE_MEMORY, Task, make_tasks, memory_problem
 from ctcli.engine.supply import Turns
 from ctcli.errors import CtcliError
 from ctcli.lazy.tensors import SourceFile
@@ -80,18 +80,14 @@ class Plan:
     def peak_memory(self) -> int:
         """Upper bound in bytes for what the jobs under way hold together."""
         left, total = self.settings.workers, 0
-        for task in heapq.nlargest(left, self._every, key=lambda task: task.memory):
+        for task in heapq.nlargest(left, self.every_task, key=lambda task: task.memory):
             total += task.memory * (count := min(left, task.count))
             left -= count
         return min(self.settings.max_memory, total)
 
-    @cached_property
-    def largest_job(self) -> int:
-        """Bytes that the largest job holds."""
-        return max((task.memory for task in self._every), default=0)
-
     @property
-    def _every(self) -> Iterator[Task]:
+    def every_task(self) -> Iterator[Task]:
+        """What is to be done for all files."""
         return (task for tasks in self.tasks for task in tasks)
 
     @cached_property
@@ -203,9 +199,9 @@ def check_resources(plan: Plan) -> None:
     check_sources(plan.destination, (source.location for source in plan.sources))
     check_beside(plan.destination, plan.layout.beside, plan.settings.overwrite)
     problems, hints = [], []
-    if plan.settings.max_memory < plan.largest_job:
-        problems.append(f"--max-memory: the largest job needs {plan.largest_job:,} bytes.")
-        hints.append("Give a larger --max-memory.")
+    if too_little := memory_problem(plan.every_task, plan.settings.max_memory):
+        problems.append(too_little)
+        hints.append(MORE_MEMORY)
     least = plan.peak_disk
     if plan.settings.max_disk is not None and plan.settings.max_disk < least:
         problems.append(f"--max-disk: at least {least:,} bytes are needed at some moment.")

@@ -13,7 +13,7 @@ from typing import Any
 from ctcli.errors import CtcliError
 from ctcli.models.config import shown, table
 from ctcli.patterns import matches
-from ctcli.schemes import default_format, format_of
+from ctcli.schemes import check, default_format, format_of
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.parsing import TargetedScheme
 
@@ -151,7 +151,9 @@ class Reader:
         if [type(size) for size in block] != [int, int]:
             raise ValueError(f"block_structure cannot be {shown(block)}")
         # The order in which columns were calibrated does not concern a reader.
-        return QuantizationArgs.from_config(given if self._writes else {**given, "actorder": None})
+        found = QuantizationArgs.from_config(given if self._writes else {**given, "actorder": None})
+        check(found)
+        return found
 
     def _patterns(self, key: str, value: Any) -> tuple[str, ...]:
         """The names and expressions in a list, or one alone."""

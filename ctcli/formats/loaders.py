@@ -59,6 +59,19 @@ class Contents:
     shapes: Mapping[str, tuple[int, ...]]
     names: Collection[str]
 
+    @classmethod
+    def of(
+        cls, declared: Declaration, weights: Mapping[str, tuple[int, ...]], names: Collection[str]
+    ) -> Contents:
+        """The same from the shapes of unpacked tensors by their own names."""
+        leaf = ".weight"
+        shapes = {
+            name.removesuffix(leaf): shape
+            for name, shape in weights.items()
+            if name.endswith(leaf) and len(shape) == 2
+        }
+        return cls(declared, shapes, names)
+
     def is_quantized(self, module: str) -> bool:
         """Whether a module's weight is stored quantized: every format has scales."""
         return f"{module}.weight_scale" in self.names

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
+from ctcli.formats.sources.reading import Reading, dense
 from ctcli.models.architecture import Architecture
 from ctcli.models.llama import naming_of
 from ctcli.rewrites.exporting.export_bin import export_bin
@@ -15,6 +16,10 @@ from ctcli.rewrites.exporting.options import ExportOptions
 from ctcli.rewrites.surgery.matrices import Matrices
 from ctcli.rewrites.surgery.surgery import architecture_of, editable
 
+_NAMES = (
+    *("fuse-norms", "rotate R1", "rotate R2", "rotate R3", "rotate R4", "export-bin"),
+    *("dequantize", "convert"),
+)
 # Up to this odd part every size has a rotation, and a multiple of 4 a Hadamard matrix if four
 # times its odd part is at most _HADAMARD. Larger ones are made, which takes torch.
 _ODD_PART = 1024
@@ -29,15 +34,40 @@ class Ability:
         name: `fuse-norms`, `rotate R1`, ..., `export-bin`.
         reasons: why not; none if it can.
         hint: what to do next if it cannot.
+        note: what is to be known if it can.
     """
 
     name: str
     reasons: tuple[str, ...] = ()
     hint: str = ""
+    note: str = ""
 
 
-def abilities(checkpoint: Checkpoint) -> list[Ability]:
-    """What fuse-norms, rotate (R1 to R4) and export-bin would say."""
+def abilities(checkpoint: Checkpoint, reading: Reading | CtcliError | None) -> list[Ability]:
+    """What fuse-norms, rotate (R1 to R4), export-bin, and for quantized sources dequantize and
+    convert would say.
+
+    Args:
+        checkpoint: the checkpoint.
+        reading: its quantized weights, or why they cannot be read.
+    """
+    if isinstance(reading, CtcliError):
+        return [Ability(name, reading.problems, reading.hint) for name in _NAMES]
+    if reading is None:
+        return _dense_abilities(checkpoint)
+    return [*_dense_abilities(dense(checkpoint, reading)), *_source_abilities(reading)]
+
+
+def _source_abilities(reading: Reading) -> Iterator[Ability]:
+    is_exact = {False: "each weight is rounded once", True: "exact"}
+    yield Ability("dequantize", note=is_exact[reading.is_exact])
+    leaves = (leaf for coded in reading.coded.values() for leaf in coded.leaves)
+    refusals = {leaf.method: leaf.refusal for leaf in leaves if not leaf.scheme}
+    reasons = tuple(f"{method}: {refusal}." for method, refusal in refusals.items())
+    yield Ability("convert", reasons, "Give --requantize SCHEME.", note="exact")
+
+
+def _dense_abilities(checkpoint: Checkpoint) -> list[Ability]:
     checks: dict[str, Callable[[Architecture], object]] = {
         "fuse-norms": lambda architecture: architecture.require("fuse-norms"),
         "rotate R1": _check_stream,

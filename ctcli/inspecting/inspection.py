@@ -10,10 +10,13 @@ from typing import Any
 
 from ctcli.checkpoint.sharding import natural_key
 from ctcli.checkpoint.value import Checkpoint, Shard
+from ctcli.errors import CtcliError
 from ctcli.formats.declared import read_declaration
+from ctcli.formats.sources.reading import Reading, read_quantized
 from ctcli.inspecting.abilities import Ability, abilities
 from ctcli.inspecting.anomalies import anomalies, stored_heads
-from ctcli.inspecting.quantization import Quantization, quantization
+from ctcli.inspecting.quantization import QuantizationSummary, quantization
+from ctcli.inspecting.stored import StoredWeights, stored_weights
 from ctcli.inspecting.weights import Weight, weights_of
 from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.models.config import is_tied
@@ -41,6 +44,7 @@ class Inspection:
         fused: its fused sets.
         tied: what config.json says of embedding and head; None: nothing.
         quantization: None if config.json declares none.
+        stored: the quantized weights, alike ones together.
         abilities: which commands can run.
         anomalies: what is out of the ordinary.
     """
@@ -49,7 +53,8 @@ class Inspection:
     weights: Mapping[str, Weight]
     fused: tuple[FusedSet, ...]
     tied: bool | None
-    quantization: Quantization | None
+    quantization: QuantizationSummary | None
+    stored: tuple[StoredWeights, ...]
     abilities: tuple[Ability, ...]
     anomalies: tuple[str, ...]
 
@@ -90,13 +95,19 @@ def inspect(checkpoint: Checkpoint) -> Inspection:
     """Look at a checkpoint, reading nothing but what opening it has read, and small configs."""
     declared = read_declaration(checkpoint.config)
     weights = weights_of(checkpoint.modules, checkpoint.config, declared)
+    reading: Reading | CtcliError | None
+    try:
+        reading = read_quantized(checkpoint)
+    except CtcliError as error:
+        reading = error
     return Inspection(
         checkpoint,
         weights,
         tuple(fused_sets(checkpoint.specs)),
         is_tied(checkpoint.config),
         quantization(declared, weights, checkpoint.specs),
-        tuple(abilities(checkpoint)),
+        stored_weights(checkpoint, reading) if isinstance(reading, Reading) else (),
+        tuple(abilities(checkpoint, reading)),
         tuple(anomalies(checkpoint, weights, declared)),
     )
 
@@ -155,16 +166,27 @@ def data_of(found: Inspection) -> dict[str, Any]:
                 "possible": not ability.reasons,
                 "reasons": list(ability.reasons),
                 "hint": ability.hint or None,
+                "note": ability.note or None,
             }
             for ability in found.abilities
         },
         "quantization": _quantization_data(found.quantization),
+        "stored_weights": [
+            {
+                "pattern": each.pattern,
+                "weights": each.count,
+                "method": each.method,
+                "bits_per_weight": each.bits,
+                "converts_to": each.scheme,
+            }
+            for each in found.stored
+        ],
         "history": [dict(step) for step in checkpoint.history],
         "anomalies": list(found.anomalies),
     }
 
 
-def _quantization_data(found: Quantization | None) -> dict[str, Any] | None:
+def _quantization_data(found: QuantizationSummary | None) -> dict[str, Any] | None:
     if found is None:
         return None
     return {

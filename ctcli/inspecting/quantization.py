@@ -13,7 +13,7 @@ from ctcli.inspecting.weights import Weight
 
 
 @dataclass(frozen=True)
-class Quantization:
+class QuantizationSummary:
     """What config.json declares, and what is there.
 
     Attributes:
@@ -42,7 +42,7 @@ class Quantization:
 
 def quantization(
     declared: Declaration | None, weights: Mapping[str, Weight], names: Mapping[str, object]
-) -> Quantization | None:
+) -> QuantizationSummary | None:
     """The same for a checkpoint; None if it declares nothing.
 
     Args:
@@ -52,20 +52,15 @@ def quantization(
     """
     if declared is None:
         return None
-    shapes = {
-        name.removesuffix(".weight"): weight.shape
-        for name, weight in weights.items()
-        if name.endswith(".weight") and len(weight.shape) == 2
-    }
-    contents = Contents(declared, shapes, names.keys())
-    found = {
-        module: declared.group_of(module) for module in shapes if contents.is_quantized(module)
-    }
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    contents = Contents.of(declared, shapes, names.keys())
+    quantized = filter(contents.is_quantized, contents.shapes)
+    found = {module: declared.group_of(module) for module in quantized}
     counts = Counter(group.name for group in found.values() if group)
-    return Quantization(
+    return QuantizationSummary(
         declared.method,
         tuple((group, counts[group.name]) for group in declared.groups),
-        len(shapes) - len(found),
+        len(contents.shapes) - len(found),
         declared.transforms,
         {loader: problems(loader, contents) for loader in LOADERS}
         if declared.method == QUANT_METHOD

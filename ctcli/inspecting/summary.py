@@ -8,7 +8,7 @@ from itertools import zip_longest
 from ctcli.console import Section
 from ctcli.inspecting.abilities import Ability
 from ctcli.inspecting.inspection import Inspection, Listed
-from ctcli.inspecting.quantization import Quantization
+from ctcli.inspecting.quantization import QuantizationSummary
 from ctcli.models.config import classes
 from ctcli.schemes import words
 from ctcli.schemes.arguments import Scheme
@@ -54,6 +54,11 @@ def sections_of(found: Inspection) -> list[Section]:
     sections = [Section("can it run", [*_abilities(found.abilities)])]
     if found.quantization:
         sections += _quantization(found.quantization)
+    stored = [
+        (each.pattern, f"{each.count:,} x", each.method, f"{each.bits:.3g} bits per weight")
+        for each in found.stored
+    ]
+    sections.append(Section("quantized weights", stored))
     sections += [
         Section("shards", shards),
         Section("fused sets that straddle shards (reindex brings them together)", straddling),
@@ -104,7 +109,7 @@ def _abilities(abilities: tuple[Ability, ...]) -> Iterator[tuple[str, ...]]:
     told: set[tuple[str, ...]] = set()
     for ability in abilities:
         if not ability.reasons:
-            yield ability.name, "yes"
+            yield ability.name, f"yes: {ability.note}" if ability.note else "yes"
         elif ability.reasons in told:
             yield ability.name, "no, as above"
         else:
@@ -121,7 +126,7 @@ def _under(name: str, verdict: str, reasons: tuple[str, ...]) -> Iterator[tuple[
         yield label, (verdict if label else " " * len(verdict)) + line
 
 
-def _quantization(found: Quantization) -> Iterator[Section]:
+def _quantization(found: QuantizationSummary) -> Iterator[Section]:
     groups = [
         (group.name, _count(count, "module"), _words(group.scheme)) for group, count in found.groups
     ]

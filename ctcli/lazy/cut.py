@@ -44,12 +44,12 @@ class Cut:
 
     @property
     def jobs(self) -> int:
-        """How many jobs there are."""
-        return -(-self.length // self.job)
+        """How many jobs there are; one where there is nothing to compute, so that files end."""
+        return -(-(self.length or 1) // self.job)
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """Start and stop of each job."""
-        for start in range(0, self.length, self.job):
+        for start in range(0, self.length or 1, self.job):
             yield start, min(start + self.job, self.length)
 
 

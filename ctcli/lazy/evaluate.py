@@ -134,6 +134,8 @@ class _Pull:
         if item.run == "transposed" and own == COLUMNS and isinstance(item.tensor, Stored):
             return self._rows_of_columns(item, item.tensor, inner, outer)
         block = self._block(item, own, inner, outer)
+        if item.columns and own != COLUMNS:
+            block = block[:, slice(*item.columns)]
         return block if item.run == "along" else _transposed(block)
 
     def _rows_of_columns(

@@ -7,9 +7,9 @@ columns, and the node asks its inputs for the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from ctcli.lazy.tensors import Known, Stored, TensorSpec
 from ctcli.ops.dtypes import DTYPES
@@ -49,8 +49,7 @@ class ContentError(ValueError):
         self.hint = hint
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
+class Computed(NamedTuple):
     """One output of a node."""
 
     node: Node
@@ -122,8 +121,7 @@ class Kernel(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(NamedTuple):
     """How a node reads a tensor.
 
     Attributes:
@@ -134,6 +132,8 @@ class Input:
         each: its rows and columns that belong to one granule of the node, 0 where it is not cut;
             None: it has the node's own rows and columns.
         label: what messages call a value that may hold NaN; empty: it cannot be the reason for any.
+        columns: the first of its columns that it has for the node, and the one behind the last;
+            None: it has all of them.
     """
 
     tensor: LazyTensor
@@ -141,6 +141,7 @@ class Input:
     run: Literal["along", "transposed", "whole"] = "along"
     each: Shape | None = None
     label: str = ""
+    columns: tuple[int, int] | None = None
 
     def axis(self, axis: Axis) -> Axis:
         """The direction in which it runs while the node runs along `axis`."""
@@ -166,15 +167,18 @@ class Input:
 
     def span(self, node: Node, axis: Axis, start: int, stop: int) -> tuple[int, int]:
         """Its rows (columns) that belong to some of the node's, which begin with a granule."""
-        if self.each is None:
-            return start, stop
         own = self.axis(axis)
-        each, length = self.each[own], self.shape[own]
+        first, length = 0, self.shape[own]
+        if own == COLUMNS and self.columns:
+            first, length = self.columns[0], self.columns[1] - self.columns[0]
+        if self.each is None:
+            return first + start, first + stop
+        each = self.each[own]
         if not each:
-            return 0, length
+            return first, first + length
         granule = node.granule[axis]
         last = length if stop == node.shape[axis] else stop // granule * each
-        return start // granule * each, last
+        return first + start // granule * each, first + last
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,18 +240,20 @@ class Node:
     """Rows that are worth being read at once, where stored matrices run across them."""
 
     def __post_init__(self) -> None:
-        along = tuple(item for item in self.inputs.values() if item.run != "whole")
+        along: list[Input] = []
         values: list[Node] = []
         reads: list[Stored] = []
         (down, width), (rows, columns) = self.granule, self.shape
         least = 1
         for item in self.inputs.values():
-            tensor = item.tensor
+            tensor, is_whole = item.tensor, item.run == "whole"
+            if not is_whole:
+                along.append(item)
             if isinstance(tensor, Stored):
                 reads.append(tensor)
                 if item.run == "transposed":
                     least = max(least, item.least_rows(self))
-            elif isinstance(tensor, Computed) and item.run == "whole":
+            elif isinstance(tensor, Computed) and is_whole:
                 values.append(tensor.node)
             elif isinstance(tensor, Computed):
                 below = tensor.node
@@ -258,7 +264,7 @@ class Node:
                 down = math.lcm(down, item.granules(self, ROWS))
                 width = math.lcm(width, item.granules(self, COLUMNS))
         found = object.__setattr__
-        found(self, "along", along)
+        found(self, "along", tuple(along))
         found(self, "together", (down, width))
         found(self, "across", (columns, rows))
         found(self, "values", _each_once(values))
@@ -320,19 +326,22 @@ def step_key(module: str, leaf: str, tensor: LazyTensor, step: str) -> str:
     if isinstance(tensor, Computed):
         path = tensor.node.key.removeprefix(f"{tensor.node.module}/")
         before = path.removeprefix(f"{leaf}/")
-    return "/".join(part for part in (module, leaf, before, step) if part)
+    return "/".join(filter(None, (module, leaf, before, step)))
 
 
-def all_nodes(nodes: Iterable[Node]) -> Iterator[Node]:
-    """Some nodes, each behind the values that it needs, each once."""
-    seen: set[Node] = set()
+def all_nodes(nodes: Iterable[Node], seen: set[Node] | None = None) -> list[Node]:
+    """Some nodes, each behind the values that it needs, each once.
 
-    def visit(node: Node) -> Iterator[Node]:
-        if node not in seen:
-            seen.add(node)
-            for value in node.values:
-                yield from visit(value)
-            yield node
-
+    Args:
+        nodes: in order.
+        seen: nodes that are left out; those that are returned join them.
+    """
+    known: set[Node] = set() if seen is None else seen
+    found: list[Node] = []
     for node in nodes:
-        yield from visit(node)
+        if node not in known:
+            known.add(node)
+            if node.values:
+                found += all_nodes(node.values, known)
+            found.append(node)
+    return found

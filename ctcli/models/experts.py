@@ -22,26 +22,38 @@ _TRANSPOSED = ("llama4", "llama4_text", "gpt_oss", "qwen3_vl_moe", "qwen3_vl_moe
 
 @dataclass(frozen=True)
 class PackedExperts:
-    """A packed tensor's place: below which module, and what it packs."""
+    """A packed tensor's place: below which module, and what it packs, of how many experts."""
 
     parent: str
     role: str
+    experts: int
+
+    @property
+    def linears(self) -> list[str]:
+        """The modules that it holds the weights of, in order."""
+        parts = _PARTS[self.role]
+        return [f"{self.parent}.{e}.{part}" for e in range(self.experts) for part in parts]
 
 
 def packed_experts(name: str, spec: TensorSpec) -> PackedExperts | None:
     """What a tensor packs, if it packs experts."""
     match = _PACKED.fullmatch(name) if len(spec.shape) == 3 else None
-    return PackedExperts(match["parent"], match["role"]) if match else None
+    return PackedExperts(match["parent"], match["role"], spec.shape[0]) if match else None
 
 
 def layout_problem(
     packed: PackedExperts, spec: TensorSpec, config: Mapping[str, Any]
 ) -> str | None:
     """Why a packed tensor cannot be split: its layout is unknown, or not what config.json says."""
-    text = text_config(config)
-    model_type = str(text.get("model_type", config.get("model_type")))
+    model_type = str(text_config(config).get("model_type", config.get("model_type")))
     if model_type in _TRANSPOSED:
         return f"experts of {model_type} are stored transposed"
+    return shape_problem(packed, spec, config)
+
+
+def shape_problem(packed: PackedExperts, spec: TensorSpec, config: Mapping[str, Any]) -> str | None:
+    """Why a tensor of this shape is not [experts, out, in], as config.json has the sizes."""
+    text = text_config(config)
     hidden = size_of(text, "hidden_size")
     inner = size_of(text, "moe_intermediate_size", "intermediate_size")
     experts = size_of(text, "num_experts", "num_local_experts", "n_routed_experts")
@@ -62,16 +74,11 @@ def parts_of(role: str) -> tuple[str, ...]:
     return _PARTS[role]
 
 
-def expert_modules(packed: PackedExperts, experts: int) -> list[str]:
-    """The linears that a packed tensor of so many experts holds, in order."""
-    return [f"{packed.parent}.{e}.{part}" for e in range(experts) for part in _PARTS[packed.role]]
-
-
 def split_experts(packed: PackedExperts, tensor: Stored) -> dict[str, Stored]:
     """The experts' own weights, as views of the packed tensor's bytes, by name."""
-    experts, rows, columns = tensor.spec.shape
+    _, rows, columns = tensor.spec.shape
     spec = TensorSpec(tensor.spec.dtype, (rows // len(_PARTS[packed.role]), columns))
     return {
         f"{module}.weight": Stored(spec, tensor.file, tensor.start + i * spec.nbytes)
-        for i, module in enumerate(expert_modules(packed, experts))
+        for i, module in enumerate(packed.linears)
     }

@@ -13,7 +13,7 @@ from ctcli.models.families import Family, Mlp
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceFacts:
     """What a checkpoint says of itself: the language model's config, and its tensors' shapes."""
 
     text: Mapping[str, Any]
@@ -72,7 +72,7 @@ class Layer:
         return tuple(names)
 
 
-def layer_of(family: Family, prefix: str, source: Source) -> Layer:
+def layer_of(family: Family, prefix: str, source: SourceFacts) -> Layer:
     """Find a layer's parts; what is missing of them is for the check to say.
 
     Args:
@@ -96,7 +96,7 @@ def layer_of(family: Family, prefix: str, source: Source) -> Layer:
 
 
 def _attention(
-    family: Family, prefix: str, source: Source
+    family: Family, prefix: str, source: SourceFacts
 ) -> tuple[AttentionRole, tuple[NormRole, ...]]:
     """Attention, and the norms inside it that do not read the stream."""
     module = f"{prefix}self_attn"
@@ -125,7 +125,9 @@ def _attention(
     return AttentionRole(module, inputs, q, k, v, output), ()
 
 
-def _latent(module: str, output: str, source: Source) -> tuple[AttentionRole, tuple[NormRole, ...]]:
+def _latent(
+    module: str, output: str, source: SourceFacts
+) -> tuple[AttentionRole, tuple[NormRole, ...]]:
     heads = source.number("num_attention_heads")
     nope, rope, value = (
         source.number(key) for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
@@ -148,7 +150,7 @@ def _latent(module: str, output: str, source: Source) -> tuple[AttentionRole, tu
 
 
 def _mlps(
-    family: Family, prefix: str, source: Source
+    family: Family, prefix: str, source: SourceFacts
 ) -> tuple[tuple[MlpRole, ...], tuple[str, ...]]:
     """The MLPs that a layer has, and whatever weighs their outputs."""
     found: list[MlpRole] = []
@@ -169,7 +171,7 @@ def _mlps(
     return tuple(found), tuple(routers)
 
 
-def _instances(module: str, declared: Mlp, source: Source) -> list[str]:
+def _instances(module: str, declared: Mlp, source: SourceFacts) -> list[str]:
     """The modules of a declared MLP that are there: each expert, or the one there is."""
 
     def is_there(name: str) -> bool:

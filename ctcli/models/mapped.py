@@ -18,7 +18,7 @@ from ctcli.models.architecture import (
 from ctcli.models.checking import Shapes, check
 from ctcli.models.config import text_config
 from ctcli.models.families import model_type
-from ctcli.models.layers import Source
+from ctcli.models.layers import SourceFacts
 from ctcli.models.mapping import ArchitectureMapping
 from ctcli.models.resolve import refusals, with_bias
 from ctcli.patterns import check_patterns, matches
@@ -46,7 +46,7 @@ def resolve_mapping(
     tied = mapping.lm_head not in modules and config.get("tie_word_embeddings") is not False
     named = [*modules, mapping.lm_head] if tied else modules
     _check_names(mapping, named, {_module(name) for name in shapes})
-    source = Source(text_config(config), own)
+    source = SourceFacts(text_config(config), own)
     embedding = _one(mapping.embedding, modules, "embedding")
     mlps, routers = _mlps(mapping, modules)
     found = Architecture(
@@ -135,7 +135,7 @@ def _one(pattern: str, modules: Iterable[str], key: str) -> str:
 
 
 def _attentions(
-    mapping: ArchitectureMapping, modules: Sequence[str], source: Source
+    mapping: ArchitectureMapping, modules: Sequence[str], source: SourceFacts
 ) -> tuple[AttentionRole, ...]:
     size = mapping.attn_head_dim or source.head_dim
     parents = dict.fromkeys(name.rpartition(".")[0] for name in modules)

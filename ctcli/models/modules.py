@@ -16,13 +16,13 @@ class _Specified(Protocol):
     def spec(self) -> TensorSpec: ...
 
 
-T = TypeVar("T", bound=_Specified)
+T_co = TypeVar("T_co", bound=_Specified, covariant=True)
 # What stands for a matrix, unpacked or not.
 _WEIGHTS = ("weight", "weight_packed", "qweight", "")
 
 
 @dataclass(frozen=True, slots=True)
-class Module(Generic[T]):
+class Module(Generic[T_co]):
     """A module that has tensors of its own.
 
     Attributes:
@@ -33,22 +33,28 @@ class Module(Generic[T]):
 
     name: str
     kind: Kind
-    parts: Mapping[str, T]
+    parts: Mapping[str, T_co]
 
     @property
-    def weight(self) -> T | None:
+    def weight(self) -> T_co | None:
         """Its weight as it stands."""
         return self.parts.get("weight") or self.parts.get("")
 
     @property
-    def bias(self) -> T | None:
+    def weight_name(self) -> str:
+        """The full name of that tensor."""
+        return self.tensor("weight" if "weight" in self.parts else "")
+
+    @property
+    def bias(self) -> T_co | None:
         """Its bias."""
         return self.parts.get("bias")
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the weight as it stands; empty where there is none."""
-        return self.weight.spec.shape if self.weight else ()
+        weight = self.weight
+        return weight.spec.shape if weight else ()
 
     @property
     def leaf(self) -> str:
@@ -60,14 +66,14 @@ class Module(Generic[T]):
         return f"{self.name}.{part}" if self.name and part else self.name or part
 
 
-def modules_of(tensors: Mapping[str, T], config: Mapping[str, Any]) -> dict[str, Module[T]]:
+def modules_of(tensors: Mapping[str, T_co], config: Mapping[str, Any]) -> dict[str, Module[T_co]]:
     """The modules of a checkpoint by name, in the order of their weights.
 
     Args:
         tensors: all of them, by name.
         config: config.json.
     """
-    parts: dict[str, dict[str, T]] = {}
+    parts: dict[str, dict[str, T_co]] = {}
     order: dict[str, None] = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")

@@ -32,7 +32,8 @@ _KINDS: Mapping[_Protected, str] = {
     "draft": r"(.*\.)?(mtp|nextn)[a-z_0-9]*(\..*)?",
 }
 _PATTERNS = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
-_REASONS: Mapping[_Protected, str] = {
+# What people are told of them.
+REASONS: Mapping[Kind, str] = {
     "embedding": "embeddings",
     "head": "lm_head",
     "router": "routers and gates",
@@ -71,12 +72,6 @@ def layers_of(config: Mapping[str, Any]) -> int | None:
     return size_of(text_config(config), "num_hidden_layers")
 
 
-def protected_kind(module: str, config: Mapping[str, Any]) -> str | None:
-    """Why a module is left alone by default; None if it is not."""
-    kind = kind_of(module, layers_of(config))
-    return _REASONS[kind] if kind else None
-
-
 def is_embedding(module: str) -> bool:
     """Whether a module is an embedding rather than a linear."""
     return kind_of(module) == "embedding"
@@ -85,11 +80,6 @@ def is_embedding(module: str) -> bool:
 def is_head(module: str) -> bool:
     """Whether a module is the output head."""
     return kind_of(module) == "head"
-
-
-def is_norm(module: str) -> bool:
-    """Whether a module is a norm."""
-    return kind_of(module) == "norm"
 
 
 def is_tower(name: str) -> bool:

@@ -12,7 +12,7 @@ from ctcli.models.architecture import Architecture, BiasSwitch, NormRole, Operat
 from ctcli.models.checking import Shapes, check
 from ctcli.models.config import is_nested, text_config
 from ctcli.models.families import Family, family_of, model_type
-from ctcli.models.layers import Source, layer_of
+from ctcli.models.layers import SourceFacts, layer_of
 from ctcli.models.protected import is_tower
 
 # What may stand before the names of a language model, and what its head is called then.
@@ -51,7 +51,7 @@ def resolve(config: Mapping[str, Any], shapes: Shapes) -> Architecture:
     """
     name, family = model_type(config), family_of(config)
     root, head = _place(name, family, shapes)
-    source = Source(text_config(config), shapes)
+    source = SourceFacts(text_config(config), shapes)
     base = root + family.base
     beside = _beside(shapes, f"{base}layers.", source.number("num_hidden_layers"))
     found = _assembled(name, family, base, head, source)
@@ -66,7 +66,9 @@ def resolve(config: Mapping[str, Any], shapes: Shapes) -> Architecture:
     return found
 
 
-def _assembled(name: str, family: Family, base: str, head: str, source: Source) -> Architecture:
+def _assembled(
+    name: str, family: Family, base: str, head: str, source: SourceFacts
+) -> Architecture:
     """All parts of all layers, and what is around them; nothing is checked yet."""
     count = source.number("num_hidden_layers")
     layers = [layer_of(family, f"{base}layers.{i}.", source) for i in range(count)]
@@ -121,9 +123,10 @@ def _place(name: str, family: Family, shapes: Shapes) -> tuple[str, str]:
 def _beside(shapes: Shapes, layers: str, count: int) -> dict[str, _Beside]:
     """Tensors of towers, and of layers beyond the model's own."""
     found: dict[str, _Beside] = {}
+    own = re.compile(rf"{re.escape(layers)}([0-9]+)(\..*)?")
     for name in shapes:
-        number = name.removeprefix(layers).partition(".")[0]
-        if name.startswith(layers) and number.isdecimal() and int(number) >= count:
+        layer = own.fullmatch(name)
+        if layer and int(layer[1]) >= count:
             found[name] = "prediction"
         elif is_tower(name):
             found[name] = "tower"
@@ -138,7 +141,7 @@ def _may_be_tied(config: Mapping[str, Any], family: Family) -> bool:
     return bool(config.get("tie_word_embeddings", is_nested(config) or family.tied))
 
 
-def _bias_switch(family: Family, source: Source, linears: Iterable[str]) -> BiasSwitch | None:
+def _bias_switch(family: Family, source: SourceFacts, linears: Iterable[str]) -> BiasSwitch | None:
     """The switch, if config.json has it off."""
     if family.bias_switch is None or source.text.get(family.bias_switch) is not False:
         return None

@@ -87,8 +87,9 @@ def decoded(codes: Codes, columns: int, target: str) -> tuple[Array, bool]:
         np.ascontiguousarray(codes.scales, np.float32),
         np.ascontiguousarray(zeros, np.float32),
         np.ascontiguousarray(factors, np.float32),
-        codes.tile,
-        columns,
+        *codes.tile,
+        np.empty(columns, np.float32),
+        np.empty(columns, np.uint8),
         wide,
         short,
         KINDS[target],
@@ -216,24 +217,31 @@ def _decode(
     scales: Array,
     zeros: Array,
     factors: Array,
-    tile: tuple[int, int],
-    columns: int,
+    height: int,
+    width: int,
+    line: Array,
+    codes: Array,
     wide: Array,
     short: Array,
     kind: int,
 ) -> uint32:
-    """Fill `wide`, or `short` with floats of a kind; 0 if all of it is finite."""
-    line, codes = np.empty(columns, np.float32), np.empty(columns, np.uint8)
-    height, width = tile
-    bad = uint32(0)
+    """Fill `wide`, or `short` with floats of a kind; 0 if all of it is finite.
+
+    `line` and `codes` are scratch of a row's length.
+    """
+    columns, bad = len(line), uint32(0)
     for row in range(len(stream)):
         down = row // height
         _unpack(stream[row], bits, codes)
-        for across in range((columns + width - 1) // width):
-            scale = scales[down, across]
-            zero = zeros[down, across] if zeros.size else float32(0)
-            for j in range(across * width, min((across + 1) * width, columns)):
-                line[j] = float32(float32(table[codes[j]] - zero) * scale)
+        if width == 1 and not zeros.size:
+            for j in range(columns):
+                line[j] = float32(table[codes[j]] * scales[down, j])
+        else:
+            for across in range((columns + width - 1) // width):
+                scale = scales[down, across]
+                zero = zeros[down, across] if zeros.size else float32(0)
+                for j in range(across * width, min((across + 1) * width, columns)):
+                    line[j] = float32(float32(table[codes[j]] - zero) * scale)
         if factors.size:
             for j in range(columns):
                 line[j] = float32(line[j] * factors[j])

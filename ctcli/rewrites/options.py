@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.options import option, size
@@ -24,6 +24,12 @@ def shard_size() -> int | None:
         "the shards stay",
         is_common=True,
     )
+
+
+def ct_version() -> Literal["0.19", "0.20"]:
+    """The option of commands that write compressed-tensors' config."""
+    text = "Spelling of config.json; compressed-tensors 0.20 leaves out what is null."
+    return option("0.19", text, "0.19, for vLLM 0.32", recorded="unless default")
 
 
 def device() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.float8 import FLOAT8
 from ctcli.schemes.format import NumericFormat
@@ -21,6 +23,7 @@ _UNITS = {
 }
 
 
+@lru_cache(maxsize=256)
 def format_of(scheme: Scheme) -> NumericFormat:
     """The format that quantizes weights of this scheme.
 
@@ -44,6 +47,16 @@ def format_of(scheme: Scheme) -> NumericFormat:
 def default_format(weights: QuantizationArgs, inputs: QuantizationArgs | None) -> str:
     """The layout that compressed-tensors chooses, except where vLLM could not load it."""
     return _claiming(weights).default_format(weights, inputs)
+
+
+def check(arguments: QuantizationArgs) -> None:
+    """Refuse arguments that contradict themselves, or elements of a size that there is not.
+
+    Raises:
+        ValueError: says which.
+    """
+    arguments.check()
+    _claiming(arguments).check_bits(arguments)
 
 
 def words(arguments: QuantizationArgs) -> str:

@@ -124,6 +124,15 @@ class NumericFormat(ABC):
         scaled = "MX" if weights.scale_dtype == "torch.uint8" else ""
         return f"{scaled}FP{weights.num_bits}"
 
+    def check_bits(self, arguments: QuantizationArgs) -> None:
+        """Refuse elements of a size that this format does not have.
+
+        Raises:
+            ValueError: says which it has.
+        """
+        if arguments.type == "float" and arguments.num_bits not in (4, 8):
+            raise ValueError(f"{arguments.num_bits} bits: floats have 4 or 8")
+
     def granule(self, scheme: Scheme) -> tuple[int, int]:
         """Rows, and columns, of the weight that belong together once `whole` is known."""
         return granule_of(scheme.weights)

@@ -31,6 +31,11 @@ class Integers(NumericFormat):
         """Integers."""
         return weights.type == "int"
 
+    def check_bits(self, arguments: QuantizationArgs) -> None:
+        """Integers have 2 to 8."""
+        if not 1 < arguments.num_bits <= 8:
+            raise ValueError(f"{arguments.num_bits} bits: integers have 2 to 8")
+
     def accepts(self, scheme: Scheme) -> bool:
         """Integers."""
         return scheme.weights.type == "int" and scheme.weights.strategy in _STRATEGIES
@@ -172,7 +177,8 @@ class Integers(NumericFormat):
         if specs.get("weight_shape") != TensorSpec("I64", (2,)):
             return rows, found
         said = struct.unpack("<2q", read("weight_shape"))
-        fits = said[1] == found if is_grouped else _words(said[1], bits) == words
+        able = (_words(said[1], bits), spaced_words(said[1], bits))
+        fits = said[1] == found if is_grouped else words in able
         if said[0] == rows and fits:
             return rows, int(said[1])
         message = f"it says {list(said)}, and the weight is {[rows, found]}."
@@ -189,6 +195,11 @@ def _packs_zero_points(scheme: Scheme) -> bool:
 def _words(elements: int, bits: int) -> int:
     """32-bit words that so many packed elements fill."""
     return -(-elements * bits // 32)
+
+
+def spaced_words(elements: int, bits: int) -> int:
+    """The same where no element lies in two words, as compressed-tensors packed before 0.18."""
+    return -(-elements // (32 // bits))
 
 
 INTEGERS = Integers()

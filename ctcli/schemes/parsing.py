@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ctcli.errors import CtcliError
-from ctcli.schemes import default_format, format_of
+from ctcli.schemes import check, default_format, format_of
 from ctcli.schemes.arguments import QuantizationArgs, Scheme, Strategy
 from ctcli.schemes.presets import PRESETS, preset
 
@@ -97,6 +97,6 @@ def _by_hand(overrides: Overrides) -> Scheme:
 
 
 def _checked(scheme: Scheme) -> Scheme:
-    scheme.weights.check()
+    check(scheme.weights)
     format_of(scheme)
     return scheme

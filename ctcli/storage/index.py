@@ -133,9 +133,10 @@ def encode_index(checkpoint: Checkpoint) -> dict[str, bytes]:
     metadata = {**checkpoint.index_metadata, "total_size": checkpoint.nbytes}
     # json's own indenting takes most of a second for a hundred thousand names.
     *head, end = json.dumps({"metadata": metadata, "weight_map": {}}, indent=2).splitlines()
-    quoted = {shard.name: json.dumps(shard.name) for shard in checkpoint.shards}
+    quote = json.encoder.encode_basestring_ascii
+    quoted = {shard.name: quote(shard.name) for shard in checkpoint.shards}
     places = [(name, quoted[shard.name]) for shard in checkpoint.shards for name in shard.tensors]
-    lines = (f"    {json.dumps(name)}: {place}" for name, place in sorted(places))
+    lines = (f"    {quote(name)}: {place}" for name, place in sorted(places))
     head[-1] = head[-1].removesuffix("}")
     text = "\n".join([*head, ",\n".join(lines), "  }", end, ""])
     return {checkpoint.index_name: text.encode()}

@@ -7,7 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ctcli import __version__
 from ctcli.checkpoint.value import CONFIG_NAME, RECIPE_NAME, Checkpoint, Origin, Shard
@@ -42,8 +42,7 @@ class Copy:
             yield Copy(self.source, self.start + done, piece, self.offset + done)
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(NamedTuple):
     """A computed tensor of an output file."""
 
     tensor: Computed
@@ -144,8 +143,7 @@ def sources_of(files: Collection[OutputFile]) -> list[SourceFile]:
     """The source files that bytes of `files` come from, each once."""
     sources = dict.fromkeys(copy.source for file in files for copy in file.copies)
     nodes = dict.fromkeys(part.tensor.node for file in files for part in file.computed)
-    for node in all_nodes([*nodes]):
-        sources |= dict.fromkeys(tensor.file for tensor in node.reads)
+    sources |= dict.fromkeys(read.file for node in all_nodes(nodes) for read in node.reads)
     return [*sources]
 
 

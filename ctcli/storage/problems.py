@@ -8,7 +8,7 @@ from typing import Literal
 
 from ctcli.errors import CtcliError
 
-Kind = Literal["file", "index"]
+ProblemKind = Literal["file", "index"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Problem:
         is_warning: whether they go on all the same.
     """
 
-    kind: Kind
+    kind: ProblemKind
     where: str
     message: str
     line: str = ""
@@ -37,7 +37,7 @@ class Problem:
 Sink = Callable[[Sequence[Problem]], None]
 
 
-def problems_of(error: CtcliError, kind: Kind, where: str) -> list[Problem]:
+def problems_of(error: CtcliError, kind: ProblemKind, where: str) -> list[Problem]:
     """The problems of an error."""
     return [
         Problem(kind, where, line.removeprefix(f"{where}: "), line, error.hint)

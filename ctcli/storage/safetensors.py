@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ctcli.checkpoint.value import Shard
@@ -23,6 +24,7 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the package's own limit
 _ALIGNMENT = 8
 _LARGEST = 2**63 - 1  # of a size or an offset
+_KEYS = {"dtype", "shape", "data_offsets"}  # of a tensor's entry
 _FIRST_READ = 64 * 1024  # holds the whole header of most shards
 _HINT = "Fetch the file again, or compare its checksum with the publisher's."
 
@@ -57,17 +59,21 @@ def read_weights_file(file: SourceFile) -> WeightsFile:
 
 def encode_header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) -> bytes:
     """Encode a file's start (length and JSON, space-padded) for tensors in the order given."""
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    quote = json.encoder.encode_basestring
+    entries = []
+    if metadata:
+        strings = (f"{quote(key)}:{quote(value)}" for key, value in metadata.items())
+        entries.append(f'"__metadata__":{{{",".join(strings)}}}')
     offset = 0
     for name, spec in specs.items():
         end = offset + spec.nbytes
-        entries[name] = {
-            "dtype": spec.dtype,
-            "shape": list(spec.shape),
-            "data_offsets": [offset, end],
-        }
+        shape = ",".join(map(str, spec.shape))
+        entries.append(
+            f'{quote(name)}:{{"dtype":"{spec.dtype}","shape":[{shape}],'
+            f'"data_offsets":[{offset},{end}]}}'
+        )
         offset = end
-    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text = f"{{{','.join(entries)}}}".encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
@@ -139,7 +145,7 @@ def _parse_entry(name: str, entry: Any) -> tuple[TensorSpec, int]:
     label = f"tensor {name!r}"
     if not _is_unicode(name):
         raise _HeaderError(f"{label}: the name is not valid Unicode.")
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _KEYS:
         raise _HeaderError(f"{label}: its entry is not dtype, shape and data_offsets.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
@@ -150,7 +156,7 @@ def _parse_entry(name: str, entry: Any) -> tuple[TensorSpec, int]:
         raise _HeaderError(f"{label}: its data_offsets {offsets!r} are not two positions.")
     if _exceeds_any_file(shape):
         raise _HeaderError(f"{label}: its shape {shape} is larger than any file.")
-    spec, (begin, end) = TensorSpec(dtype, tuple(shape)), offsets
+    spec, (begin, end) = _spec(dtype, tuple(shape)), offsets
     if end < begin:
         raise _HeaderError(f"{label}: its offsets {begin}..{end} are reversed.")
     if 8 * (end - begin) != spec.bits:
@@ -161,6 +167,12 @@ def _parse_entry(name: str, entry: Any) -> tuple[TensorSpec, int]:
     if 8 * begin % DTYPES[dtype].bits:
         raise _HeaderError(f"{label}: its offset {begin} is not aligned to {dtype}.")
     return spec, begin
+
+
+@lru_cache(maxsize=4096)
+def _spec(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
+    """Most tensors of a model are like others of it: they share what they look like."""
+    return TensorSpec(dtype, shape)
 
 
 def _is_counts(value: Any) -> bool:

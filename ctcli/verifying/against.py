@@ -6,17 +6,20 @@ tensors are stored, to be equalled byte for byte, or computed, to be equalled up
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ctcli.checkpoint.value import Checkpoint
+from ctcli.errors import CtcliError
+from ctcli.formats.sources.coded import Coded
+from ctcli.formats.sources.reading import dense, read_quantized
 from ctcli.lazy.nodes import Computed, LazyTensor, Stacked, matrix_shape, starting_point
 from ctcli.lazy.tensors import Stored
 from ctcli.models.experts import layout_problem, packed_experts, split_experts
 from ctcli.models.protected import is_embedding, is_head
 from ctcli.ops.dtypes import WEIGHT_FLOATS
-from ctcli.verifying.checks import Check, module_check, plain_check, rounded_check
+from ctcli.verifying.checks import Check, coded_checks, module_check, plain_check, rounded_check
 from ctcli.verifying.findings import Finding
 from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.quantized import CACHE_SCALES
@@ -50,15 +53,22 @@ class Pairing:
         self.findings.append(Finding("difference", where, message))
 
 
-def pair(snapshot: Snapshot, modules: Mapping[str, QuantizedModule], source: Checkpoint) -> Pairing:
+def pair(
+    snapshot: Snapshot,
+    modules: Mapping[str, QuantizedModule],
+    coded: Mapping[str, Coded],
+    source: Checkpoint,
+) -> Pairing:
     """Find the counterpart of every tensor.
 
     Args:
         snapshot: the checkpoint.
         modules: its quantized modules.
+        coded: its weights that other tools quantized.
         source: the expected checkpoint.
     """
-    pairing = Pairing()
+    pairing, stored = Pairing(), dict(source.tensors())
+    source, requantized = _floats(source, pairing)
     wanted, split = dict(source.tensors()), _split(snapshot, source)
     for name, parts in split.items():
         del wanted[name]
@@ -67,23 +77,55 @@ def pair(snapshot: Snapshot, modules: Mapping[str, QuantizedModule], source: Che
     for module in modules.values():
         own = {f"{module.name}.{suffix}": tensor for suffix, tensor in module.tensors.items()}
         weight = f"{module.name}.weight"
-        if own.keys() <= wanted.keys():  # the source was quantized already
-            pairing.checks.append(module_check(module))
-            left -= own.keys()
-            _pair_each(own, wanted, pairing)
+        left -= {weight, *own}
+        if all(name in stored and stored[name].spec == t.spec for name, t in own.items()):
+            pairing.checks.append(module_check(module))  # the source is quantized likewise
+            _pair_each(own, stored, pairing)
             continue
-        left.discard(weight)
-        _pair_weight(module, wanted.get(weight) or _tied(weight, wanted), pairing)
+        expected = wanted.get(weight) or _tied(weight, wanted)
+        _pair_weight(module, expected, weight in requantized, pairing)
+    for each in coded.values():
+        left -= {each.name, *each.parts}
+        expected = wanted.get(each.name)
+        if expected is None:
+            pairing.differ(each.name, "the source has no such weight.")
+        elif expected.spec.shape != each.weight.spec.shape:
+            shape = list(each.weight.spec.shape)
+            pairing.differ(each.name, f"its shape is {shape}, and not the source's.")
+            expected = None
+        elif _matrices(expected) not in (1, _matrices(each.weight)):
+            pairing.notes.append(f"{each.name}: the source packs its experts in another way")
+            expected = None
+        pairing.checks += coded_checks(each, expected)
+    taken = {name for each in coded.values() for name in each.parts}
     own = {
         name: tensor
         for name, tensor in snapshot.tensors.items()
-        if not _is_part(name, modules) or name.endswith(".bias")
+        if name not in taken and (not _is_part(name, modules) or name.endswith(".bias"))
     }
     left -= own.keys()
     _pair_each(own, wanted, pairing)
     for name in sorted(left) if snapshot.is_complete else ():
         pairing.differ(name, "it is missing: the source has it.")
     return pairing
+
+
+def _matrices(tensor: LazyTensor) -> int:
+    """How many matrices, one by one, a tensor is computed as."""
+    return len(tensor.parts) if isinstance(tensor, Stacked) else 1
+
+
+def _floats(source: Checkpoint, pairing: Pairing) -> tuple[Checkpoint, Collection[str]]:
+    """The source with floats for weights, and the names of those that it stores quantized."""
+    try:
+        reading = read_quantized(source)
+    except CtcliError as error:
+        pairing.notes += [f"the source's {problem}" for problem in error.problems]
+        return source, ()
+    if reading is None:
+        return source, ()
+    names = {leaf.name for coded in reading.coded.values() for leaf in coded.leaves}
+    return dense(source, reading), names
 
 
 def _is_part(name: str, modules: Mapping[str, QuantizedModule]) -> bool:
@@ -115,8 +157,17 @@ def _tied(weight: str, wanted: Mapping[str, LazyTensor]) -> LazyTensor | None:
     return next(embeddings, None)
 
 
-def _pair_weight(module: QuantizedModule, wanted: LazyTensor | None, pairing: Pairing) -> None:
-    """A quantized weight with what it should be."""
+def _pair_weight(
+    module: QuantizedModule, wanted: LazyTensor | None, requantized: bool, pairing: Pairing
+) -> None:
+    """A quantized weight with what it should be.
+
+    Args:
+        module: the linear.
+        wanted: its weight in the source.
+        requantized: whether the source stores that quantized, with scales of any dtype.
+        pairing: gets the check, and what differs already.
+    """
     exact = starting_point(wanted) if wanted and wanted.spec.dtype in WEIGHT_FLOATS else None
     if wanted is None or exact is None:
         pairing.checks.append(module_check(module))
@@ -130,7 +181,7 @@ def _pair_weight(module: QuantizedModule, wanted: LazyTensor | None, pairing: Pa
         pairing.differ(f"{module.name}.weight", message)
         return
     scale = module.outputs["weight_scale"].spec.dtype
-    if scale in WEIGHT_FLOATS and scale != wanted.spec.dtype:
+    if scale in WEIGHT_FLOATS and scale != wanted.spec.dtype and not requantized:
         message = f"it is {scale}, and the source's weight {wanted.spec.dtype}."
         pairing.differ(f"{module.name}.weight_scale", message)
     pairing.checks.append(module_check(module, exact))

@@ -7,11 +7,23 @@ and measures what is wrong with it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ctcli.lazy.nodes import COLUMNS, Computed, Input, Node, Where, axis_of
+from ctcli.formats.sources.coded import Coded
+from ctcli.formats.sources.decoding import Decoding
+from ctcli.lazy.nodes import (
+    COLUMNS,
+    Computed,
+    Input,
+    LazyTensor,
+    Node,
+    Stacked,
+    Where,
+    axis_of,
+    starting_point,
+)
 from ctcli.lazy.tensors import Known, Stored, TensorSpec
 from ctcli.ops.dtypes import DTYPES, WEIGHT_FLOATS
 from ctcli.schemes import format_of
@@ -147,6 +159,42 @@ def module_check(module: QuantizedModule, expected: Exact | None = None) -> Chec
     return Check(module.name, node)
 
 
+def coded_checks(coded: Coded, expected: LazyTensor | None = None) -> Iterator[Check]:
+    """A weight that another tool quantized, perhaps beside what it should be.
+
+    Args:
+        coded: the weight; of several matrices, such as experts, each is looked at.
+        expected: what it should be, in the same shape, and of as many matrices.
+    """
+    weight = coded.weight
+    if isinstance(weight, Computed):
+        yield _coded_check(coded.name, weight, starting_point(expected) if expected else None)
+        return
+    for number, part in enumerate(weight.parts):
+        other: LazyTensor | None = None
+        if isinstance(expected, Stacked):
+            other = expected.parts[number]
+        elif isinstance(expected, Stored):
+            spec = TensorSpec(expected.spec.dtype, part.spec.shape)
+            other = Stored(spec, expected.file, expected.start + number * spec.nbytes)
+        exact = starting_point(other) if other else None
+        yield _coded_check(f"{coded.name}[{number}]", part, exact)
+
+
+def _coded_check(name: str, weight: Computed, expected: Exact | None) -> Check:
+    """A matrix of codes, perhaps beside what it should be, not rounded."""
+    node = weight.node
+    inputs = dict(node.inputs)
+    tag = expected.spec.dtype if expected else None
+    if expected:
+        inputs["expected"] = Input(expected, node.shape)
+    assert isinstance(node.kernel, Decoding), "it decodes"
+    kernel = CheckCoded(name, node.kernel, tag)
+    key = f"{name}/check"
+    made = Node(key, node.module, node.shape, inputs, {}, kernel, node.granule, node.axis)
+    return Check(node.module, made)
+
+
 @dataclass(frozen=True)
 class CheckPlain:
     """Count values that are not finite, or not those expected."""
@@ -247,6 +295,41 @@ class CheckModule:
         wanted, _ = edited(expected, tag, "F32")
         tile = tile_of(scheme.weights)
         return errors_of(restored.values, wanted.view("f4"), tile, restored.bounds)
+
+
+@dataclass(frozen=True)
+class CheckCoded:
+    """Look at the scales and floats of a weight, and compare them with what they should be.
+
+    Attributes:
+        name: of the weight.
+        decoding: from its tensors to floats.
+        expected: safetensors tag of what they should be; None: that is not known.
+    """
+
+    name: str
+    decoding: Decoding
+    expected: str | None
+
+    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[Seen]]:
+        """See `Kernel`."""
+        import numpy as np
+
+        from ctcli.ops.comparing import errors_of
+        from ctcli.ops.decoding import decoded
+        from ctcli.ops.edits import edited
+
+        seen = Seen()
+        codes = self.decoding.codes(blocks, where)
+        values, _ = decoded(codes, len(where.columns), "F32")
+        seen.fault(self.name, NOT_FINITE, int((~np.isfinite(values)).sum()))
+        seen.fault(self.name, "scales are negative", int((codes.scales < 0).sum()))
+        if self.expected:
+            wanted, _ = edited(blocks["expected"], self.expected, "F32")
+            # What rounding leaves at most is not known of every format.
+            bounds = np.full((1, 1), np.inf, np.float32)
+            seen.error(where, errors_of(values, wanted.view("f4"), (None, None), bounds))
+        return {}, (seen,)
 
 
 def _bits(block: Block) -> Block:

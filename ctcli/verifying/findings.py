@@ -12,7 +12,7 @@ from ctcli.verifying.errors import LayerError
 
 # In the order of the report: files, index, config.json, shapes, quantized tensors, values, the
 # comparison with a source, its errors, what loaders demand, hashes.
-Kind = Literal[
+FindingKind = Literal[
     "file", "index", "config", "shape", "scheme", "value", "difference", "error", "loader", "hash"
 ]
 
@@ -27,7 +27,7 @@ class Finding:
         message: what is wrong there: the rest of a sentence that begins with `where:`.
     """
 
-    kind: Kind
+    kind: FindingKind
     where: str
     message: str
 

@@ -6,8 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ctcli.errors import CtcliError
 from ctcli.formats.declared import QUANT_METHOD, Declaration, read_declaration
 from ctcli.formats.quantized import quantized_format
+from ctcli.formats.sources.coded import Coded
+from ctcli.formats.sources.reading import read_modules
 from ctcli.lazy.tensors import Stored
 from ctcli.models.config import table
 from ctcli.models.fused import fused_sets
@@ -28,13 +31,15 @@ class Quantization:
 
     Attributes:
         declared: what config.json says; None: nothing.
-        modules: the sound modules, by name.
+        modules: the sound modules of compressed-tensors, by name.
+        coded: the weights that other tools quantized, by the dense tensor's name.
         shapes: of all parameters before quantization, by name, quantized or not; None: they cannot
             be told.
     """
 
     declared: Declaration | None
     modules: Mapping[str, QuantizedModule]
+    coded: Mapping[str, Coded]
     shapes: Mapping[str, tuple[int, ...]] | None
 
 
@@ -51,14 +56,18 @@ def quantization_of(snapshot: Snapshot) -> tuple[Quantization, list[Finding], li
         if marked := quantized_format(specs, snapshot.config):
             message = f"it has no quantization_config, but there are tensors of {marked}."
             findings.append(Finding("config", _CONFIG, message))
-        return Quantization(None, {}, _plain_shapes(snapshot)), findings, []
+        return Quantization(None, {}, {}, _plain_shapes(snapshot)), findings, []
     findings = [*_config_findings(declared, snapshot.config)]
     if declared.method != QUANT_METHOD:
-        note = f"quantization: its method is {declared.method}, not {QUANT_METHOD}"
-        return Quantization(declared, {}, None), findings, [note]
+        coded, unreadable = _coded_weights(snapshot)
+        taken = {name for each in coded.values() for name in each.parts}
+        plain = {name: s for name, s in _plain_shapes(snapshot).items() if name not in taken}
+        dense = {name: each.weight.spec.shape for name, each in coded.items()}
+        shapes = {**plain, **dense} if coded else None
+        return Quantization(declared, {}, coded, shapes), [*findings, *unreadable], []
     if declared.has_unreadable_patterns:
         note = "quantized tensors, since config.json has patterns that cannot be read"
-        return Quantization(declared, {}, None), findings, [note]
+        return Quantization(declared, {}, {}, None), findings, [note]
     linears = [module for module in snapshot.modules.values() if _is_linear(module)]
     names = [module.name for module in linears]
     modules, shapes = {}, _plain_shapes(snapshot)
@@ -72,7 +81,17 @@ def quantization_of(snapshot: Snapshot) -> tuple[Quantization, list[Finding], li
     findings += [*_group_findings(declared, names), *_fused_findings(declared, names)]
     findings += _cache_findings(snapshot)
     is_known = all(f"{name}.weight" in shapes for name in names)
-    return Quantization(declared, modules, shapes if is_known else None), findings, []
+    return Quantization(declared, modules, {}, shapes if is_known else None), findings, []
+
+
+def _coded_weights(snapshot: Snapshot) -> tuple[Mapping[str, Coded], list[Finding]]:
+    """The weights that other tools quantized, or why they cannot be read."""
+    try:
+        reading = read_modules(str(snapshot.directory), snapshot.modules, snapshot.config)
+    except CtcliError as error:
+        split = (problem.partition(": ") for problem in error.problems)
+        return {}, [Finding("scheme", where, message) for where, _, message in split]
+    return (reading.coded if reading else {}), []
 
 
 def _config_findings(declared: Declaration, config: Mapping[str, Any]) -> Iterator[Finding]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 
-from ctcli.engine.jobs import Job, NodeJob, node_tasks
+from ctcli.engine.jobs import MORE_MEMORY, Job, NodeJob, memory_problem, node_tasks
 from ctcli.engine.perform import Done, compute
 from ctcli.engine.schedule import Schedule, Stop
+from ctcli.errors import CtcliError
 from ctcli.lazy.nodes import all_nodes
 from ctcli.lazy.values import Values
 from ctcli.units import Advance
@@ -35,11 +36,13 @@ def scan_all(
         The checks and what was seen, in their order.
 
     Raises:
-        CtcliError: something cannot be read.
+        CtcliError: something cannot be read, or the largest job needs more memory.
     """
     ordered = [check.node for check in sorted(checks, key=lambda check: check.place)]
     nodes = {node.key: node for node in all_nodes(ordered)}
     tasks = node_tasks(ordered)
+    if too_little := memory_problem(tasks, max_memory):
+        raise CtcliError(too_little, MORE_MEMORY)
     seen: dict[str, dict[int, Seen]] = {check.node.key: {} for check in checks}
     stop = Stop(advance)
 

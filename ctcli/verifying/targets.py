@@ -35,12 +35,7 @@ def loader_findings(
         return [], []
     if quantization.shapes is None:
         return [], [f"what {loader} demands, since shapes are not known"]
-    shapes = {
-        name.removesuffix(".weight"): shape
-        for name, shape in quantization.shapes.items()
-        if name.endswith(".weight") and len(shape) == 2
-    }
-    contents = Contents(declared, shapes, snapshot.tensors.keys())
+    contents = Contents.of(declared, quantization.shapes, snapshot.tensors.keys())
     findings = []
     for problem in problems(loader, contents):
         where, _, message = problem.partition(": ")

@@ -12,7 +12,7 @@ from ctcli.options import cores
 from ctcli.schemes import words
 from ctcli.units import Advance
 from ctcli.verifying.against import Pairing, error_findings, pair
-from ctcli.verifying.checks import Check, Seen, module_check, plain_check
+from ctcli.verifying.checks import Check, Seen, coded_checks, module_check, plain_check
 from ctcli.verifying.errors import layer_error
 from ctcli.verifying.findings import Finding, Verification
 from ctcli.verifying.manifest import compare, hash_all, read_manifest, write_manifest
@@ -82,7 +82,12 @@ def verify(
         findings=tuple(findings),
         notes=tuple(notes),
         tensors=len(snapshot.tensors),
-        quantized=Counter(words(m.scheme.weights) for m in quantization.modules.values()),
+        quantized=Counter(
+            (
+                *(words(m.scheme.weights) for m in quantization.modules.values()),
+                *(coded.method for coded in quantization.coded.values()),
+            )
+        ),
         nbytes=snapshot.nbytes,
         against=source.origin.name if source else None,
         unchanged=_unchanged(seen) if source else 0,
@@ -93,13 +98,15 @@ def verify(
 
 def _paired(snapshot: Snapshot, quantization: Quantization, source: Checkpoint | None) -> Pairing:
     """What to look at, beside what it should be."""
-    modules = quantization.modules
+    modules, coded = quantization.modules, quantization.coded
     if source:
-        pairing = pair(snapshot, modules, source)
+        pairing = pair(snapshot, modules, coded, source)
     else:
         parts = {f"{m.name}.{suffix}" for m in modules.values() for suffix in m.tensors}
+        parts |= {name for each in coded.values() for name in each.parts}
         plain = {name: t for name, t in snapshot.tensors.items() if name not in parts}
         checks = [module_check(module) for module in modules.values()]
+        checks += [check for each in coded.values() for check in coded_checks(each)]
         pairing = Pairing([*checks, *(plain_check(name, t) for name, t in plain.items())])
     head, embedding = tied_pair(snapshot) or (None, None)
     if head and embedding and snapshot.tensors[head].spec == snapshot.tensors[embedding].spec:

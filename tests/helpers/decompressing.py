@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from compressed_tensors.compressors.base import BaseCompressor
+from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationConfig
+from compressed_tensors.quantization.lifecycle.forward import dequantize
 from compressed_tensors.utils import match_named_modules
 from numpy.typing import NDArray
 
@@ -32,9 +34,26 @@ def decompressed(folder: Path) -> dict[str, NDArray[np.float32]]:
         if "weight_scale" in state:
             scheme = _scheme_of(module, config)
             compressor = BaseCompressor.get_value_from_registry(scheme.format)
-            weight = compressor.decompress(state, scheme)["weight"]
-            found[f"{module}.weight"] = weight.numpy().astype(np.float32)
+            if scheme.format == "nvfp4-pack-quantized":
+                weight = _nvfp4(state, scheme)
+            else:
+                weight = compressor.decompress(state, scheme)["weight"]
+            found[f"{module}.weight"] = weight.float().numpy()
     return found
+
+
+def _nvfp4(state: dict[str, torch.Tensor], scheme: Any) -> torch.Tensor:
+    """What compressed-tensors reads of NVFP4 before it rounds to bfloat16."""
+    packed = state["weight_packed"]
+    rows, columns = packed.shape
+    weight: torch.Tensor = dequantize(
+        x_q=unpack_fp4_from_uint8(packed, rows, 2 * columns, dtype=torch.float32),
+        scale=state["weight_scale"].float(),
+        args=scheme.weights,
+        global_scale=state["weight_global_scale"],
+        dtype=torch.float32,
+    )
+    return weight
 
 
 def _scheme_of(module: str, config: QuantizationConfig) -> Any:

@@ -27,6 +27,12 @@ class SourceCase:
         """The float32 weights that the other package reads, by the names of the dense weights."""
         return load_file(SOURCES / self.name / "expected.safetensors")
 
+    @property
+    def converted(self) -> Path | None:
+        """The tensors that compressed-tensors' own converter makes of it, if there is one."""
+        path = SOURCES / "converted" / f"{self.name}.safetensors"
+        return path if path.exists() else None
+
 
 def source_cases(prefix: str = "") -> list[SourceCase]:
     """Every case whose name starts with `prefix`, in the order of their names."""

@@ -20,7 +20,7 @@ from ctcli.models.families import FAMILIES
 from ctcli.models.fused import fused_sets
 from ctcli.models.mapped import resolve_mapping
 from ctcli.models.mapping import parse_mapping
-from ctcli.models.protected import protected_kind
+from ctcli.models.protected import kind_of
 from ctcli.models.resolve import resolve
 from tests.helpers.surgery import center, fuse_norms, orthogonal, rotate_heads, rotate_stream, untie
 from tests.helpers.tiny_models import (
@@ -432,10 +432,10 @@ def test_fused_sets_are_read_behind_one_norm(name: str, tiny: Models) -> None:
 @EVERY
 def test_routers_and_heads_are_protected_from_quantization(name: str, tiny: Models) -> None:
     parts = tiny(name).architecture
-    kinds = {protected_kind(router, {}) for router in parts.routers}
+    kinds = {kind_of(router) for router in parts.routers}
     assert kinds <= {"routers and gates"}
-    assert protected_kind(parts.lm_head, {}) == "lm_head"
-    assert {protected_kind(e, {}) for e in parts.embeddings} <= {"embeddings"}
+    assert kind_of(parts.lm_head) == "head"
+    assert {kind_of(e) for e in parts.embeddings} <= {"embedding"}
 
 
 # ---- Mapping files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ctcli.checkpoint.value import RECIPE_NAME
 from ctcli.cli.verify import expected_checkpoint
 from ctcli.storage.opening import open_checkpoint
 from ctcli.verifying.findings import Verification
-from tests.conftest import ROOT
+from tests.conftest import ROOT, Ctcli
 from tests.helpers.operating import run_fuse_norms, run_rotate, run_steps
 from tests.helpers.quantizing import run_quantize, tensors_of
 from tests.helpers.tiny_models import Models, make, read, restore
@@ -245,6 +246,20 @@ def test_tensors_without_elements_have_no_errors(tmp_path: Path) -> None:
     restore(source, {**read(source)[1], **empty})
     out = run_fuse_norms(source, tmp_path / "out", dtype="float32")
     assert not lines(against(source, out))
+
+
+@pytest.mark.parametrize("compares", [True, False])
+def test_too_little_memory_is_refused(compares: bool, cli: Ctcli, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_quantize(GOLDEN, out, "W8A8")
+    options = ["--against", GOLDEN] if compares else []
+    refused = cli("verify", out, *options, "--max-memory", "10KB")
+    assert refused.returncode == 1
+    needed = re.search(r"--max-memory: the largest job needs ([0-9,]+) bytes", refused.stderr)
+    assert needed, refused.stderr
+    assert refused.stderr.splitlines()[-1] == "next: Give a larger --max-memory."
+    done = cli("verify", out, *options, "--max-memory", needed[1].replace(",", ""))
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_source_further_back_goes_through_history(tiny: Models, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from ctcli.lazy.nodes import (
@@ -136,7 +137,7 @@ def decoded(
     kernel: Decoding,
     shape: Shape,
     granule: Shape = (1, 1),
-    spec: TensorSpec | None = None,
+    dtype: str | None = None,
     axis: Axis | None = None,
 ) -> Computed:
     """A weight as floats: rounded, with what it is the rounding of.
@@ -144,30 +145,38 @@ def decoded(
     Args:
         module: its module.
         inputs: what the kernel reads.
-        kernel: decodes; its target is the dtype of the result.
+        kernel: decodes.
         shape: [rows, columns] of the weight.
         granule: rows, and columns, that belong together.
-        spec: of the tensor, where it is no matrix.
+        dtype: safetensors tag of the result; None: the kernel's target.
         axis: the direction in which it runs; None: that of the smaller blocks.
     """
-    axis = preferred_axis(shape, granule) if axis is None else axis
-
-    def node(step: str, kernel: Decoding, spec: TensorSpec, exact: Computed | None) -> Computed:
-        made = Node(
+    axis, exact = preferred_axis(shape, granule) if axis is None else axis, None
+    for step, tag in (("decode", "F32"), ("dequantize", dtype or kernel.target)):
+        node = Node(
             key=f"{module}/weight/{step}",
             module=module,
             shape=shape,
             inputs=inputs,
-            outputs={"weight": Output(spec)},
-            kernel=kernel,
+            outputs=_outputs(tag, shape),
+            kernel=_rounding(kernel, tag),
             granule=granule,
             axis=axis,
             exact=exact,
         )
-        return Computed(made, "weight")
+        exact = Computed(node, "weight")
+    assert exact, "there are two steps"
+    return exact
 
-    floats = node("decode", replace(kernel, target="F32"), TensorSpec("F32", shape), None)
-    return node("dequantize", kernel, spec or TensorSpec(kernel.target, shape), floats)
+
+@lru_cache(maxsize=256)
+def _outputs(tag: str, shape: Shape) -> Mapping[str, Output]:
+    return {"weight": Output(TensorSpec(tag, shape))}
+
+
+@lru_cache(maxsize=256)
+def _rounding(kernel: Decoding, tag: str) -> Decoding:
+    return replace(kernel, target=tag)
 
 
 def scale_input(scale: Stored, tile: Shape, shape: Shape) -> Input:

@@ -10,16 +10,21 @@ transformers' `integrations/finegrained_fp8.py` and `integrations/fbgemm_fp8.py`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ctcli.formats.sources.coded import Coded, Source, SourceError, SourceFormat, part
 from ctcli.formats.sources.decoding import Scaled, decoded, scale_input, viewed
 from ctcli.formats.sources.float8 import INPUT_SCALES, float8
-from ctcli.lazy.nodes import Computed, Input, LazyTensor, Stacked
+from ctcli.lazy.nodes import Computed, Input, LazyTensor, Node, Output, Stacked, Where
 from ctcli.lazy.tensors import Stored, TensorSpec
-from ctcli.models.experts import PackedExperts, layout_problem, parts_of
+from ctcli.models.experts import PackedExperts, layout_problem, parts_of, shape_problem
 from ctcli.models.modules import Module
+from ctcli.schemes.presets import preset
+
+if TYPE_CHECKING:
+    from ctcli.lazy.nodes import Blocks
 
 _ROLES = ("gate_up_proj", "down_proj")
 _SCALES = ("_scale_inv", "_scale")
@@ -71,8 +76,7 @@ class _Experts:
             (columns, 1) if self.role == "down_proj" else (1, columns)
         )
         if is_transposed:
-            parts = [self._by_columns(expert) for expert in range(experts)]
-            return self._stacked(parts, "its experts are stored transposed")
+            return self._transposed()
         whole = [self._rows(expert, self.role, 0, 1) for expert in range(experts)]
         problem = self._problem(whole[0], rows)
         if problem:
@@ -88,7 +92,7 @@ class _Experts:
 
     def _problem(self, whole: Coded, rows: int) -> str:
         """Why an expert is not cut into linears; empty: it is."""
-        packed = PackedExperts(self.module.name, self.role)
+        packed = PackedExperts(self.module.name, self.role, self.weight.spec.shape[0])
         problem = layout_problem(packed, self.weight.spec, self.source.config)
         if problem:
             return problem
@@ -98,6 +102,64 @@ class _Experts:
         assert isinstance(kernel, Scaled), "FP8 is"
         is_apart = tiles == 1 or rows // count % kernel.tile[0] == 0
         return "" if is_apart else "its gate and up share blocks"
+
+    def _transposed(self) -> Coded:
+        """Llama-4's, whose linears are the columns."""
+        experts, rows, columns = self.weight.spec.shape
+        packed, names = (
+            PackedExperts(self.module.name, self.role, self.weight.spec.shape[0]),
+            parts_of(self.role),
+        )
+        turned = TensorSpec(self.weight.spec.dtype, (experts, columns, rows))
+        problem = shape_problem(packed, turned, self.source.config)
+        found = self._stacked(
+            [self._by_columns(expert) for expert in range(experts)],
+            problem or "its experts are stored transposed",
+        )
+        if problem:
+            return found
+        width = columns // len(names)
+        linears = tuple(
+            self._turned(expert, name, range(at * width, (at + 1) * width))
+            for expert in range(experts)
+            for at, name in enumerate(names)
+        )
+        assert isinstance(found.weight, Stacked), "it is"
+        weights = {each.name: each.weight for each in linears if isinstance(each.weight, Computed)}
+        return replace(
+            found, weight=replace(found.weight, linears=weights), refusal="", linears=linears
+        )
+
+    def _turned(self, expert: int, name: str, columns: range) -> Coded:
+        """Some of the columns of an expert as the linear that they are, with a scale each."""
+        codes, tag = _piece(self.weight, expert, 0, 1), self.scale.spec.dtype
+        module, rows = f"{self.module.name}.{expert}.{name}", codes.spec.shape[0]
+        shape, ends = (len(columns), rows), (columns.start, columns.stop)
+        scales = _piece(self.scale, expert, 0, 1)
+        one = TensorSpec(tag, (1,)).nbytes
+        scale = Stored(
+            TensorSpec(tag, (len(columns), 1)), scales.file, scales.start + columns.start * one
+        )
+        turned = Input(codes, (rows, codes.spec.shape[1]), "transposed", columns=ends)
+        kernel = Scaled("F32", 8, "e4m3", tag, (1, rows))
+        inputs = {"codes": turned, "scale": Input(scale, (len(columns), 1), each=(1, 0))}
+        node = Node(
+            key=f"{module}/weight/convert",
+            module=module,
+            shape=shape,
+            inputs={"weight": turned},
+            outputs={"weight": Output(TensorSpec("F8_E4M3", shape))},
+            kernel=AsItIs(),
+        )
+        return Coded(
+            f"{module}.weight",
+            "FP8, a scale for each row, transposed",
+            (),
+            decoded(module, inputs, kernel, shape, (1, 1), self.source.dtype),
+            is_exact=False,
+            scheme=preset("FP8_DYNAMIC"),
+            stored={"weight": Computed(node, "weight"), "weight_scale": scale},
+        )
 
     def _stacked(self, parts: list[Coded], problem: str = "") -> Coded:
         linears = () if problem else tuple(parts)
@@ -151,9 +213,10 @@ class _Experts:
         scale = viewed(_piece(self.scale, expert, 0, 1), tag, (1, columns))
         inputs = {"codes": Input(codes, shape), "scale": scale_input(scale, tile, shape)}
         name = f"{self.module.name}.{expert}.{self.role}"
-        kernel = Scaled(self.source.dtype, 8, "e4m3", tag, tile)
+        kernel = Scaled("F32", 8, "e4m3", tag, tile)
+        floats = decoded(name, inputs, kernel, shape, (1, 1), self.source.dtype)
         method = "FP8, a scale for each column"
-        return Coded(name, method, (), decoded(name, inputs, kernel, shape), is_exact=False)
+        return Coded(name, method, (), floats, is_exact=False)
 
 
 def _piece(tensor: Stored, expert: int, at: int, count: int) -> Stored:
@@ -161,6 +224,15 @@ def _piece(tensor: Stored, expert: int, at: int, count: int) -> Stored:
     _, rows, columns = tensor.spec.shape
     spec = TensorSpec(tensor.spec.dtype, (rows // count, columns))
     return Stored(spec, tensor.file, tensor.start + (expert * count + at) * spec.nbytes)
+
+
+@dataclass(frozen=True)
+class AsItIs:
+    """What is read, bit for bit: a kernel, see `lazy.nodes.Kernel`."""
+
+    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:  # noqa: ARG002
+        """See `Kernel`."""
+        return {"weight": blocks["weight"]}, ()
 
 
 FUSED_EXPERTS = FusedExperts()

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from ctcli.formats.sources.coded import Coded, Source, SourceError, SourceFormat, part
@@ -19,19 +20,19 @@ from ctcli.formats.sources.decoding import (
     decoded,
     granule_of,
     grid_of,
-    scale_input,
     viewed,
 )
 from ctcli.formats.sources.scales import Powers, scaled
 from ctcli.lazy.nodes import Input, LazyTensor, Shape
-from ctcli.lazy.tensors import Stored
+from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.models.modules import Module
 from ctcli.patterns import matches
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.presets import preset
 
 _SCALES = ("weight_scale_inv", "weight_scale", "scale")
-INPUT_SCALES = ("activation_scale", "input_scale", "input_scale_ub")
+_STATIC = ("activation_scale", "input_scale")
+INPUT_SCALES = (*_STATIC, "input_scale_ub")
 _EXPONENTS = ("U8", "F8_E8M0")
 _FLOAT_SCALES = ("F32", "BF16", "F16")
 _BLOCKS = (128, 64, 32, 16)
@@ -68,48 +69,133 @@ def float8(
     Raises:
         SourceError: the scales are not those of such a weight.
     """
-    rows, columns = shape = weight.spec.shape[0], weight.spec.shape[1]
-    tag, grid = scale.spec.dtype, scale.spec.shape
-    if tag not in (*_EXPONENTS, *_FLOAT_SCALES):
-        raise SourceError(f"its {leaf} is {tag}, which is no scale")
-    count = 1
-    if math.prod(grid) == 1:
-        tile, method = shape, "FP8, one scale"
-    elif tag in _EXPONENTS and grid == (rows, -(-columns // 32)):
-        tile, method = (1, 32), "MXFP8"
+    shape = weight.spec.shape[0], weight.spec.shape[1]
+    if scale.spec.dtype not in (*_EXPONENTS, *_FLOAT_SCALES):
+        raise SourceError(f"its {leaf} is {scale.spec.dtype}, which is no scale")
+    given = next((n for p, n in source.presharded.items() if matches(p, module.name)), None)
+    static = next((t for leaf in _STATIC if (t := part(module, leaf))), None)
+    layout = _layout(scale.spec, shape, _block_size(source), given, static is not None)
+    inputs = {
+        "codes": Input(weight, shape),
+        "scale": Input(scale, layout.grid, each=layout.each),
+    }
+    stored: dict[str, LazyTensor] = {"weight": weight, "weight_scale": scale}
+    if layout.scales != scale.spec:
+        is_computed = layout.scales.dtype == "F32" and scale.spec.dtype != "F32"
+        tag = scale.spec.dtype if is_computed else layout.scales.dtype
+        same = viewed(scale, tag, layout.scales.shape)
+        stored["weight_scale"] = same
+        if is_computed:
+            stored["weight_scale"] = scaled(module.name, "weight_scale", same, Powers())
+    if static:
+        stored["input_scale"] = viewed(static, static.spec.dtype, (1,))
+    return Coded(
+        module.tensor("weight"),
+        layout.method,
+        _parts(module, "weight", leaf),
+        decoded(module.name, inputs, layout.kernel, shape, layout.granule, source.dtype),
+        is_exact=scale.spec.dtype in _EXPONENTS,
+        scheme=layout.scheme,
+        stored=stored if layout.scheme else {},
+        refusal=layout.refusal,
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What all weights of one shape with scales of one shape have in common.
+
+    Attributes:
+        method: for people.
+        kernel: decodes.
+        granule: rows and columns that belong together.
+        grid: rows and columns of the scales.
+        each: those of them that belong to a granule.
+        scales: the scales' dtype and shape in compressed-tensors.
+        scheme: that of compressed-tensors; None: there is none.
+        refusal: why.
+    """
+
+    method: str
+    kernel: Scaled
+    granule: Shape
+    grid: Shape
+    each: Shape
+    scales: TensorSpec
+    scheme: Scheme | None
+    refusal: str
+
+
+@lru_cache(maxsize=1024)
+def _layout(
+    scale: TensorSpec, shape: Shape, said: Shape | None, given: int | None, is_static: bool
+) -> _Layout:
+    """How a weight of such a shape is cut into tiles.
+
+    Args:
+        scale: of its scales.
+        shape: of the weight.
+        said: rows and columns of a block, as config.json has it.
+        given: the number of parts of its rows, as the user has it.
+        is_static: whether there is a scale of its inputs.
+
+    Raises:
+        SourceError: the scales fit the weight in no way, or in several.
+    """
+    rows, columns = shape
+    count, is_exponent, grid, refusal = 1, scale.dtype in _EXPONENTS, scale.shape, ""
+    if len(grid) == 4:  # NVIDIA's, [row blocks, 1, column blocks, 1]
+        grid = grid[::2]
+    if said and (grid or (1, 1)) == grid_of(said, shape):
+        tile, method, scheme = said, f"FP8, blocks of {said[0]}x{said[1]}", _blocks_scheme(said)
+    elif math.prod(grid) == 1:
+        tile, method, scheme = shape, "FP8, one scale", preset("FP8") if is_static else _TENSOR
+    elif is_exponent and grid == (rows, -(-columns // 32)):
+        tile, method, scheme = (1, 32), "MXFP8", preset("MXFP8")
+        refusal = "its columns are no multiple of 32" if columns % 32 else ""
     elif math.prod(grid) == grid[0] == rows:
-        tile, method = (1, columns), "FP8, a scale for each row"
+        tile, method, scheme = (1, columns), "FP8, a scale for each row", preset("FP8_DYNAMIC")
     else:
-        tile, count = _blocks(module.name, grid, shape, source)
-        method = f"FP8, blocks of {tile[0]}x{tile[1]}"
-    inputs = {"codes": Input(weight, shape), "scale": scale_input(scale, tile, shape)}
-    kernel = Scaled(source.dtype, 8, "e4m3", tag, tile)
-    granule = granule_of(tile, shape)
+        tile, count = _blocks(grid, shape, said, given)
+        method, scheme = f"FP8, blocks of {tile[0]}x{tile[1]}", _blocks_scheme(tile)
+    granule, tiles = granule_of(tile, shape), grid_of(tile, shape)
+    by_tensor = math.prod(grid) == 1 and scheme.weights.strategy == "tensor"
+    each = (int(tile[0] < rows), int(tile[1] < columns))
+    kernel = Scaled("F32", 8, "e4m3", scale.dtype, tile)
     if count > 1:
         down = rows // count
-        each = (-(-down // tile[0]), int(tile[1] < columns))
-        inputs["scale"] = Input(scale, (count * each[0], -(-columns // tile[1])), each=each)
+        each = (-(-down // tile[0]), each[1])
+        tiles = (count * each[0], tiles[1])
         kernel, granule = replace(kernel, part=down), (down, granule[1])
         method += f" in {count} parts of the rows"
-    floats = decoded(module.name, inputs, kernel, shape, granule)
-    parts = _parts(module, "weight", leaf)
-    coded = Coded(module.tensor("weight"), method, parts, floats, is_exact=tag in _EXPONENTS)
-    if count > 1:
-        return replace(coded, refusal="its blocks begin anew in each part of the rows")
-    return _convertible(coded, module, scale, tile)
+        refusal = "its blocks begin anew in each part of the rows"
+    # compressed-tensors has floats for scales of such tiles.
+    scales = TensorSpec("F32" if is_exponent else scale.dtype, (1,) if by_tensor else tiles)
+    if method == "MXFP8":
+        scales = TensorSpec("U8", tiles)
+    found = None if refusal else scheme
+    return _Layout(method, kernel, granule, tiles, each, scales, found, refusal)
 
 
-def _blocks(name: str, grid: tuple[int, ...], shape: Shape, source: Source) -> tuple[Shape, int]:
+def _blocks_scheme(tile: Shape) -> Scheme:
+    block = preset("FP8_BLOCK")
+    assert block.input_activations, "in groups"
+    return replace(
+        block,
+        weights=replace(block.weights, block_structure=tile),
+        input_activations=replace(block.input_activations, group_size=tile[1]),
+    )
+
+
+def _blocks(
+    grid: tuple[int, ...], shape: Shape, said: Shape | None, given: int | None
+) -> tuple[Shape, int]:
     """Rows and columns of the blocks, and into how many parts the rows are cut before.
 
     Raises:
         SourceError: the scales fit the weight in no way, or in several.
     """
-    if len(grid) == 4:  # NVIDIA's, [row blocks, 1, column blocks, 1]
-        grid = grid[::2]
-    said = _block_size(source.said)
     sizes = [said] if said else [(b, b) for b in _BLOCKS] + [(1, b) for b in _BLOCKS]
-    given = next((n for p, n in source.presharded.items() if matches(p, name)), None)
     fitting = next((tile for tile in sizes if grid_of(tile, shape) == grid), None)
     if fitting and given is None:
         return fitting, 1
@@ -128,46 +214,26 @@ def _blocks(name: str, grid: tuple[int, ...], shape: Shape, source: Source) -> t
     raise SourceError(message)
 
 
-def _block_size(said: Mapping[str, Any]) -> Shape | None:
+def _block_size(source: Source) -> Shape | None:
+    """Rows and columns of the blocks that the checkpoint has; None: it has none, or nobody says."""
+    if found := _said_size(source.said):
+        return found
+    if not str(source.said.get("quant_algo")).lower().startswith("fp8_pb"):
+        return None
+    # NVIDIA writes one block's scale as that of a tensor.
+    for module in source.modules.values():
+        weight, scale = part(module, "weight"), part(module, "weight_scale")
+        if weight and scale and len(scale.spec.shape) == 4 and math.prod(scale.spec.shape) > 1:
+            shape = weight.spec.shape[0], weight.spec.shape[1]
+            return _blocks(scale.spec.shape[::2], shape, None, None)[0]
+    return None
+
+
+def _said_size(said: Mapping[str, Any]) -> Shape | None:
     found = said.get("weight_block_size")
     if isinstance(found, list) and [type(size) for size in found] == [int, int] and min(found) > 0:
         return found[0], found[1]
     return None
-
-
-def _convertible(coded: Coded, module: Module[LazyTensor], scale: Stored, tile: Shape) -> Coded:
-    """With the compressed-tensors scheme that holds the same bytes."""
-    weight, tag = part(module, "weight"), scale.spec.dtype
-    assert weight, "it was read"
-    shape = weight.spec.shape[0], weight.spec.shape[1]
-    inputs = next((t for leaf in INPUT_SCALES[:2] if (t := part(module, leaf))), None)
-    if coded.method == "MXFP8":
-        if shape[1] % 32:
-            return replace(coded, refusal="its columns are no multiple of 32")
-        exponents = viewed(scale, "U8", scale.spec.shape)
-        return replace(
-            coded, scheme=preset("MXFP8"), stored={"weight": weight, "weight_scale": exponents}
-        )
-    grid: tuple[int, ...] = grid_of(tile, shape)
-    if math.prod(scale.spec.shape) == 1:
-        grid = (1,)
-    floats: LazyTensor = viewed(scale, tag, grid)
-    if tag in _EXPONENTS:
-        exponents = viewed(scale, tag, grid)
-        floats = scaled(module.name, "weight_scale", exponents, Powers())
-    stored: dict[str, LazyTensor] = {"weight": weight, "weight_scale": floats}
-    if grid == (1,):
-        scheme = preset("FP8") if inputs else _TENSOR
-        if inputs:
-            stored["input_scale"] = viewed(inputs, inputs.spec.dtype, (1,))
-        return replace(coded, scheme=scheme, stored=stored)
-    scheme = preset("FP8_DYNAMIC")
-    if tile != (1, shape[1]):
-        block = preset("FP8_BLOCK")
-        width = replace(block.input_activations or block.weights, group_size=tile[1])
-        weights = replace(block.weights, block_structure=tile)
-        scheme = replace(block, weights=weights, input_activations=width)
-    return replace(coded, scheme=scheme, stored=stored)
 
 
 def _parts(module: Module[LazyTensor], *leaves: str) -> tuple[str, ...]:

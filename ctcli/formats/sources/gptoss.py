@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ctcli.formats.sources.coded import Coded, Source, SourceError, SourceFormat, part
-from ctcli.formats.sources.decoding import Scaled, decoded, granule_of, scale_input
+from ctcli.formats.sources.decoding import Scaled, decoded, scale_input
 from ctcli.lazy.nodes import COLUMNS, Computed, Input, LazyTensor, Stacked
 from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.models.modules import Module
@@ -76,17 +76,15 @@ def _expert(
             "codes": Input(codes, (rows, columns // 2), each=(1, 16)),
             "scale": scale_input(scale, _TILE, shape),
         }
-        return decoded(
-            module, inputs, Scaled(dtype, 4, "e2m1", "U8", _TILE), shape, granule_of(_TILE, shape)
-        )
+        return decoded(module, inputs, Scaled("F32", 4, "e2m1", "U8", _TILE), shape, _TILE, dtype)
     # Turned, the two codes of a byte are in two rows.
     inputs = {
         "codes": Input(codes, (rows, columns // 2), "transposed", each=(1, 16)),
         "scale": Input(scale, (rows, groups), "transposed", each=(1, 1)),
     }
-    kernel = Scaled(dtype, 4, "e2m1", "U8", (32, 1), pairs_rows=True)
+    kernel = Scaled("F32", 4, "e2m1", "U8", (32, 1), pairs_rows=True)
     # Rows of codes are read in one go; columns of them would be pieces of a few bytes.
-    return decoded(module, inputs, kernel, (columns, rows), (32, 1), axis=COLUMNS)
+    return decoded(module, inputs, kernel, (columns, rows), (32, 1), dtype, COLUMNS)
 
 
 def _piece(tensor: Stored, expert: int, shape: tuple[int, int]) -> Stored:

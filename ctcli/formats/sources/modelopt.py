@@ -71,10 +71,10 @@ def _nvfp4(module: Module[LazyTensor], weight: Stored, scale: Stored, source: So
     total = part(module, "weight_scale_2")
     if total is None or total.spec.dtype != "F32" or math.prod(total.spec.shape) != 1:
         raise SourceError("it has no weight_scale_2 of one float32 number")
-    inputs, kernel, shape = nvfp4_inputs(weight, scale, total, source.dtype)
+    inputs, kernel, shape = nvfp4_inputs(weight, scale, total)
     group = kernel.tile[1]
     method = "NVFP4" if group == 16 else f"NVFP4 in groups of {group}"
-    coded = _coded(module, method, inputs, kernel, shape, ("weight", "weight_scale_2"))
+    coded = _coded(module, source, method, inputs, kernel, shape, ("weight", "weight_scale_2"))
     if coded.refusal:
         return coded
     if group != 16 or "W4A8" in str(source.said.get("quant_algo")):
@@ -101,9 +101,9 @@ def _int4(module: Module[LazyTensor], weight: Stored, scale: Stored, source: Sou
         "codes": Input(weight, (rows // 2, columns), each=(1, group)),
         "scale": Input(scale, (rows, columns // group), each=(2, 1)),
     }
-    kernel = Scaled(source.dtype, 4, "signed", scale.spec.dtype, (1, group), pairs_rows=True)
+    kernel = Scaled("F32", 4, "signed", scale.spec.dtype, (1, group), pairs_rows=True)
     method = f"INT4 in groups of {group}, two rows to a byte"
-    coded = _coded(module, method, inputs, kernel, shape, ("weight",), granule)
+    coded = _coded(module, source, method, inputs, kernel, shape, ("weight",), granule)
     if coded.refusal:
         return coded
     return _packed(coded, weight, scale, QuantizationArgs(4, "int", "group", group))
@@ -115,8 +115,8 @@ def _int8(module: Module[LazyTensor], weight: Stored, scale: Stored, source: Sou
         raise SourceError(f"its scales {list(scale.spec.shape)} are not one for each row")
     tile = (1, columns)
     inputs = {"codes": Input(weight, shape), "scale": scale_input(scale, tile, shape)}
-    kernel = Scaled(source.dtype, 8, "signed", scale.spec.dtype, tile)
-    coded = _coded(module, "INT8, a scale for each row", inputs, kernel, shape, ("weight",))
+    kernel = Scaled("F32", 8, "signed", scale.spec.dtype, tile)
+    coded = _coded(module, source, "INT8, a scale for each row", inputs, kernel, shape, ("weight",))
     if coded.refusal:
         return coded
     if part(module, "input_scale"):
@@ -126,6 +126,7 @@ def _int8(module: Module[LazyTensor], weight: Stored, scale: Stored, source: Sou
 
 def _coded(
     module: Module[LazyTensor],
+    source: Source,
     method: str,
     inputs: dict[str, Input],
     kernel: Scaled,
@@ -146,7 +147,7 @@ def _coded(
         module.tensor("weight"),
         f"{method}, inputs scaled" if factors else method,
         tuple(module.tensor(leaf) for leaf in (*leaves, "weight_scale", *beside)),
-        decoded(module.name, inputs, kernel, shape, granule),
+        decoded(module.name, inputs, kernel, shape, granule, source.dtype),
         is_exact=False,
         refusal=_SMOOTHED if factors else "",
     )

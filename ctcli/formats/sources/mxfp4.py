@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ctcli.formats.sources.coded import Coded, Source, SourceError, SourceFormat, part
-from ctcli.formats.sources.decoding import Scaled, decoded, granule_of, scale_input, viewed
+from ctcli.formats.sources.decoding import Scaled, decoded, scale_input, viewed
 from ctcli.formats.sources.scales import Exponents, scaled
 from ctcli.lazy.nodes import Input, LazyTensor
 from ctcli.lazy.tensors import Stored
@@ -56,8 +56,8 @@ def _float4(
         "codes": Input(codes, (rows, columns // 2), each=(1, 16)),
         "scale": scale_input(scale, (1, 32), shape),
     }
-    kernel = Scaled(source.dtype, 4, "e2m1", tag, (1, 32))
-    floats = decoded(module.name, inputs, kernel, shape, granule_of((1, 32), shape))
+    kernel = Scaled("F32", 4, "e2m1", tag, (1, 32))
+    floats = decoded(module.name, inputs, kernel, shape, (1, 32), source.dtype)
     exponents: LazyTensor = viewed(scale, "U8", grid)
     if tag == "F32":
         exponents = scaled(module.name, "weight_scale", scale, Exponents())

@@ -56,7 +56,7 @@ class RawNvfp4(SourceFormat):
 
 
 def nvfp4_inputs(
-    weight: Stored, scale: Stored, total: Stored, dtype: str
+    weight: Stored, scale: Stored, total: Stored
 ) -> tuple[dict[str, Input], Scaled, Shape]:
     """How codes that are packed along columns are read, and the shape of the weight.
 
@@ -64,7 +64,6 @@ def nvfp4_inputs(
         weight: U8 [N, K / 2].
         scale: E4M3 [N, K / group].
         total: one number.
-        dtype: safetensors tag of the floats.
 
     Raises:
         SourceError: these do not go together.
@@ -78,7 +77,7 @@ def nvfp4_inputs(
         "scale": scale_input(scale, (1, group), shape),
         "total": whole_input(total),
     }
-    return inputs, Scaled(dtype, 4, "e2m1", "F8_E4M3", (1, group)), shape
+    return inputs, Scaled("F32", 4, "e2m1", "F8_E4M3", (1, group)), shape
 
 
 def group_of(scale: Stored, shape: Shape) -> int:
@@ -160,16 +159,17 @@ def _part(
     module: str, codes: Stored, scale: Stored, total: Stored, dtype: str, pairs_rows: bool
 ) -> Computed:
     if not pairs_rows:
-        inputs, kernel, shape = nvfp4_inputs(codes, scale, total, dtype)
-        return decoded(module, inputs, kernel, shape, granule_of(kernel.tile, shape, 2))
+        inputs, kernel, shape = nvfp4_inputs(codes, scale, total)
+        granule = granule_of(kernel.tile, shape, 2)
+        return decoded(module, inputs, kernel, shape, granule, dtype)
     rows, columns = shape = 2 * codes.spec.shape[0], codes.spec.shape[1]
     inputs = {
         "codes": Input(codes, (rows // 2, columns), each=(8, 1)),
         "scale": Input(scale, (rows // 16, columns), each=(1, 1)),
         "total": whole_input(total),
     }
-    kernel = Scaled(dtype, 4, "e2m1", "F8_E4M3", (16, 1), pairs_rows=True)
-    return decoded(module, inputs, kernel, shape, (16, 1))
+    kernel = Scaled("F32", 4, "e2m1", "F8_E4M3", (16, 1), pairs_rows=True)
+    return decoded(module, inputs, kernel, shape, (16, 1), dtype)
 
 
 def _piece(tensor: Stored, number: int, count: int) -> Stored:

@@ -25,7 +25,7 @@ from ctcli.lazy.nodes import (
 from ctcli.lazy.tensors import Known, TensorSpec
 from ctcli.rewrites.exporting.checks import obstacles, unread_constants
 from ctcli.rewrites.exporting.options import ExportOptions
-from ctcli.rewrites.exporting.report import ExportReport, Place
+from ctcli.rewrites.exporting.report import ExportReport, FileTensor
 from ctcli.rewrites.exporting.source import Llama, read_llama
 from ctcli.rewrites.exporting.tokenizer import TOKENIZER_NAME, Tokenizer, read_tokenizer
 from ctcli.storage.llama2c import ROPE_THETA, TABLES, BinFile, Header
@@ -121,20 +121,20 @@ def _check(
         raise CtcliError(problems, " ".join(hint for hint, reasons in hints.items() if reasons))
 
 
-def _places(llama: Llama, header: Header) -> list[Place]:
+def _places(llama: Llama, header: Header) -> list[FileTensor]:
     """The file's tensors in order."""
     places = []
     offset = len(header.encode())
     tables = dict(_tables(header)) if header.version == 0 else {}
     for name, layer in header.tensors():
         if name in tables:
-            place = Place(name, None, name, {name: tables[name]}, offset)
+            place = FileTensor(name, None, name, {name: tables[name]}, offset)
         else:
             source = llama.naming.name(name, layer)
             module = source.removesuffix(".weight")
             granule = _granule(llama, header, name)
             parts = _parts(module, llama.tensors[source], granule, header.group_size)
-            place = Place(name, layer, module, parts, offset)
+            place = FileTensor(name, layer, module, parts, offset)
         places.append(place)
         offset += place.nbytes
     return places

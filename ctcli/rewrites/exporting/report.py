@@ -12,7 +12,7 @@ from ctcli.units import format_bytes
 
 
 @dataclass(frozen=True)
-class Place:
+class FileTensor:
     """A tensor of the file.
 
     Attributes:
@@ -46,7 +46,7 @@ class ExportReport:
     """
 
     header: Header
-    places: Sequence[Place]
+    places: Sequence[FileTensor]
     errors: Mapping[str, float]
 
     def with_errors(self, measured: Mapping[str, Sequence[float]]) -> ExportReport:

@@ -6,58 +6,79 @@ expressions before classes, and JSON writers sort the groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal
 
-from ctcli.models.protected import is_embedding, is_head
+from ctcli.models.protected import kind_of
 from ctcli.patterns import cover
-from ctcli.rewrites.quantizing.selection import Selection
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 
-# The release of compressed-tensors whose formats these are.
-VERSION = "0.19.0"
+# The releases of compressed-tensors whose spellings there are.
+Release = Literal["0.19", "0.20"]
+VERSIONS: Mapping[Release, str] = {"0.19": "0.19.0", "0.20": "0.20.1"}
 _FP8_KV_CACHE = QuantizationArgs(8, "float", "tensor")
 
 
 def quantization_config(
-    selection: Selection, unlisted: Iterable[str], kv_cache: bool
+    schemes: Mapping[str, Scheme],
+    left_alone: Iterable[str],
+    unlisted: Iterable[str],
+    *,
+    kv_cache: bool,
+    release: Release,
 ) -> dict[str, Any]:
-    """The config for a selection.
+    """The config for a checkpoint.
 
     Args:
-        selection: what is quantized, and what is left alone.
+        schemes: of the modules that are quantized.
+        left_alone: the linears and embeddings that are not.
         unlisted: linears of the model that have no weight of their own in the checkpoint and that
             a reader must not take for quantized (a tied lm_head).
         kv_cache: whether the checkpoint holds the scales of an FP8 key-value cache.
+        release: of compressed-tensors: from 0.20 on, arguments that say nothing are left out.
     """
-    groups = _groups(selection)
+    kept = {module: kind_of(module) for module in left_alone}
+    groups = _groups(schemes, kept)
     formats = {scheme.format for scheme, _ in groups}
-    kept = [module for module in selection.kept if not is_embedding(module)]
+    linears = [module for module, kind in kept.items() if kind != "embedding"]
+    spelled = {
+        name: scheme.to_config(targets)
+        for name, (scheme, targets) in zip(_names(groups), groups, strict=True)
+    }
+    if release == "0.20":
+        spelled = {name: _without_nulls(group) for name, group in spelled.items()}
     return {
-        "config_groups": {
-            name: scheme.to_config(targets)
-            for name, (scheme, targets) in zip(_names(groups), groups, strict=True)
-        },
+        "config_groups": spelled,
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "global_compression_ratio": None,
-        "ignore": sorted({*kept, *unlisted}),
+        "ignore": sorted({*linears, *unlisted}),
         "kv_cache_scheme": _FP8_KV_CACHE.to_config() if kv_cache else None,
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
         "transform_config": {},
-        "version": VERSION,
+        "version": VERSIONS[release],
     }
 
 
-def _groups(selection: Selection) -> list[tuple[Scheme, list[str]]]:
+def _without_nulls(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group whose arguments do not say what they leave open; `group_size` is always told."""
+    return {
+        key: {k: v for k, v in value.items() if v not in (None, {}) or k == "group_size"}
+        if isinstance(value, Mapping)
+        else value
+        for key, value in group.items()
+    }
+
+
+def _groups(schemes: Mapping[str, Scheme], kept: Collection[str]) -> list[tuple[Scheme, list[str]]]:
     """Each scheme with its targets; heads and embeddings, which are no class Linear, by name."""
     members: dict[tuple[Scheme, str], list[str]] = {}
-    for module, scheme in selection.schemes.items():
-        special = module if is_embedding(module) or is_head(module) else ""
+    for module, scheme in schemes.items():
+        special = module if kind_of(module) in ("embedding", "head") else ""
         members.setdefault((scheme, special), []).append(module)
     if len(members) == 1 and not any(special for _, special in members):
         return [(scheme, ["Linear"]) for scheme, _ in members]
-    every = {*selection.schemes, *selection.kept}
+    every = {*schemes, *kept}
     return [
         (scheme, cover(modules, every.difference(modules)))
         for (scheme, _), modules in members.items()

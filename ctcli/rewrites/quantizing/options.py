@@ -15,10 +15,12 @@ from ctcli.options import OptionError, option
 from ctcli.rewrites.options import (
     RewriteOptions,
     check_device,
+    ct_version,
     device,
     read_json,
     shard_size,
 )
+from ctcli.rewrites.quantizing.config import Release
 from ctcli.rewrites.quantizing.input_scales import read_scales
 from ctcli.rewrites.quantizing.selection import Choice, OnIndivisible
 from ctcli.schemes.family import ComputeDtype, Execution, Observer
@@ -92,6 +94,12 @@ class QuantizeOptions(RewriteOptions):
     on_indivisible: OnIndivisible = option(
         "error", "What to do with weights whose columns are no multiple of the group size."
     )
+    rest: Literal["keep", "dense"] = option(
+        "keep",
+        "Where SRC is quantized already: modules that are left alone stay as they are stored, or "
+        "become floats.",
+        recorded="unless default",
+    )
     observer: Observer = option(
         "minmax",
         "Range of a group: its extremes, or the shrunk range with the least squared error (mse, "
@@ -107,6 +115,7 @@ class QuantizeOptions(RewriteOptions):
         "safetensors file with <module>.input_scale or .input_global_scale for static schemes, and "
         "k_scale and v_scale for an FP8 key-value cache.",
     )
+    ct_version: Release = ct_version()
     allow_nonfinite: bool = option(False, "Let NaN and infinite weights through.")
     max_shard_size: int | None = shard_size()
     device: str = device()

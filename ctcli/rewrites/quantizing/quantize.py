@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 from ctcli.checkpoint.sharding import cut_to_size
-from ctcli.checkpoint.value import Checkpoint, Shard
+from ctcli.checkpoint.value import Checkpoint, Modules, Shard
 from ctcli.errors import CtcliError
-from ctcli.formats.sources.reading import as_floats
-from ctcli.lazy.nodes import Computed, LazyTensor, Node, starting_point
+from ctcli.formats.sources.coded import Coded
+from ctcli.formats.sources.reading import Reading, dense, read_quantized
+from ctcli.lazy.nodes import Computed, LazyTensor, Node, Stacked, starting_point
 from ctcli.lazy.tensors import Stored
 from ctcli.models.config import table
 from ctcli.models.experts import (
-    expert_modules,
+    PackedExperts,
     layout_problem,
     packed_experts,
     split_experts,
 )
-from ctcli.models.fused import fused_sets
-from ctcli.models.protected import TRANSPOSED_LINEARS, is_head
+from ctcli.models.fused import FusedSet
+from ctcli.models.modules import Module, modules_of
+from ctcli.models.protected import TRANSPOSED_LINEARS
 from ctcli.patterns import matches
 from ctcli.rewrites.quantizing.config import quantization_config
 from ctcli.rewrites.quantizing.input_scales import CACHE_SCALES
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.selection import Choice, Selection, select
+from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Execution, Numerics
 from ctcli.schemes.weights import Weight, largest_magnitude, quantized
 from ctcli.units import format_bytes
@@ -43,12 +47,14 @@ class QuantizeReport:
         selection: scheme by module, and reason by module left alone.
         bytes_before: tensor bytes of the source.
         bytes_after: tensor bytes of the output.
+        as_stored: how modules were quantized before whose numbers stay, by name.
         errors: relative root mean square error by module, once it is known.
     """
 
     selection: Selection
     bytes_before: int
     bytes_after: int
+    as_stored: Mapping[str, str]
     errors: Mapping[str, float]
 
     def with_errors(self, measured: Mapping[str, Sequence[float]]) -> QuantizeReport:
@@ -62,9 +68,15 @@ class QuantizeReport:
 
     def rows(self) -> list[tuple[str, str]]:
         """Labels and values, for people."""
-        schemes = Counter(scheme.name for scheme in self.selection.schemes.values())
-        kept = Counter(self.selection.kept.values())
-        rows = [("quantized", ", ".join(f"{n} modules {name}" for name, n in schemes.items()))]
+        schemes = Counter(
+            scheme.name
+            for module, scheme in self.selection.schemes.items()
+            if module not in self.as_stored
+        )
+        kept, stored = Counter(self.selection.kept.values()), Counter(self.as_stored.values())
+        made = ", ".join(f"{n} modules {name}" for name, n in schemes.items())
+        rows = [("quantized", made)] if made else []
+        rows += [("as stored", f"{n} modules: {method}") for method, n in stored.items()]
         rows += [("left alone", f"{n}: {reason}") for reason, n in kept.items()]
         share = self.bytes_after / self.bytes_before
         before, after = format_bytes(self.bytes_before), format_bytes(self.bytes_after)
@@ -85,6 +97,7 @@ class QuantizeReport:
                     "scheme": scheme.name,
                     "format": scheme.format,
                     "relative_error": self.errors.get(module),
+                    "as_stored": self.as_stored.get(module),
                 }
                 for module, scheme in self.selection.schemes.items()
             },
@@ -100,26 +113,35 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     Raises:
         CtcliError: the options do not fit the checkpoint, or its quantized weights cannot be read.
     """
-    source = as_floats(checkpoint)
+    reading = read_quantized(checkpoint)
+    source = dense(checkpoint, reading) if reading else checkpoint
     _check_source(source)
     choice = options.choice
     untied = _untie(source, choice)
-    experts = _expert_weights(untied, choice.ignore)
-    weights = _weights(untied)
-    for parts in experts.values():
-        weights |= {name.removesuffix(".weight"): tensor for name, tensor in parts.items()}
-    tied = [] if any(map(is_head, weights)) else ["lm_head"]
-    packed = [name.removesuffix(".weight") for name, _ in untied.tensors() if "experts" in name]
-    specs = {module: tensor.spec for module, tensor in weights.items()}
+    packed = _packed(untied)
+    experts = _expert_linears(untied, packed, choice.ignore)
+    linears = _linears(untied)
+    for split in experts.values():
+        linears |= split
+    tied = [] if any(module.kind == "head" for module in linears.values()) else ["lm_head"]
     online = _online_matrices(untied)
-    selection = select(specs, untied.config, choice, known=(*specs, *packed, *tied, *online))
+    selection = select(linears, choice, known=(*linears, *packed, *tied, *online))
     selection = replace(selection, kept={**selection.kept, **online})
-    nodes = _nodes(weights, selection, options)
-    added = _placed_scales(untied, selection, options.scales)
-    shards = tuple(_quantized(shard, experts, nodes, added) for shard in untied.shards)
+    selection, as_stored = _unchanged(selection, reading, options.rest)
+    made = _quantized_weights(linears, selection, as_stored, options)
+    added = _placed_scales(untied, linears, selection, options.scales)
+    inside = {untied.modules[name].weight_name: split for name, split in experts.items()}
+    shards = tuple(_quantized(shard, inside, made, added) for shard in untied.shards)
     kv_cache = any(name.endswith(CACHE_SCALES) for name in options.scales)
-    unlisted = [*tied, *_packed_modules(untied, experts)]
-    config = quantization_config(selection, unlisted, kv_cache)
+    whole = [each for name, each in packed.items() if name not in experts]
+    unlisted = [*tied, *(module for each in whole for module in each.linears)]
+    config = quantization_config(
+        selection.schemes,
+        selection.kept,
+        unlisted,
+        kv_cache=kv_cache,
+        release=options.ct_version,
+    )
     # What `rotate` declared for the server stays.
     declared = table(untied.config.get("quantization_config"))
     config["transform_config"] = declared.get("transform_config", {})
@@ -128,7 +150,31 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     if options.max_shard_size:
         result = cut_to_size(result, options.max_shard_size)
     result = result.with_config({**untied.config, "quantization_config": config})
-    return result, QuantizeReport(selection, checkpoint.nbytes, result.nbytes, {})
+    methods = {module: coded.method for module, coded in as_stored.items()}
+    return result, QuantizeReport(selection, checkpoint.nbytes, result.nbytes, methods, {})
+
+
+def _unchanged(
+    selection: Selection, reading: Reading | None, rest: Literal["keep", "dense"]
+) -> tuple[Selection, dict[str, Coded]]:
+    """The weights of a quantized source that stay as they are stored, and what is then quantized.
+
+    These are the ones that the scheme leaves alone, if the user does not want floats, and those
+    that are stored in the very scheme.
+    """
+    kept, schemes, found = dict(selection.kept), dict(selection.schemes), {}
+    stored = reading.coded.values() if reading else ()
+    for coded in (leaf for each in stored for leaf in each.leaves):
+        module, chosen = coded.module, schemes.get(coded.module)
+        if coded.scheme is None:
+            continue
+        old = coded.scheme
+        if chosen and (old.weights, old.format) == (chosen.weights, chosen.format):
+            found[module] = coded
+        elif module in kept and rest == "keep":
+            found[module], schemes[module] = coded, coded.scheme
+            del kept[module]
+    return replace(selection, schemes=schemes, kept=kept), found
 
 
 def _check_source(checkpoint: Checkpoint) -> None:
@@ -146,38 +192,44 @@ def _check_source(checkpoint: Checkpoint) -> None:
         )
 
 
-def _expert_weights(checkpoint: Checkpoint, ignore: Sequence[str]) -> dict[str, dict[str, Stored]]:
-    """For every packed tensor of experts that is not ignored: the weights it splits into."""
+def _packed(checkpoint: Checkpoint) -> dict[str, PackedExperts]:
+    """What packs experts, by module."""
+    return {
+        name: packed
+        for name, module in checkpoint.modules.items()
+        if module.weight and (packed := packed_experts(name, module.weight.spec))
+    }
+
+
+def _expert_linears(
+    checkpoint: Checkpoint, packed: Mapping[str, PackedExperts], ignore: Sequence[str]
+) -> dict[str, Modules]:
+    """The modules that each packed tensor of experts splits into, if it is not ignored."""
     problems = []
-    found: dict[str, dict[str, Stored]] = {}
-    names = {name for name, _ in checkpoint.tensors()}
-    for name, tensor in checkpoint.tensors():
-        packed = packed_experts(name, tensor.spec)
-        module = name.removesuffix(".weight")
-        if packed is None or not isinstance(tensor, Stored):
+    found: dict[str, Modules] = {}
+    for name, experts in packed.items():
+        module = checkpoint.modules[name]
+        weight = module.weight
+        if weight is None or any(matches(pattern, name) for pattern in ignore):
             continue
-        if any(matches(pattern, module) for pattern in ignore):
-            continue
-        problem = layout_problem(packed, tensor.spec, checkpoint.config)
-        if f"{packed.parent}.{packed.role}_bias" in names:
+        problem = layout_problem(experts, weight.spec, checkpoint.config)
+        if isinstance(weight, Stacked):
+            problem = None if weight.linears else problem or "its gate and up share scales"
+        if f"{experts.parent}.{experts.role}_bias" in checkpoint.specs:
             problem = "it has a bias, which no known layout splits"
         if problem:
-            problems.append(f"{name}: packed experts of an unknown layout: {problem}.")
-        else:
-            found[name] = split_experts(packed, tensor)
+            problems.append(
+                f"{module.weight_name}: packed experts of an unknown layout: {problem}."
+            )
+        elif isinstance(weight, Stacked):
+            found[name] = modules_of(weight.linears, checkpoint.config)
+        elif isinstance(weight, Stored):
+            found[name] = modules_of(split_experts(experts, weight), checkpoint.config)
     if problems:
         raise CtcliError(
             problems, "Save the experts unpacked, one linear each, or leave them with --ignore."
         )
     return found
-
-
-def _packed_modules(checkpoint: Checkpoint, split: Collection[str]) -> Iterator[str]:
-    """The linears inside tensors of experts that stay packed: servers ask for them one by one."""
-    for name, tensor in checkpoint.tensors():
-        packed = packed_experts(name, tensor.spec)
-        if packed and name not in split:
-            yield from expert_modules(packed, tensor.spec.shape[0])
 
 
 def _untie(checkpoint: Checkpoint, choice: Choice) -> Checkpoint:
@@ -199,10 +251,10 @@ def _untie(checkpoint: Checkpoint, choice: Choice) -> Checkpoint:
     return replace(checkpoint, shards=shards).with_config(config)
 
 
-def _weights(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
-    """Every two-dimensional weight, by module."""
+def _linears(checkpoint: Checkpoint) -> dict[str, Module[LazyTensor]]:
+    """Every module with a two-dimensional weight."""
     return {
-        name: module.weight
+        name: module
         for name, module in checkpoint.modules.items()
         if len(module.shape) == 2 and module.weight and starting_point(module.weight)
     }
@@ -217,41 +269,61 @@ def _online_matrices(checkpoint: Checkpoint) -> dict[str, str]:
     }
 
 
-def _nodes(
-    weights: Mapping[str, LazyTensor], selection: Selection, options: QuantizeOptions
-) -> dict[str, Node]:
-    """What computes the tensors of each module."""
-    found = {module: starting_point(weights[module]) for module in selection.schemes}
-    exact = {module: weight for module, weight in found.items() if weight}
-    shared = _shared_magnitudes(exact, selection, options.execution)
-    return {
-        module: quantized(
+def _quantized_weights(
+    linears: Modules,
+    selection: Selection,
+    as_stored: Mapping[str, Coded],
+    options: QuantizeOptions,
+) -> dict[str, Node | Coded]:
+    """What each module becomes, by the name of its weight."""
+
+    @cache
+    def numerics(scheme: Scheme, dtype: str) -> Numerics:
+        return Numerics(scheme, dtype, options.compute_dtype, options.observer)
+
+    schemes = {m: scheme for m, scheme in selection.schemes.items() if m not in as_stored}
+    stored = {module: weight for module in schemes if (weight := linears[module].weight)}
+    exact = {
+        module: start for module, weight in stored.items() if (start := starting_point(weight))
+    }
+    shared = _shared_magnitudes(exact, schemes, selection.fused, options.execution)
+    made: dict[str, Node | Coded] = {
+        linears[module].weight_name: quantized(
             module,
             exact[module],
-            Numerics(scheme, weights[module].spec.dtype, options.compute_dtype, options.observer),
+            numerics(scheme, stored[module].spec.dtype),
             options.execution,
             shared.get(module),
         )
-        for module, scheme in selection.schemes.items()
+        for module, scheme in schemes.items()
     }
+    return made | {linears[module].weight_name: coded for module, coded in as_stored.items()}
 
 
 def _shared_magnitudes(
-    weights: Mapping[str, Weight], selection: Selection, execution: Execution
+    weights: Mapping[str, Weight],
+    schemes: Mapping[str, Scheme],
+    sets: Sequence[FusedSet],
+    execution: Execution,
 ) -> dict[str, Node]:
     """For schemes with a global scale: the value that each fused set, or lone module, shares."""
-    modules = [m for m, s in selection.schemes.items() if s.weights.strategy == "tensor_group"]
-    sets = {fused.name: fused.tensors for fused in fused_sets(modules)}
-    lone = set(modules).difference(*sets.values())
+    modules = {m: weights[m] for m, s in schemes.items() if s.weights.strategy == "tensor_group"}
     shared: dict[str, Node] = {}
-    for name, members in {**sets, **{m: (m,) for m in modules if m in lone}}.items():
-        magnitude = largest_magnitude(name, {m: weights[m] for m in members}, execution)
-        shared |= dict.fromkeys(members, magnitude)
+    for fused in sets:
+        members = {module: modules[module] for module in fused.tensors if module in modules}
+        if len(members) > 1:
+            magnitude = largest_magnitude(fused.name, members, execution)
+            shared |= dict.fromkeys(members, magnitude)
+    for module in modules.keys() - shared.keys():
+        shared[module] = largest_magnitude(module, {module: modules[module]}, execution)
     return shared
 
 
 def _placed_scales(
-    checkpoint: Checkpoint, selection: Selection, scales: Mapping[str, LazyTensor]
+    checkpoint: Checkpoint,
+    linears: Modules,
+    selection: Selection,
+    scales: Mapping[str, LazyTensor],
 ) -> dict[str, dict[str, LazyTensor]]:
     """The given scales by the tensor beside which they belong.
 
@@ -259,14 +331,14 @@ def _placed_scales(
         CtcliError: static schemes lack theirs, or scales are given that nothing takes.
     """
     beside = {
-        f"{module}.{scheme.needs_input_scale}": module
+        f"{module}.{scheme.needs_input_scale}": linears[module].weight_name
         for module, scheme in selection.schemes.items()
         if scheme.needs_input_scale
     }
     problems = [
         f"{name}: the scheme is static and needs it." for name in sorted({*beside} - {*scales})
     ]
-    parents = {name.rpartition(".")[0].rpartition(".")[0]: name for name, _ in checkpoint.tensors()}
+    parents = {name.rpartition(".")[0].rpartition(".")[0]: name for name in checkpoint.specs}
     placed: dict[str, dict[str, LazyTensor]] = {}
     for name, tensor in scales.items():
         parent = name.rpartition(".")[0] if name.endswith(CACHE_SCALES) else None
@@ -274,7 +346,7 @@ def _placed_scales(
         if home is None:
             problems.append(f"{name}: in the file of input scales, but nothing takes it.")
         else:
-            placed.setdefault(home.removesuffix(".weight"), {})[name] = tensor
+            placed.setdefault(home, {})[name] = tensor
     if problems:
         raise CtcliError(
             problems,
@@ -286,22 +358,27 @@ def _placed_scales(
 
 def _quantized(
     shard: Shard,
-    experts: Mapping[str, Mapping[str, Stored]],
-    nodes: Mapping[str, Node],
+    experts: Mapping[str, Modules],
+    made: Mapping[str, Node | Coded],
     added: Mapping[str, Mapping[str, LazyTensor]],
 ) -> Shard:
     """A shard with its quantized weights, where the weights were."""
     tensors: dict[str, LazyTensor] = {}
     for name, tensor in shard.tensors.items():
-        parts: Mapping[str, LazyTensor] = experts.get(name, {})
-        if not any(part.removesuffix(".weight") in nodes for part in parts):
+        parts = {each.weight_name: each.weight for each in experts.get(name, {}).values()}
+        if not parts.keys() & made.keys():
             parts = {name: tensor}
         for part, stored in parts.items():
-            module = part.removesuffix(".weight")
-            if module != part and module in nodes:
-                for output in nodes[module].outputs:
-                    tensors[f"{module}.{output}"] = Computed(nodes[module], output)
-            else:
+            if found := made.get(part):
+                tensors |= _tensors(found)
+            elif stored:
                 tensors[part] = stored
-            tensors |= added.get(module, {})
+            tensors |= added.get(part, {})
     return replace(shard, tensors=tensors)
+
+
+def _tensors(made: Node | Coded) -> dict[str, LazyTensor]:
+    """What a module has instead of its weight, by name."""
+    if isinstance(made, Node):
+        return {f"{made.module}.{output}": Computed(made, output) for output in made.outputs}
+    return {f"{made.module}.{suffix}": tensor for suffix, tensor in made.stored.items()}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ctcli.checkpoint.value import Modules
 from ctcli.errors import CtcliError
-from ctcli.lazy.tensors import TensorSpec
-from ctcli.models.fused import fused_sets
-from ctcli.models.protected import protected_kind
+from ctcli.lazy.nodes import LazyTensor
+from ctcli.models.fused import FusedSet, fused_sets
+from ctcli.models.modules import Module
+from ctcli.models.protected import REASONS
 from ctcli.ops.dtypes import WEIGHT_FLOATS
 from ctcli.patterns import check_patterns, matches
 from ctcli.schemes.arguments import Scheme
@@ -44,25 +46,21 @@ class Selection:
     Attributes:
         schemes: scheme by module.
         kept: the reason by module that is a linear (or embedding) and left alone.
+        fused: the sets that these modules form, each with one scheme or none.
     """
 
     schemes: Mapping[str, Scheme]
     kept: Mapping[str, str]
+    fused: Sequence[FusedSet]
 
 
-def select(
-    weights: Mapping[str, TensorSpec],
-    config: Mapping[str, object],
-    choice: Choice,
-    known: Collection[str],
-) -> Selection:
-    """Decide over every two-dimensional weight.
+def select(linears: Modules, choice: Choice, known: Collection[str]) -> Selection:
+    """Decide over every module with a two-dimensional weight.
 
     Args:
-        weights: module to the spec of its weight.
-        config: config.json.
+        linears: these modules.
         choice: what the user asks for.
-        known: names that patterns may match beside those of the weights.
+        known: names that patterns may match.
 
     Raises:
         CtcliError: patterns without a match, group sizes that do not divide, fused sets whose
@@ -73,22 +71,23 @@ def select(
     schemes: dict[str, Scheme] = {}
     kept: dict[str, str] = {}
     ranked = sorted(choice.schemes, key=lambda entry: _rank(entry[0]))
-    for module, spec in weights.items():
-        scheme = next((s for p, s in ranked if p is None or matches(p, module)), None)
-        reason = _reason_to_keep(module, spec, config, choice)
+    for name, module in linears.items():
+        scheme = next((s for p, s in ranked if p is None or matches(p, name)), None)
+        reason = _reason_to_keep(module, choice)
         if scheme is None:
-            kept[module] = reason or "no scheme for it"
+            kept[name] = reason or "no scheme for it"
         elif reason:
-            kept[module] = reason
+            kept[name] = reason
         else:
-            schemes[module] = scheme
-    _divide(weights, schemes, kept, choice.on_indivisible)
-    _check_fused(schemes, kept)
+            schemes[name] = scheme
+    _divide(linears, schemes, kept, choice.on_indivisible)
+    fused = fused_sets([*schemes, *kept])
+    _check_fused(fused, schemes)
     if not schemes:
         raise CtcliError(
             "no module is left to quantize.", "Look at --dry-run, --targets and --ignore."
         )
-    return Selection(schemes, kept)
+    return Selection(schemes, kept, fused)
 
 
 def _rank(pattern: str | None) -> int:
@@ -97,24 +96,23 @@ def _rank(pattern: str | None) -> int:
     return 1 if pattern.startswith("re:") else 0
 
 
-def _reason_to_keep(
-    module: str, spec: TensorSpec, config: Mapping[str, object], choice: Choice
-) -> str | None:
-    if any(matches(pattern, module) for pattern in choice.ignore):
+def _reason_to_keep(module: Module[LazyTensor], choice: Choice) -> str | None:
+    assert module.weight, "it has a weight of two dimensions"
+    name, spec = module.name, module.weight.spec
+    if any(matches(pattern, name) for pattern in choice.ignore):
         return "--ignore"
     if not spec.nbytes:
         return "it is empty"
-    named = module in (pattern for pattern, _ in choice.schemes)
-    if named or any(matches(pattern, module) for pattern in choice.targets):
+    named = name in (pattern for pattern, _ in choice.schemes)
+    if named or any(matches(pattern, name) for pattern in choice.targets):
         return None
-    kind = protected_kind(module, config)
-    if kind and choice.default_ignore:
-        return kind
+    if choice.default_ignore and module.kind in REASONS:
+        return REASONS[module.kind]
     return None if spec.dtype in WEIGHT_FLOATS else f"dtype {spec.dtype}"
 
 
 def _divide(
-    weights: Mapping[str, TensorSpec],
+    linears: Modules,
     schemes: dict[str, Scheme],
     kept: dict[str, str],
     on_indivisible: OnIndivisible,
@@ -122,7 +120,7 @@ def _divide(
     """Settle the modules whose columns are no multiple of the group size."""
     problems = []
     for module, scheme in list(schemes.items()):
-        group, columns = scheme.weights.group_size, weights[module].shape[1]
+        group, columns = scheme.weights.group_size, linears[module].shape[1]
         if not group or columns % group == 0:
             continue
         smaller = _smaller_group(scheme, columns)
@@ -159,15 +157,15 @@ def _smaller_group(scheme: Scheme, columns: int) -> Scheme | None:
     )
 
 
-def _check_fused(schemes: Mapping[str, Scheme], kept: Mapping[str, str]) -> None:
+def _check_fused(sets: Sequence[FusedSet], schemes: Mapping[str, Scheme]) -> None:
     """Servers load a fused set as one matrix: all members alike, or none."""
     problems = []
-    for fused in fused_sets([*schemes, *kept]):
-        found = {member: schemes.get(member) for member in fused.tensors}
-        if len(set(found.values())) > 1:
+    for fused in sets:
+        found = [schemes.get(member) for member in fused.tensors]
+        if found.count(found[0]) < len(found):
             how = ", ".join(
                 f"{member.rpartition('.')[2]} {scheme.name if scheme else 'left alone'}"
-                for member, scheme in found.items()
+                for member, scheme in zip(fused.tensors, found, strict=True)
             )
             problems.append(f"{fused.name}: its members must be quantized alike, but: {how}.")
     if problems:

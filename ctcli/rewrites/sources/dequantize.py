@@ -27,7 +27,7 @@ def dequantize(
             "Copy it, or lay it out anew with ctcli reindex.",
         )
     if options.keep_kv_scales:
-        reading = replace(reading, used={*reading.used} - {*reading.cache})
+        reading = replace(reading, cache={})
     result = dense(checkpoint, reading)
     result = replace(result, steps=(*result.steps, {"use": "dequantize", **options.recipe}))
     if options.max_shard_size:

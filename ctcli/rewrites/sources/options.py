@@ -9,7 +9,8 @@ from typing import Literal
 
 from ctcli.ops.dtypes import DTYPES, WEIGHT_FLOATS
 from ctcli.options import OptionError, option
-from ctcli.rewrites.options import RewriteOptions, shard_size
+from ctcli.rewrites.options import RewriteOptions, ct_version, shard_size
+from ctcli.rewrites.quantizing.config import Release
 
 Dtype = Literal["bfloat16", "float16", "float32"]
 
@@ -71,7 +72,25 @@ class ConvertOptions(SourceOptions):
     """Write a checkpoint that is quantized already as a compressed-tensors one.
 
     The numbers stay the same: codes and scales are copied, or packed anew. Weights that
-    compressed-tensors has no format for are refused.
+    compressed-tensors has no format for are refused, or quantized anew.
     """
 
+    to: Literal["compressed-tensors", "fp8"] = option(
+        "compressed-tensors",
+        "What is written: fp8 is the spelling of DeepSeek's and Qwen's checkpoints, for FP8 blocks "
+        "of one size.",
+    )
+    requantize: str | None = option(
+        None,
+        "Scheme that weights get whose numbers cannot stay.",
+        "they are refused",
+        metavar="SCHEME",
+    )
+    ct_version: Release = ct_version()
     max_shard_size: int | None = shard_size()
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        super().__post_init__()
+        if self.requantize and self.to == "fp8":
+            raise OptionError("--requantize goes with --to compressed-tensors.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from ctcli.lazy.nodes import (
@@ -92,7 +92,7 @@ class Arithmetic:
         """With `auto` decided for a tensor."""
         if self.precision != "auto":
             return self
-        return replace(self, precision="float32" if tensor.dtype in SHORT_FLOATS else "float64")
+        return Arithmetic("float32" if tensor.dtype in SHORT_FLOATS else "float64", self.device)
 
     def tag(self, tensor: Exact, edit: Edit) -> str:
         """Safetensors tag of the floats in which an edit is computed: F32 or F64.
@@ -146,7 +146,7 @@ def edited(
         module=module,
         shape=shape,
         inputs=inputs,
-        outputs={leaf: Output(TensorSpec(tag, shape))},
+        outputs=_floats(leaf, tag, shape),
         kernel=EditBlock(
             leaf, tensor.spec.dtype, tag, gain, edit.columns, edit.rows, arithmetic.device
         ),
@@ -154,6 +154,12 @@ def edited(
         axis=_axis(shape, granule, tensor),
     )
     return Computed(node, leaf)
+
+
+@lru_cache(maxsize=256)
+def _floats(leaf: str, tag: str, shape: Shape) -> Mapping[str, Output]:
+    """What is made of the matrices of one shape: many of a model are alike."""
+    return {leaf: Output(TensorSpec(tag, shape))}
 
 
 def _axis(shape: Shape, granule: Shape, tensor: Exact) -> Axis:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctcli.lazy.nodes import Computed, LazyTensor, Node, Output, Where
 from ctcli.lazy.tensors import TensorSpec
-from ctcli.rewrites.quantizing.config import VERSION
+from ctcli.rewrites.quantizing.config import VERSIONS
 
 if TYPE_CHECKING:
     from ctcli.lazy.nodes import Blocks
@@ -60,7 +60,7 @@ def transforming(
         "quant_method": "compressed-tensors",
         "quantization_status": "frozen",
         "transform_config": {"config_groups": dict(schemes)},
-        "version": VERSION,
+        "version": VERSIONS["0.19"],
     }
     return {**config, "quantization_config": declared}
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.models.architecture import Architecture
+from ctcli.models.modules import modules_of
 from ctcli.rewrites.surgery.edits import Arithmetic
 from ctcli.rewrites.surgery.fuse_norms import SurgeryReport, finish, fuse, write_stream
 from ctcli.rewrites.surgery.kernels import RowMap
@@ -144,8 +145,8 @@ def _rotate_inner(
             surgery.added[f"{module}.weight"] |= matrix(f"{module}.R4_input", once)
     # A tower, or a layer for multi-token prediction, may have linears of the same names.
     names = tuple({module.rpartition(".")[2] for module in outputs})
-    modules = {name.removesuffix(".weight") for name in surgery.stored}
-    ignore = sorted(m for m in modules - {*outputs} if m.endswith(names))
+    modules = modules_of(surgery.stored, {})
+    ignore = sorted(m for m in modules.keys() - {*outputs} if m.endswith(names))
     places = [
         apply(outputs, "input", ignore=ignore),
         apply(outputs, "weight_input", inverse=True, ignore=ignore),

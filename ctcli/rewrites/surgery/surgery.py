@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from ctcli.checkpoint.value import Checkpoint
@@ -63,6 +64,12 @@ class Surgery:
         if self.architecture.tied:
             names.append(self.architecture.lm_head)
         return [name for name in dict.fromkeys(names) if f"{name}.weight" in self.stored]
+
+    def home(self, module: str) -> str:
+        """The tensor beside which a module's tensors go that are new."""
+        parts = self.architecture
+        is_untied = module == parts.lm_head and parts.tied
+        return f"{parts.token_embedding if is_untied else module}.weight"
 
 
 def architecture_of(checkpoint: Checkpoint, mapping: ArchitectureMapping | None) -> Architecture:
@@ -126,24 +133,17 @@ def apply(
     """
     operation = _Operation(surgery, arithmetic, dtype)
     made: dict[str, LazyTensor] = {}
-    beside: dict[str, list[str]] = defaultdict(list)
-    for module in surgery.modules:
-        home = f"{module}.weight"
-        if module == surgery.architecture.lm_head and surgery.architecture.tied:
-            home = f"{surgery.architecture.token_embedding}.weight"
-        for name, tensor in operation.tensors(module).items():
-            made[name] = tensor
-            beside[home].append(name)
-    for home, tensors in surgery.added.items():
-        made |= tensors
-        beside[home] += tensors
-    present = {name for name, _ in checkpoint.tensors()}
+    beside: dict[str, dict[str, LazyTensor]] = defaultdict(dict)
+    changed = [(surgery.home(module), operation.tensors(module)) for module in surgery.modules]
+    for home, tensors in (*changed, *surgery.added.items()):
+        for name, tensor in tensors.items():
+            (made if name in checkpoint.specs else beside[home])[name] = tensor
     shards = []
     for shard in checkpoint.shards:
         rewritten: dict[str, LazyTensor] = {}
         for name, tensor in shard.tensors.items():
             rewritten[name] = made.get(name) or operation.untouched(name, tensor)
-            rewritten |= {new: made[new] for new in beside.get(name, ()) if new not in present}
+            rewritten |= beside.get(name, {})
         shards.append(replace(shard, tensors=rewritten))
     config = _config(checkpoint.config, surgery, dtype)
     result = replace(checkpoint, shards=tuple(shards))
@@ -158,10 +158,15 @@ class _Operation:
     arithmetic: Arithmetic
     dtype: str | None
 
+    @cached_property
+    def neutral(self) -> frozenset[str]:
+        """The norms whose gain becomes one."""
+        return frozenset(self.surgery.neutral)
+
     def tensors(self, module: str) -> dict[str, LazyTensor]:
         """A changed module's weight and bias, by name."""
         weight = self.surgery.stored[f"{module}.weight"]
-        if module in self.surgery.neutral:
+        if module in self.neutral:
             is_one = not self.surgery.architecture.gain_offset
             made, bias = self._constant(weight.spec, is_one), self._norm_bias(module)
         else:
@@ -187,20 +192,22 @@ class _Operation:
         return self._changed(f"{module}.weight", _exact(weight), edit, weight.spec)
 
     def _linear_bias(self, module: str, weight: LazyTensor) -> LazyTensor | None:
-        name, edit = f"{module}.bias", self.surgery.edit(module)
+        name, gain = f"{module}.bias", self.surgery.gains.get(module)
         own = self.surgery.stored.get(name)
+        if own is None and module not in self.surgery.switched and not (gain and gain.bias):
+            return None
         spec = own.spec if own else TensorSpec(weight.spec.dtype, weight.spec.shape[:1])
         added = starting_point(own) if own else None  # an earlier step's is zero, and stays it
-        if edit.gain and edit.gain.bias:
+        if gain and gain.bias:
             arithmetic = self.arithmetic.of(spec)
             bias: Exact = bias_of(
-                module, _exact(weight), edit.gain, added, arithmetic, self.surgery.step
+                module, _exact(weight), gain, added, arithmetic, self.surgery.step
             )
         elif added:
             bias = added
         else:
-            return self._constant(spec) if own or module in self.surgery.switched else None
-        return self._changed(name, bias, Edit(rows=edit.rows), spec)
+            return self._constant(spec)
+        return self._changed(name, bias, Edit(rows=self.surgery.edit(module).rows), spec)
 
     def _norm_bias(self, module: str) -> LazyTensor | None:
         name = f"{module}.bias"
@@ -216,7 +223,7 @@ class _Operation:
         module, _, leaf = name.rpartition(".")
         arithmetic = self.arithmetic.of(spec)
         result = edited(module, leaf, tensor, edit, arithmetic, self.surgery.step)
-        own = TensorSpec(self._tag(spec), spec.shape)
+        own = spec if self._tag(spec) == spec.dtype else TensorSpec(self._tag(spec), spec.shape)
         return rounded(module, leaf, result, own, arithmetic.device)
 
     def _constant(self, spec: TensorSpec, is_one: bool = False) -> LazyTensor:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ctcli.errors import CtcliError
-from ctcli.models.protected import is_embedding, is_norm
+from ctcli.models.modules import modules_of
+from ctcli.models.protected import is_embedding
 from ctcli.patterns import check_patterns, matches
 from ctcli.rewrites.surgery.kernels import RowMap
 from ctcli.rewrites.surgery.matrices import made
@@ -31,7 +32,7 @@ _HINT = "Correct the file: it holds config_groups, as in compressed-tensors' Tra
 
 
 @dataclass(frozen=True)
-class Place:
+class Application:
     """Where a scheme is applied."""
 
     targets: tuple[str, ...]
@@ -47,7 +48,7 @@ class TransformScheme:
     name: str
     transform_type: str
     block_size: int | None
-    places: tuple[Place, ...]
+    places: tuple[Application, ...]
     declaration: Mapping[str, Any]
 
     def folds(self, module: str) -> bool:
@@ -89,7 +90,7 @@ def parse_transform_config(name: str, data: Mapping[str, Any]) -> tuple[Transfor
             scheme["type"],
             scheme.get("head_dim"),
             tuple(
-                Place(
+                Application(
                     _texts(place["targets"]),
                     place["location"],
                     bool(place.get("inverse")),
@@ -136,7 +137,7 @@ class _Scheme:
         self._saved: set[int] = set()
         self.matrices: dict[int, Rotation] = {}
 
-    def fold(self, place: Place) -> None:
+    def fold(self, place: Application) -> None:
         """Into the weights of all modules that match."""
         for module in self._modules(place):
             rows, columns = self._surgery.stored[f"{module}.weight"].spec.shape
@@ -151,7 +152,7 @@ class _Scheme:
             else:
                 self._surgery.rows[module].append(RowMap(once))
 
-    def serve(self, place: Place, save: bool) -> None:
+    def serve(self, place: Application, save: bool) -> None:
         """Write the matrix for the first module of each size."""
         on_heads = place.location in ("q_attn", "k_cache")
         queries = {block.module: block.q for block in self._surgery.architecture.attentions}
@@ -188,15 +189,14 @@ class _Scheme:
             )
         return self.matrices[size]
 
-    def _modules(self, place: Place) -> list[str]:
+    def _modules(self, place: Application) -> list[str]:
         """The modules that match; classes as compressed-tensors names them."""
-        matrices = {
-            name.removesuffix(".weight"): None
-            for name, tensor in self._surgery.stored.items()
-            if name.endswith(".weight") and len(tensor.spec.shape) == 2
-        }
         # Norms of queries and keys may have a gain for each head, [heads, head_dim].
-        matrices = {name: None for name in matrices if not is_norm(name)}
+        matrices = {
+            name: None
+            for name, module in modules_of(self._surgery.stored, {}).items()
+            if len(module.shape) == 2 and module.kind != "norm"
+        }
         # Readers expect a shared matrix with the first module of the model that uses it.
         linears = [name for name in self._surgery.architecture.linears if name in matrices]
         weights = list(dict.fromkeys([*linears, *matrices]))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import math
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from ctcli.schemes.presets import PRESETS
 from tests.helpers.operating import run_fuse_norms, run_rotate
 from tests.helpers.quantizing import run_quantize
 
+SWEEP = pytest.mark.sweep
 WINDOWS, WINDOW = 8, 512
 # How far the perplexity may move: what was measured on these few windows, and half as much again.
 # Eight bits cost less than a percent, four bits one to three; four-bit activations and two-bit
@@ -30,6 +34,12 @@ BOUNDS = dict.fromkeys(PRESETS, 0.01) | {
     "W3A4": 0.32,
     "W2A4": 2.5,
 }
+# One preset of each numeric format; bytes of all are compared elsewhere.
+EACH_FORMAT = ("FP8_BLOCK", "W8A8", "W4A16_ASYM", "NVFP4", "MXFP4")
+TYPES = ("hadamard", "random-hadamard", "random-matrix")
+STREAM, HEADS = ("R1",), ("R2",)
+EACH_ROTATION = [(STREAM, TYPES[0]), (HEADS, TYPES[1]), ((*STREAM, *HEADS), TYPES[2])]
+EVERY_ROTATION = itertools.product((STREAM, HEADS, (*STREAM, *HEADS)), TYPES)
 # down_proj has 704 columns, and transformers quantizes activations of FP8_BLOCK in whole 128s.
 IGNORED = {"FP8_BLOCK": ("re:.*down_proj",)}
 
@@ -85,7 +95,12 @@ def input_scales(
     return {"FP8": folder / "FP8", "NVFP4": folder / "NVFP4"}
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+def swept(every: Iterable[Any], some: Collection[Any]) -> list[Any]:
+    """All values, those beyond `some` for the sweep."""
+    return [value if value in some else pytest.param(value, marks=SWEEP) for value in every]
+
+
+@pytest.mark.parametrize("preset", swept(PRESETS, EACH_FORMAT))
 def test_perplexity_stays_near_that_of_the_source(
     preset: str,
     pylm: Path,
@@ -106,15 +121,14 @@ def test_perplexity_stays_near_that_of_the_source(
     assert abs(rise) <= BOUNDS[preset]
 
 
-@pytest.mark.parametrize("transform_type", ["hadamard", "random-hadamard", "random-matrix"])
-@pytest.mark.parametrize("rotations", [("R1",), ("R2",), ("R1", "R2")], ids="-".join)
+@pytest.mark.parametrize("rotation", swept(EVERY_ROTATION, EACH_ROTATION), ids=str)
 def test_rotations_leave_perplexity_alone(
-    transform_type: str,
-    rotations: tuple[str, ...],
+    rotation: tuple[tuple[str, ...], str],
     pylm: Path,
     tmp_path: Path,
     tokens: Tensor,
 ) -> None:
+    rotations, transform_type = rotation
     wide = run_fuse_norms(pylm, tmp_path / "wide", dtype="float32")
     rotated = run_rotate(
         wide, tmp_path / "rotated", rotations=rotations, transform_type=transform_type, seed=1

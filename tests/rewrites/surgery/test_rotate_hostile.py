@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -228,6 +228,24 @@ def test_mlps_without_width(tmp_path: Path) -> None:
     restore(source, {**read(source)[1], **empty})
     _, found = read(run_rotate(source, tmp_path / "out"))
     assert {name: found[name].shape for name in empty} == {n: t.shape for n, t in empty.items()}
+
+
+def test_a_shard_that_holds_nothing_but_empty_weights(cli: Ctcli, tmp_path: Path) -> None:
+    source = make("llama", tmp_path / "source", mlp_bias=False)
+    without_rows = {
+        f"model.layers.1.mlp.{name}.weight": torch.zeros(0, 64) for name in ("gate_proj", "up_proj")
+    }
+    others = {name: t for name, t in read(source)[1].items() if name not in without_rows}
+    others["model.layers.1.mlp.down_proj.weight"] = torch.zeros(64, 0)
+    for path in source.glob("model*"):
+        path.unlink()
+    save_file(others, source / "model-00001-of-00002.safetensors")
+    save_file(without_rows, source / "model-00002-of-00002.safetensors")
+    for command in ("rotate", "fuse-norms"):
+        done = cli(command, source, tmp_path / command)
+        assert done.returncode == 0, done.stderr
+        found = load_file(tmp_path / command / "model-00002-of-00002.safetensors")
+        assert {name: t.shape for name, t in found.items()} == dict.fromkeys(without_rows, (0, 64))
 
 
 def test_seeds_that_no_generator_takes(cli: Ctcli, tmp_path: Path) -> None:
