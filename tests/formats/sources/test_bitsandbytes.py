@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from ctcli.errors import CtcliError
 from ctcli.formats.sources.reading import read_quantized
+from ctcli.lazy.nodes import COLUMNS, ROWS, Axis, Computed
 from ctcli.storage.opening import open_checkpoint
 from tests.conftest import Ctcli
 from tests.helpers.quantizing import tensors_of
+from tests.helpers.spans import in_least_spans
 
 Tensors = dict[str, Tensor]
 WEIGHT = "model.layers.0.mlp.up_proj.weight"
@@ -39,11 +42,11 @@ def four_bits(rows: int = 8, columns: int = 64, **said: Any) -> Tensors:
     }
 
 
-def nested() -> Tensors:
-    """The same with scales that are quantized themselves."""
-    return four_bits(nested_blocksize=256, nested_offset=0.5) | {
+def nested(rows: int = 8, columns: int = 64) -> Tensors:
+    """The same with eight scales that are quantized themselves, four and four."""
+    return four_bits(rows, columns, nested_blocksize=4, nested_offset=0.5) | {
         f"{WEIGHT}.absmax": torch.arange(8, dtype=torch.uint8),
-        f"{WEIGHT}.nested_absmax": torch.tensor([2.0]),
+        f"{WEIGHT}.nested_absmax": torch.tensor([2.0, 4.0]),
         f"{WEIGHT}.nested_quant_map": torch.arange(256) / 256,
     }
 
@@ -143,15 +146,21 @@ def test_the_upper_nibble_comes_first_whatever_the_rows(
     assert torch.equal(tensors_of(tmp_path / "dst")[WEIGHT], expected)
 
 
-def test_nested_scales_are_raised_after_they_are_multiplied(cli: Ctcli, tmp_path: Path) -> None:
-    tensors = nested()
-    result = cli("dequantize", checkpoint(tmp_path / "source", tensors), tmp_path / "dst")
-    assert result.returncode == 0, result.stderr
+@pytest.mark.parametrize("axis", [ROWS, COLUMNS])
+@pytest.mark.parametrize("shape", [(8, 64), (1, 512), (16, 32)])
+def test_nested_scales_are_raised_after_they_are_multiplied(
+    tmp_path: Path, shape: tuple[int, int], axis: Axis
+) -> None:
+    tensors = nested(*shape)
+    reading = read_quantized(open_checkpoint(str(checkpoint(tmp_path / "source", tensors))), "F32")
+    assert reading
+    weight = reading.coded[WEIGHT].weight
+    assert isinstance(weight, Computed)
     data = tensors[WEIGHT].reshape(-1)
     codes = torch.stack([data // 16, data % 16], 1).reshape(8, 64)
-    scales = torch.arange(8) / 256 * 2 + 0.5
-    expected = (codes / 16 * scales[:, None]).bfloat16()
-    assert torch.equal(tensors_of(tmp_path / "dst")[WEIGHT], expected)
+    scales = torch.arange(8) / 256 * torch.tensor([2.0, 4.0]).repeat_interleave(4) + 0.5
+    expected = (codes / 16 * scales[:, None]).reshape(shape)
+    np.testing.assert_array_equal(in_least_spans(weight.node, axis), expected.numpy())
 
 
 def test_a_scale_that_is_nan_ends_the_run(cli: Ctcli, tmp_path: Path) -> None:

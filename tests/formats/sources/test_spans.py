@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
-from ctcli.engine.perform import SourceReader
 from ctcli.formats.sources.reading import read_quantized
-from ctcli.lazy.evaluate import Evaluator
 from ctcli.lazy.nodes import COLUMNS, ROWS, Axis, Computed
 from ctcli.storage.opening import open_checkpoint
 from tests.helpers.sources import SourceCase, source_cases
+from tests.helpers.spans import in_least_spans
 
 FORMATS = ("awq", "gptq", "autoround", "bnb")
 CASES = [case for form in FORMATS for case in source_cases(form)]
@@ -26,17 +23,6 @@ def test_the_least_spans_are_parts_of_the_whole(case: SourceCase, axis: Axis) ->
     for name, expected in case.expected().items():
         weight = reading.coded[name].weight
         assert isinstance(weight, Computed)
-        node = replace(weight.node, axis=axis)
-        length, together = node.shape[axis], node.together[axis]
-        with SourceReader(lambda _: None) as reader:
-            parts = [
-                yielded.outputs["weight"].copy()
-                for start in range(0, length, together)
-                for yielded in Evaluator(reader, {}).compute(
-                    node, start, min(start + together, length)
-                )
-            ]
-        assert len(parts) == -(-length // together)
         # FP4's zero of a negative sign is bitsandbytes' own.
-        found = np.concatenate(parts, axis) + np.float32(0)
+        found = in_least_spans(weight.node, axis) + np.float32(0)
         np.testing.assert_array_equal(found, expected + np.float32(0), name)
