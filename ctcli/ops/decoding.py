@@ -112,6 +112,18 @@ def e2m1_table() -> Array:
 
 
 @cache
+def float6_table(exponent_bits: int) -> Array:
+    """The values of E2M3 or E3M2 codes: a sign, an exponent of so many bits, and a mantissa."""
+    codes, mantissa_bits = np.arange(64), 5 - exponent_bits
+    exponent = codes >> mantissa_bits & (1 << exponent_bits) - 1
+    mantissa = (codes & (1 << mantissa_bits) - 1) / (1 << mantissa_bits)
+    bias = (1 << (exponent_bits - 1)) - 1
+    magnitude = np.ldexp(mantissa + (exponent > 0), np.maximum(exponent, 1) - bias)
+    found: Array = np.copysign(magnitude, np.where(codes < 32, 1.0, -1.0)).astype(np.float32)
+    return found
+
+
+@cache
 def integer_table(bits: int, zero: int) -> Array:
     """Unsigned integers of some bits less a zero point that all have in common."""
     return np.arange(2**bits, dtype=np.float32) - np.float32(zero)

@@ -16,11 +16,13 @@ from ctcli.formats.sources.gptq import GPTQ
 from ctcli.formats.sources.modelopt import MODELOPT
 from ctcli.formats.sources.mxfp4 import MXFP4
 from ctcli.formats.sources.nvfp4 import RAW_NVFP4
+from ctcli.formats.sources.quark import QUARK
 
 SOURCES: tuple[SourceFormat, ...] = (
     COMPRESSED,
     FLOAT8,
     FUSED_EXPERTS,
+    QUARK,
     MXFP4,
     MODELOPT,
     RAW_NVFP4,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ctcli.ops.decoding import Codes
 
 HINT = "A code or a scale is NaN or infinite, or too large: repair the checkpoint."
-Table = Literal["e4m3", "e2m1", "signed", "unsigned", "offset"]
+Table = Literal["e4m3", "e2m1", "e2m3", "e3m2", "signed", "unsigned", "offset"]
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,8 @@ def table_of(name: Table, bits: int) -> Block:
         return decoding.e4m3_table()
     if name == "e2m1":
         return decoding.e2m1_table()
+    if name in ("e2m3", "e3m2"):
+        return decoding.float6_table(int(name[1]))
     if name == "signed":
         return decoding.signed_table(bits)
     return decoding.integer_table(bits, 1 << (bits - 1) if name == "offset" else 0)

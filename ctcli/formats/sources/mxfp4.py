@@ -47,8 +47,6 @@ def _float4(
     tag, grid = scale.spec.dtype, scale.spec.shape
     if tag not in (*_EXPONENTS, "F32"):
         raise SourceError(f"its {leaf} is {tag}, which is no power of two")
-    if grid == (rows, weight.spec.shape[1] // 24) and weight.spec.shape[1] % 24 == 0:
-        raise SourceError("its codes have six bits, and nobody says in which order they are packed")
     if grid != (rows, columns // 32) or columns % 32:
         raise SourceError(f"its scales {list(grid)} are not those of FP4 codes {list(shape)}")
     codes = viewed(weight, "U8", (rows, columns // 2))

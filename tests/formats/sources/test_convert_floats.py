@@ -24,6 +24,7 @@ REFUSED = {
     "modelopt-w4a8": "no such weights with FP8 inputs",
     "modelopt-nvfp4-gpt-oss": "no tensors of packed experts",
     "modelopt-nvfp4-llama4-text": "no tensors of packed experts",
+    "quark": "ctcli does not pack Quark's signed words anew",
     "gpt-oss": "no loader is known to take gpt-oss's experts one by one",
     "gpt-oss-original": "no loader is known to take gpt-oss's experts one by one",
 }

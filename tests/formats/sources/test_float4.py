@@ -88,7 +88,7 @@ REFUSED: dict[str, tuple[Tensors, str]] = {
     ),
     "FP6": (
         {f"{UP}.weight": bytes_of(8, 48), f"{UP}.weight_scale": bytes_of(8, 2)},
-        "its codes have six bits, and nobody says in which order they are packed",
+        "its codes have six bits, and config.json does not say of which kind",
     ),
     "MXFP4": (
         {f"{UP}.weight": bytes_of(8, 32), f"{UP}.weight_scale": bytes_of(8, 3)},
@@ -102,9 +102,9 @@ REFUSED: dict[str, tuple[Tensors, str]] = {
         },
         "its activations are rounded while the model runs (quant_method gemma)",
     ),
-    "Quark's int4": (
+    "words": (
         {f"{UP}.weight": bytes_of(8, 32).view(torch.int32), f"{UP}.weight_scale": scales(8, 1)},
-        KNOWN,
+        "its words hold None, of which only int4 is known",
     ),
     "old scales of a cache": ({**nvfp4(), f"{UP}.output_scale": scales()}, KNOWN),
     "gpt-oss": (
@@ -292,3 +292,33 @@ def test_gate_and_up_that_share_blocks_stay_packed(cli: Ctcli, tmp_path: Path) -
     for command in (("convert",), ("quantize", "--scheme", "W8A16")):
         result = cli(command[0], source, tmp_path / "dst", *command[1:])
         assert (result.returncode, "share" in result.stderr) == (1, True)
+
+
+def test_quarks_words_are_read_in_the_one_order_that_is_known(cli: Ctcli, tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    shutil.copytree(SourceCase("quark").checkpoint, source)
+    good = json.loads((source / "config.json").read_text())
+    points = "model.layers.0.mlp.down_proj.weight_zero_point"
+    given = good["quantization_config"]
+    layers = given["layer_quant_config"]
+    damages: dict[str, dict[str, Any]] = {
+        "packed as 'order'": {**given, "export": {"pack_method": "order"}},
+        "does not say of which kind": {
+            **given,
+            "layer_quant_config": {n: each for n, each in layers.items() if n != "*o_proj"},
+        },
+        "several patterns of layer_quant_config match it": {
+            **given,
+            "layer_quant_config": {**layers, "*.mlp.*": layers["*o_proj"]},
+        },
+    }
+    for message, said in damages.items():
+        (source / "config.json").write_text(json.dumps({**good, "quantization_config": said}))
+        result = cli("dequantize", source, tmp_path / "dst")
+        assert (result.returncode, message in result.stderr) == (1, True), message
+    (source / "config.json").write_text(json.dumps(good))
+    tensors = tensors_of(source)
+    tensors[points][1, 2] = 1
+    save_file(tensors, source / "model.safetensors")
+    result = cli("dequantize", source, tmp_path / "dst")
+    assert (result.returncode, "its zero points are not zero" in result.stderr) == (1, True)
