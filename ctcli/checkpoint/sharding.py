@@ -46,6 +46,18 @@ def gather_fused_sets(checkpoint: Checkpoint) -> Checkpoint:
     return replace(checkpoint, shards=_rehoused(shards, home, names))
 
 
+def with_tensors(checkpoint: Checkpoint, shards: Sequence[Shard]) -> Checkpoint:
+    """The checkpoint with other tensors in its shards; those without any disappear.
+
+    Shards keep their names unless one disappears: then the rest are renumbered.
+    """
+    keep = {i for i, shard in enumerate(shards) if shard.tensors}
+    names = _renumbered([shard.name for shard in shards], keep)
+    return replace(
+        checkpoint, shards=tuple(replace(shards[i], name=names[i]) for i in sorted(keep))
+    )
+
+
 def cut_to_size(checkpoint: Checkpoint, max_bytes: int) -> Checkpoint:
     """Lay the checkpoint out anew: natural order, shards of at most `max_bytes` tensor bytes.
 

@@ -14,7 +14,7 @@ from ctcli.engine.graph import Graph
 from ctcli.engine.jobs import CopyJob, Job, NodeJob
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.lazy.evaluate import Evaluator
-from ctcli.lazy.nodes import ROWS, Axis, Node, NonFiniteError
+from ctcli.lazy.nodes import ROWS, Axis, ContentError, Node, NonFiniteError
 from ctcli.lazy.refusals import refusal
 from ctcli.lazy.tensors import SourceFile, Stored
 from ctcli.storage.rows import Buffer, read_columns, read_rows, write_columns, write_rows
@@ -75,7 +75,7 @@ def perform(
         advance: told of bytes written and downloaded; may raise to end the job.
 
     Raises:
-        CtcliError: reading or writing failed, or a weight is not finite.
+        CtcliError: reading or writing failed, or a weight is not finite or not what was declared.
     """
     if isinstance(job, CopyJob):
         return _copy(job, graph, outputs, advance)
@@ -104,6 +104,8 @@ def compute(
                     nbytes += write(node, start, found)
         except NonFiniteError as error:
             raise refusal(node, evaluator, str(error)) from error
+        except ContentError as error:
+            raise CtcliError(f"{node.module}: {error}.", error.hint) from error
     return Done(job, nbytes, measures)
 
 

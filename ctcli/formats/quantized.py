@@ -19,7 +19,12 @@ _MARKS = {
     "qzeros": "GPTQ or AWQ",
     "absmax": "bitsandbytes",
     "SCB": "bitsandbytes",
+    "scale2": "NVFP4",
 }
+# What follows the name of a tensor of packed experts, likewise.
+_EXPERTS = {"_scale_inv": "FP8 blocks", "_blocks": "MXFP4", "_weight_scale": "NVFP4"}
+_PACKED = ("gate_up_proj", "down_proj")
+_MARKS |= {role + mark: kind for role in _PACKED for mark, kind in _EXPERTS.items()}
 
 
 def quantized_format(
@@ -40,7 +45,9 @@ def quantized_format(
         leaf = name.rpartition(".")[2]
         if leaf in _MARKS:
             return f"{_MARKS[leaf]} (it has {name})"
-        if leaf == "weight" and spec.dtype in CODES:
+        if leaf == "blocks" and spec.dtype == "U8":
+            return f"MXFP4 (it has {name})"
+        if leaf in ("weight", *_PACKED) and spec.dtype in CODES:
             return f"{spec.dtype} ({name})"
     return None
 

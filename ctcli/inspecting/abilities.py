@@ -61,7 +61,8 @@ def abilities(checkpoint: Checkpoint, reading: Reading | CtcliError | None) -> l
 def _source_abilities(reading: Reading) -> Iterator[Ability]:
     is_exact = {False: "each weight is rounded once", True: "exact"}
     yield Ability("dequantize", note=is_exact[reading.is_exact])
-    refusals = {c.method: c.refusal for c in reading.coded.values() if not c.scheme}
+    leaves = (leaf for coded in reading.coded.values() for leaf in coded.leaves)
+    refusals = {leaf.method: leaf.refusal for leaf in leaves if not leaf.scheme}
     reasons = tuple(f"{method}: {refusal}." for method, refusal in refusals.items())
     yield Ability("convert", reasons, "Give --requantize SCHEME.", note="exact")
 

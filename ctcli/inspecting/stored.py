@@ -53,4 +53,5 @@ def _bits(checkpoint: Checkpoint, found: list[Coded]) -> float:
 
 
 def _scheme(coded: Coded) -> str | None:
-    return words(coded.scheme.weights) if coded.scheme else None
+    scheme = coded.leaves[0].scheme
+    return words(scheme.weights) if scheme else None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ctcli.lazy.nodes import COLUMNS, Axis, Node
+from ctcli.lazy.nodes import COLUMNS, ROWS, Axis, Node
 
 # Arithmetic goes over blocks of so many elements: small enough for their temporaries to stay in
 # cache, large enough for the calls on each block not to matter.
@@ -14,6 +14,8 @@ BLOCK_ELEMENTS = 512 * 1024
 # A file is read and written by columns in runs of so many: a row of them, which costs two system
 # calls, is several pages long.
 COLUMNS_AT_ONCE = 2048
+# What runs across the rows of a node is read in windows of many rows, if they are not larger.
+_WINDOW_BYTES = 32 * 2**20
 # A job computes several blocks: few enough for a signal to be answered at once.
 _JOB_ELEMENTS = 8 * BLOCK_ELEMENTS
 # What a block needs while it is computed, beside its own bytes: float32 temporaries.
@@ -59,14 +61,15 @@ def cut(node: Node) -> Cut:
     """
     axis = node.axis
     length, stored = node.shape[axis], sum(tensor.spec.nbytes for tensor in node.reads)
-    return _cut(axis, length, node.across[axis], node.together[axis], stored)
+    least = node.least_rows if axis == ROWS else 1
+    return _cut(axis, length, node.across[axis], node.together[axis], stored, least)
 
 
 @lru_cache(maxsize=4096)
-def _cut(axis: Axis, length: int, elements: int, granule: int, stored: int) -> Cut:
+def _cut(axis: Axis, length: int, elements: int, granule: int, stored: int, least: int) -> Cut:
     """Cut rows (columns) of so many elements each, which together are so many bytes in files.
 
-    Many nodes of a model are alike.
+    Many nodes of a model are alike. So many rows at least are read at once, if memory allows it.
     """
     across = max(1, elements)
     rows = max(1, BLOCK_ELEMENTS // across // granule) * granule
@@ -74,6 +77,9 @@ def _cut(axis: Axis, length: int, elements: int, granule: int, stored: int) -> C
     if axis == COLUMNS:
         window = max(1, max(COLUMNS_AT_ONCE, BLOCK_ELEMENTS // across) // granule) * granule
         band = min(rows, window)
+    elif least > rows:
+        allowed = max(rows, min(least, _WINDOW_BYTES * length // max(1, stored)))
+        window = -(-allowed // rows) * rows
     job = max(1, _JOB_ELEMENTS // (across * window)) * window
     memory = _memory(axis, min(window, length), band, elements, stored // max(1, length))
     return Cut(axis, length, job, window, band, memory)
@@ -82,7 +88,8 @@ def _cut(axis: Axis, length: int, elements: int, granule: int, stored: int) -> C
 def _memory(axis: Axis, window: int, band: int, across: int, stored: int) -> int:
     """Bytes of what is read at once, with what is computed from it.
 
-    Columns are computed in bands, whose results are then joined.
+    Windows are computed in bands. Those of columns are then joined; those of rows may have been
+    transposed before.
 
     Args:
         axis: the direction.
@@ -91,8 +98,9 @@ def _memory(axis: Axis, window: int, band: int, across: int, stored: int) -> int
         across: elements of each.
         stored: bytes of each in files.
     """
-    elements = window * across
     if axis != COLUMNS:
-        return window * stored + elements * _BYTES_PER_ELEMENT
+        read = window * stored * (1 if window == band else 2)
+        return read + band * across * _BYTES_PER_ELEMENT
+    elements = window * across
     computed = min(elements, band * across)
     return window * stored + computed * _BYTES_PER_ELEMENT + 2 * max(window * stored, 4 * elements)

@@ -53,7 +53,7 @@ class Evaluator:
     values: Mapping[str, Block]
 
     def compute(self, node: Node, start: int, stop: int) -> Iterator[Yielded]:
-        """Compute rows (columns) of a node, a window after the other.
+        """Compute rows (columns) of a node, a few after the other; columns a window at once.
 
         Raises:
             CtcliError: something cannot be read.
@@ -72,13 +72,19 @@ class Evaluator:
     def _windows(
         self, node: Node, start: int, stop: int
     ) -> Iterator[tuple[int, list[tuple[Blocks, Sequence[Any]]]]]:
-        """The first row (column) of each window, and its blocks."""
+        """The first row, and the block, of each band; the first column of each window, and all."""
         how = cut(node)
         for first in range(start, stop, how.window):
             last = min(first + how.window, stop)
             pull = _Pull(self, how.axis, first, last)
-            bands = range(first, last, how.band)
-            yield first, [pull.run(node, at, min(at + how.band, last)) for at in bands]
+            bands = (
+                (at, pull.run(node, at, min(at + how.band, last)))
+                for at in range(first, last, how.band)
+            )
+            if how.axis == COLUMNS:  # pieces of a file had better be long
+                yield first, [made for _, made in bands]
+            else:
+                yield from ((at, [made]) for at, made in bands)
 
 
 def combined(parts: Sequence[Block], how: str) -> Block:
@@ -99,6 +105,7 @@ class _Pull:
         self._axis = axis
         self._window = (first, last)
         self._columns: dict[Stored, Block] = {}
+        self._transposed: dict[Stored, Block] = {}
 
     def run(self, node: Node, start: int, stop: int) -> tuple[Blocks, Sequence[Any]]:
         """Compute a block of a node."""
@@ -124,8 +131,22 @@ class _Pull:
             return self._whole(item.tensor)
         own = item.axis(axis)
         inner, outer = item.span(node, axis, *span), item.span(node, axis, *window)
+        if item.run == "transposed" and own == COLUMNS and isinstance(item.tensor, Stored):
+            return self._rows_of_columns(item, item.tensor, inner, outer)
         block = self._block(item, own, inner, outer)
-        return block if item.run == "along" else _contiguous(block.T)
+        if item.columns and own != COLUMNS:
+            block = block[:, slice(*item.columns)]
+        return block if item.run == "along" else _transposed(block)
+
+    def _rows_of_columns(
+        self, item: Input, tensor: Stored, span: tuple[int, int], window: tuple[int, int]
+    ) -> Block:
+        """Columns of a stored tensor, transposed; all of the window at once."""
+        if tensor not in self._transposed:
+            columns = self._columns_of(item, tensor, *window)
+            self._transposed[tensor] = _transposed(columns)
+        first = window[0]
+        return self._transposed[tensor][span[0] - first : span[1] - first]
 
     def _block(
         self, item: Input, axis: Axis, span: tuple[int, int], window: tuple[int, int]
@@ -141,13 +162,16 @@ class _Pull:
         if isinstance(tensor, Known):
             known = known_array(tensor).reshape(item.shape)
             return _contiguous(known[:, start:stop]) if axis == COLUMNS else known[start:stop]
-        matrix = Stored(TensorSpec(tensor.spec.dtype, item.shape), tensor.file, tensor.start)
+        assert isinstance(tensor, Stored), "what is stacked is read part by part"
         if axis != COLUMNS:
-            return self._evaluator.reader.read(matrix, axis, start, stop)
+            return self._evaluator.reader.read(_as_matrix(tensor, item), axis, start, stop)
         first, last = window
-        if matrix not in self._columns:
-            self._columns[matrix] = self._evaluator.reader.read(matrix, axis, first, last)
-        return _contiguous(self._columns[matrix][:, start - first : stop - first])
+        if tensor not in self._columns:
+            self._columns[tensor] = self._columns_of(item, tensor, first, last)
+        return _contiguous(self._columns[tensor][:, start - first : stop - first])
+
+    def _columns_of(self, item: Input, tensor: Stored, start: int, stop: int) -> Block:
+        return self._evaluator.reader.read(_as_matrix(tensor, item), COLUMNS, start, stop)
 
     def _whole(self, tensor: LazyTensor) -> Block:
         if isinstance(tensor, Computed):
@@ -156,10 +180,24 @@ class _Pull:
         return known_array(tensor)
 
 
+def _as_matrix(tensor: Stored, item: Input) -> Stored:
+    return Stored(TensorSpec(tensor.spec.dtype, item.shape), tensor.file, tensor.start)
+
+
 def _contiguous(block: Block) -> Block:
     import numpy as np
 
     return np.ascontiguousarray(block)
+
+
+def _transposed(block: Block) -> Block:
+    import numpy as np
+
+    from ctcli.ops.transposing import transpose
+
+    found = np.empty(block.shape[::-1], block.dtype)
+    transpose(_contiguous(block), found)
+    return found
 
 
 def _joined(node: Node, made: Sequence[tuple[Blocks, Sequence[Any]]]) -> Blocks:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from ctcli.lazy.tensors import Known, Stored, TensorSpec
+from ctcli.ops.dtypes import DTYPES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,10 +28,25 @@ ROWS: Axis = 0
 COLUMNS: Axis = 1
 # Fewer columns at once are not worth it: each row of them is a piece of the file of its own.
 LEAST_COLUMNS = 1024
+# So many bytes of a file are read in about the time that a system call takes.
+PIECE_BYTES = 4096
 
 
 class NonFiniteError(ValueError):
     """A kernel met NaN or infinities that it must not let through; says what to do next."""
+
+
+class ContentError(ValueError):
+    """What a kernel reads contradicts what was declared.
+
+    Attributes:
+        hint: what to do next.
+    """
+
+    def __init__(self, problem: str, hint: str) -> None:
+        """Say what is wrong, without the name of the module."""
+        super().__init__(problem)
+        self.hint = hint
 
 
 class Computed(NamedTuple):
@@ -45,7 +61,22 @@ class Computed(NamedTuple):
         return self.node.outputs[self.output].spec
 
 
-LazyTensor = Stored | Known | Computed
+@dataclass(frozen=True, eq=False, slots=True)
+class Stacked:
+    """A tensor of matrices that are computed one by one, such as the experts of a layer.
+
+    Attributes:
+        spec: its dtype and shape.
+        parts: what it is made of, one below the other.
+        linears: the weights [out, in] of the linears inside, by name; empty: they are not known.
+    """
+
+    spec: TensorSpec
+    parts: tuple[Computed, ...]
+    linears: Mapping[str, Computed] = field(default_factory=dict)
+
+
+LazyTensor = Stored | Known | Computed | Stacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +117,7 @@ class Kernel(Protocol):
 
         Raises:
             NonFiniteError: an input, or a result, is not finite.
+            ContentError: an input contradicts what was declared.
         """
 
 
@@ -100,6 +132,8 @@ class Input(NamedTuple):
         each: its rows and columns that belong to one granule of the node, 0 where it is not cut;
             None: it has the node's own rows and columns.
         label: what messages call a value that may hold NaN; empty: it cannot be the reason for any.
+        columns: the first of its columns that it has for the node, and the one behind the last;
+            None: it has all of them.
     """
 
     tensor: LazyTensor
@@ -107,6 +141,7 @@ class Input(NamedTuple):
     run: Literal["along", "transposed", "whole"] = "along"
     each: Shape | None = None
     label: str = ""
+    columns: tuple[int, int] | None = None
 
     def axis(self, axis: Axis) -> Axis:
         """The direction in which it runs while the node runs along `axis`."""
@@ -124,17 +159,26 @@ class Input(NamedTuple):
         each = self.each[own]
         return node.granule[axis] * (below // math.gcd(below, each)) if each else 1
 
+    def least_rows(self, node: Node) -> int:
+        """How many of the node's rows make long pieces of a stored matrix that is transposed."""
+        together, each = (1, 1) if self.each is None else (node.granule[ROWS], self.each[COLUMNS])
+        bits = each * DTYPES[self.tensor.spec.dtype].bits
+        return -(-8 * PIECE_BYTES * together // bits) if bits else 1
+
     def span(self, node: Node, axis: Axis, start: int, stop: int) -> tuple[int, int]:
         """Its rows (columns) that belong to some of the node's, which begin with a granule."""
-        if self.each is None:
-            return start, stop
         own = self.axis(axis)
-        each, length = self.each[own], self.shape[own]
+        first, length = 0, self.shape[own]
+        if own == COLUMNS and self.columns:
+            first, length = self.columns[0], self.columns[1] - self.columns[0]
+        if self.each is None:
+            return first + start, first + stop
+        each = self.each[own]
         if not each:
-            return 0, length
+            return first, first + length
         granule = node.granule[axis]
         last = length if stop == node.shape[axis] else stop // granule * each
-        return start // granule * each, last
+        return first + start // granule * each, first + last
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +224,7 @@ class Node:
     axis: Axis = ROWS
     combine: Literal["max", "sum"] | None = None
     measure: Literal["max", "sum"] = "sum"
-    exact: LazyTensor | None = None
+    exact: Stored | Computed | None = None
     # What follows from the inputs is found once: plans ask it of every node several times.
     along: tuple[Input, ...] = field(init=False)
     """The inputs that it does not read whole."""
@@ -192,24 +236,30 @@ class Node:
     """The values that it, or a node that it pulls, reads whole."""
     reads: tuple[Stored, ...] = field(init=False)
     """What it, and the nodes that it pulls, read of files; values apart."""
+    least_rows: int = field(init=False)
+    """Rows that are worth being read at once, where stored matrices run across them."""
 
     def __post_init__(self) -> None:
         along: list[Input] = []
         values: list[Node] = []
         reads: list[Stored] = []
         (down, width), (rows, columns) = self.granule, self.shape
+        least = 1
         for item in self.inputs.values():
             tensor, is_whole = item.tensor, item.run == "whole"
             if not is_whole:
                 along.append(item)
             if isinstance(tensor, Stored):
                 reads.append(tensor)
+                if item.run == "transposed":
+                    least = max(least, item.least_rows(self))
             elif isinstance(tensor, Computed) and is_whole:
                 values.append(tensor.node)
             elif isinstance(tensor, Computed):
                 below = tensor.node
                 values += below.values
                 reads += below.reads
+                least = max(least, below.least_rows)
                 columns, rows = max(columns, below.across[0]), max(rows, below.across[1])
                 down = math.lcm(down, item.granules(self, ROWS))
                 width = math.lcm(width, item.granules(self, COLUMNS))
@@ -219,6 +269,7 @@ class Node:
         found(self, "across", (columns, rows))
         found(self, "values", _each_once(values))
         found(self, "reads", _each_once(reads))
+        found(self, "least_rows", least)
 
     @property
     def is_value(self) -> bool:
@@ -255,13 +306,11 @@ def axis_of(tensor: LazyTensor) -> Axis:
 def starting_point(tensor: LazyTensor) -> Stored | Computed | None:
     """What a further step starts from: a stored tensor, or a computed one before it was rounded.
 
-    None: its values are known, or cannot be had before they were rounded.
+    None: its values are known, or cannot be had before they were rounded, or not as one matrix.
     """
     if isinstance(tensor, Computed):
-        found = tensor.node.exact
-        assert not isinstance(found, Known), "what is known is not computed"
-        return found
-    return None if isinstance(tensor, Known) else tensor
+        return tensor.node.exact
+    return tensor if isinstance(tensor, Stored) else None
 
 
 def matrix_shape(shape: Sequence[int]) -> Shape:

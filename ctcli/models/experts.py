@@ -45,10 +45,15 @@ def layout_problem(
     packed: PackedExperts, spec: TensorSpec, config: Mapping[str, Any]
 ) -> str | None:
     """Why a packed tensor cannot be split: its layout is unknown, or not what config.json says."""
-    text = text_config(config)
-    model_type = str(text.get("model_type", config.get("model_type")))
+    model_type = str(text_config(config).get("model_type", config.get("model_type")))
     if model_type in _TRANSPOSED:
         return f"experts of {model_type} are stored transposed"
+    return shape_problem(packed, spec, config)
+
+
+def shape_problem(packed: PackedExperts, spec: TensorSpec, config: Mapping[str, Any]) -> str | None:
+    """Why a tensor of this shape is not [experts, out, in], as config.json has the sizes."""
+    text = text_config(config)
     hidden = size_of(text, "hidden_size")
     inner = size_of(text, "moe_intermediate_size", "intermediate_size")
     experts = size_of(text, "num_experts", "num_local_experts", "n_routed_experts")
@@ -62,6 +67,11 @@ def layout_problem(
     if spec.shape == (expected[0], expected[2], expected[1]):
         return f"its shape {list(spec.shape)} is the transposed layout"
     return f"its shape is {list(spec.shape)}, and config.json asks for {list(expected)}"
+
+
+def parts_of(role: str) -> tuple[str, ...]:
+    """The linears of an expert that a tensor packs, from its first rows on."""
+    return _PARTS[role]
 
 
 def split_experts(packed: PackedExperts, tensor: Stored) -> dict[str, Stored]:

@@ -5,8 +5,8 @@ for, and a scale, perhaps with a zero point, for each tile:
 
     weight[i, j] = (table[code[i, j]] - zero[tile]) * scale[tile]
 
-in float32, rounded once to what is asked for. Elements: E4M3, E2M1 and E8M0 of the OCP Microscaling
-Formats specification 1.0, section 5.
+perhaps times a factor of the column, in float32, rounded once to what is asked for. Elements: E4M3,
+E2M1 and E8M0 of the OCP Microscaling Formats specification 1.0, section 5.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ class Codes(NamedTuple):
         stream: uint8 [rows, bytes]: code j of a row in its bits j * bits to (j + 1) * bits, the
             least significant first.
         bits: of a code, 1 to 8.
-        table: float32 [2 ** bits].
+        table: float32 [2 ** bits], or as many as there are codes.
         scales: float32 [row tiles, column tiles].
         zeros: likewise; None: all are zero.
         tile: rows and columns that share a scale.
+        factors: float32 [columns]; None: all are one.
     """
 
     stream: Array
@@ -59,6 +60,7 @@ class Codes(NamedTuple):
     scales: Array
     zeros: Array | None
     tile: tuple[int, int]
+    factors: Array | None = None
 
 
 def decoded(codes: Codes, columns: int, target: str) -> tuple[Array, bool]:
@@ -77,12 +79,14 @@ def decoded(codes: Codes, columns: int, target: str) -> tuple[Array, bool]:
     wide = np.empty(shape if is_wide else nothing, np.float32)
     short = np.empty(nothing if is_wide else shape, np.uint16)
     zeros = np.empty((0, 0), np.float32) if codes.zeros is None else codes.zeros
+    factors = np.empty(0, np.float32) if codes.factors is None else codes.factors
     bad = _decode(
         stream,
         codes.bits,
         codes.table,
         np.ascontiguousarray(codes.scales, np.float32),
         np.ascontiguousarray(zeros, np.float32),
+        np.ascontiguousarray(factors, np.float32),
         *codes.tile,
         np.empty(columns, np.float32),
         np.empty(columns, np.uint8),
@@ -108,15 +112,28 @@ def e2m1_table() -> Array:
 
 
 @cache
+def float6_table(exponent_bits: int) -> Array:
+    """The values of E2M3 or E3M2 codes: a sign, an exponent of so many bits, and a mantissa."""
+    codes, mantissa_bits = np.arange(64), 5 - exponent_bits
+    exponent = codes >> mantissa_bits & (1 << exponent_bits) - 1
+    mantissa = (codes & (1 << mantissa_bits) - 1) / (1 << mantissa_bits)
+    bias = (1 << (exponent_bits - 1)) - 1
+    magnitude = np.ldexp(mantissa + (exponent > 0), np.maximum(exponent, 1) - bias)
+    found: Array = np.copysign(magnitude, np.where(codes < 32, 1.0, -1.0)).astype(np.float32)
+    return found
+
+
+@cache
 def integer_table(bits: int, zero: int) -> Array:
     """Unsigned integers of some bits less a zero point that all have in common."""
     return np.arange(2**bits, dtype=np.float32) - np.float32(zero)
 
 
 @cache
-def signed_table() -> Array:
-    """The values of bytes in two's complement."""
-    return np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32)
+def signed_table(bits: int = 8) -> Array:
+    """The values of integers of some bits in two's complement."""
+    codes, half = np.arange(2**bits, dtype=np.float32), np.float32(2 ** (bits - 1))
+    return np.where(codes < half, codes, codes - 2 * half).astype(np.float32)
 
 
 @cache
@@ -139,6 +156,21 @@ def scales_of(block: Array, tag: str) -> Array:
         return e4m3_table()[block]
     found: Array = to_floats(block, tag, np.float32)
     return found
+
+
+def row_pairs(packed: Array) -> Array:
+    """Codes of four bits from bytes that hold two rows, the first in the low nibble.
+
+    Args:
+        packed: uint8 [rows / 2, columns].
+
+    Returns:
+        uint8 [rows, columns].
+    """
+    codes = np.empty((2 * packed.shape[0], packed.shape[1]), np.uint8)
+    np.bitwise_and(packed, 15, out=codes[0::2])
+    np.right_shift(packed, 4, out=codes[1::2])
+    return codes
 
 
 def is_power_of_two(scales: Array) -> bool:
@@ -196,6 +228,7 @@ def _decode(
     table: Array,
     scales: Array,
     zeros: Array,
+    factors: Array,
     height: int,
     width: int,
     line: Array,
@@ -212,11 +245,18 @@ def _decode(
     for row in range(len(stream)):
         down = row // height
         _unpack(stream[row], bits, codes)
-        for across in range((columns + width - 1) // width):
-            scale = scales[down, across]
-            zero = zeros[down, across] if zeros.size else float32(0)
-            for j in range(across * width, min((across + 1) * width, columns)):
-                line[j] = float32(float32(table[codes[j]] - zero) * scale)
+        if width == 1 and not zeros.size:
+            for j in range(columns):
+                line[j] = float32(table[codes[j]] * scales[down, j])
+        else:
+            for across in range((columns + width - 1) // width):
+                scale = scales[down, across]
+                zero = zeros[down, across] if zeros.size else float32(0)
+                for j in range(across * width, min((across + 1) * width, columns)):
+                    line[j] = float32(float32(table[codes[j]] - zero) * scale)
+        if factors.size:
+            for j in range(columns):
+                line[j] = float32(line[j] * factors[j])
         at = 0 if kind == F32 else row
         bad |= _round(line, kind, wide[row - at], short[at])
     return bad

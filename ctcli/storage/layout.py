@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from ctcli import __version__
 from ctcli.checkpoint.value import CONFIG_NAME, RECIPE_NAME, Checkpoint, Origin, Shard
-from ctcli.lazy.nodes import Computed, LazyTensor, all_nodes
+from ctcli.lazy.nodes import Computed, LazyTensor, Stacked, all_nodes
 from ctcli.lazy.tensors import Known, SourceFile, Stored
 from ctcli.storage.destination import DIRECTORY, Form
 from ctcli.storage.index import encode_index
@@ -209,7 +209,11 @@ def output_file(name: str, head: bytes, tensors: Iterable[LazyTensor]) -> Output
     offset = len(head)
     for tensor in tensors:
         nbytes = tensor.spec.nbytes
-        if isinstance(tensor, Computed):
+        if isinstance(tensor, Stacked):
+            nbytes = tensor.parts[0].spec.nbytes
+            computed += (Placed(part, offset + i * nbytes) for i, part in enumerate(tensor.parts))
+            nbytes *= len(tensor.parts)
+        elif isinstance(tensor, Computed):
             computed.append(Placed(tensor, offset))
         elif isinstance(tensor, Known):
             known.append(KnownBytes(tensor.content, offset))

@@ -6,7 +6,7 @@ tensors are stored, to be equalled byte for byte, or computed, to be equalled up
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,12 @@ from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.formats.sources.coded import Coded
 from ctcli.formats.sources.reading import dense, read_quantized
-from ctcli.lazy.nodes import Computed, LazyTensor, matrix_shape, starting_point
+from ctcli.lazy.nodes import Computed, LazyTensor, Stacked, matrix_shape, starting_point
 from ctcli.lazy.tensors import Stored
 from ctcli.models.experts import layout_problem, packed_experts, split_experts
 from ctcli.models.protected import is_embedding, is_head
 from ctcli.ops.dtypes import WEIGHT_FLOATS
-from ctcli.verifying.checks import Check, coded_check, module_check, plain_check, rounded_check
+from ctcli.verifying.checks import Check, coded_checks, module_check, plain_check, rounded_check
 from ctcli.verifying.findings import Finding
 from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.quantized import CACHE_SCALES
@@ -86,14 +86,17 @@ def pair(
         _pair_weight(module, expected, weight in requantized, pairing)
     for each in coded.values():
         left -= {each.name, *each.parts}
-        exact = starting_point(wanted[each.name]) if each.name in wanted else None
-        if exact is None:
+        expected = wanted.get(each.name)
+        if expected is None:
             pairing.differ(each.name, "the source has no such weight.")
-        elif matrix_shape(exact.spec.shape) != each.weight.node.shape:
-            shape = list(each.weight.node.shape)
+        elif expected.spec.shape != each.weight.spec.shape:
+            shape = list(each.weight.spec.shape)
             pairing.differ(each.name, f"its shape is {shape}, and not the source's.")
-            exact = None
-        pairing.checks.append(coded_check(each, exact))
+            expected = None
+        elif _matrices(expected) not in (1, _matrices(each.weight)):
+            pairing.notes.append(f"{each.name}: the source packs its experts in another way")
+            expected = None
+        pairing.checks += coded_checks(each, expected)
     taken = {name for each in coded.values() for name in each.parts}
     own = {
         name: tensor
@@ -107,6 +110,11 @@ def pair(
     return pairing
 
 
+def _matrices(tensor: LazyTensor) -> int:
+    """How many matrices, one by one, a tensor is computed as."""
+    return len(tensor.parts) if isinstance(tensor, Stacked) else 1
+
+
 def _floats(source: Checkpoint, pairing: Pairing) -> tuple[Checkpoint, Collection[str]]:
     """The source with floats for weights, and the names of those that it stores quantized."""
     try:
@@ -114,7 +122,10 @@ def _floats(source: Checkpoint, pairing: Pairing) -> tuple[Checkpoint, Collectio
     except CtcliError as error:
         pairing.notes += [f"the source's {problem}" for problem in error.problems]
         return source, ()
-    return (dense(source, reading), reading.coded) if reading else (source, ())
+    if reading is None:
+        return source, ()
+    names = {leaf.name for coded in reading.coded.values() for leaf in coded.leaves}
+    return dense(source, reading), names
 
 
 def _is_part(name: str, modules: Mapping[str, QuantizedModule]) -> bool:
@@ -122,14 +133,16 @@ def _is_part(name: str, modules: Mapping[str, QuantizedModule]) -> bool:
     return module in modules and suffix in modules[module].tensors
 
 
-def _split(snapshot: Snapshot, source: Checkpoint) -> dict[str, dict[str, Stored]]:
+def _split(snapshot: Snapshot, source: Checkpoint) -> dict[str, Mapping[str, LazyTensor]]:
     """What each tensor of packed experts became that the checkpoint does not have as it was."""
-    found = {}
+    found: dict[str, Mapping[str, LazyTensor]] = {}
     for name, tensor in source.tensors():
         packed = packed_experts(name, tensor.spec)
-        if packed is None or name in snapshot.tensors or not isinstance(tensor, Stored):
+        if packed is None or name in snapshot.tensors:
             continue
-        if not layout_problem(packed, tensor.spec, source.config):
+        if isinstance(tensor, Stacked) and tensor.linears:
+            found[name] = tensor.linears
+        elif isinstance(tensor, Stored) and not layout_problem(packed, tensor.spec, source.config):
             found[name] = split_experts(packed, tensor)
     return found
 
@@ -193,9 +206,19 @@ def _pair_each(
             pairing.differ(name, f"{message} {should.dtype} {list(should.shape)}.")
         elif isinstance(expected, Computed):
             check = rounded_check(name, tensor, expected)
+        elif isinstance(expected, Stacked):
+            pairing.checks += _stacked_checks(name, tensor, expected)
+            continue
         else:
             check = plain_check(name, tensor, expected)
         pairing.checks.append(check)
+
+
+def _stacked_checks(name: str, tensor: Stored, expected: Stacked) -> Iterator[Check]:
+    """The parts of a tensor, such as experts, beside what each should be."""
+    for number, part in enumerate(expected.parts):
+        start = tensor.start + number * part.spec.nbytes
+        yield rounded_check(f"{name}[{number}]", Stored(part.spec, tensor.file, start), part)
 
 
 def error_findings(errors: Mapping[str, LayerError], max_error: float | None) -> list[Finding]:

@@ -7,13 +7,23 @@ and measures what is wrong with it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ctcli.formats.sources.coded import Coded
 from ctcli.formats.sources.decoding import Decoding
-from ctcli.lazy.nodes import COLUMNS, Computed, Input, Node, Where, axis_of
+from ctcli.lazy.nodes import (
+    COLUMNS,
+    Computed,
+    Input,
+    LazyTensor,
+    Node,
+    Stacked,
+    Where,
+    axis_of,
+    starting_point,
+)
 from ctcli.lazy.tensors import Known, Stored, TensorSpec
 from ctcli.ops.dtypes import DTYPES, WEIGHT_FLOATS
 from ctcli.schemes import format_of
@@ -149,21 +159,38 @@ def module_check(module: QuantizedModule, expected: Exact | None = None) -> Chec
     return Check(module.name, node)
 
 
-def coded_check(coded: Coded, expected: Exact | None = None) -> Check:
+def coded_checks(coded: Coded, expected: LazyTensor | None = None) -> Iterator[Check]:
     """A weight that another tool quantized, perhaps beside what it should be.
 
     Args:
-        coded: the weight.
-        expected: what it should be, not rounded.
+        coded: the weight; of several matrices, such as experts, each is looked at.
+        expected: what it should be, in the same shape, and of as many matrices.
     """
-    node = coded.weight.node
+    weight = coded.weight
+    if isinstance(weight, Computed):
+        yield _coded_check(coded.name, weight, starting_point(expected) if expected else None)
+        return
+    for number, part in enumerate(weight.parts):
+        other: LazyTensor | None = None
+        if isinstance(expected, Stacked):
+            other = expected.parts[number]
+        elif isinstance(expected, Stored):
+            spec = TensorSpec(expected.spec.dtype, part.spec.shape)
+            other = Stored(spec, expected.file, expected.start + number * spec.nbytes)
+        exact = starting_point(other) if other else None
+        yield _coded_check(f"{coded.name}[{number}]", part, exact)
+
+
+def _coded_check(name: str, weight: Computed, expected: Exact | None) -> Check:
+    """A matrix of codes, perhaps beside what it should be, not rounded."""
+    node = weight.node
     inputs = dict(node.inputs)
     tag = expected.spec.dtype if expected else None
     if expected:
         inputs["expected"] = Input(expected, node.shape)
     assert isinstance(node.kernel, Decoding), "it decodes"
-    kernel = CheckCoded(coded.name, node.kernel, tag)
-    key = f"{coded.name}/check"
+    kernel = CheckCoded(name, node.kernel, tag)
+    key = f"{name}/check"
     made = Node(key, node.module, node.shape, inputs, {}, kernel, node.granule, node.axis)
     return Check(node.module, made)
 

@@ -12,7 +12,7 @@ from ctcli.options import cores
 from ctcli.schemes import words
 from ctcli.units import Advance
 from ctcli.verifying.against import Pairing, error_findings, pair
-from ctcli.verifying.checks import Check, Seen, coded_check, module_check, plain_check
+from ctcli.verifying.checks import Check, Seen, coded_checks, module_check, plain_check
 from ctcli.verifying.errors import layer_error
 from ctcli.verifying.findings import Finding, Verification
 from ctcli.verifying.manifest import compare, hash_all, read_manifest, write_manifest
@@ -106,7 +106,7 @@ def _paired(snapshot: Snapshot, quantization: Quantization, source: Checkpoint |
         parts |= {name for each in coded.values() for name in each.parts}
         plain = {name: t for name, t in snapshot.tensors.items() if name not in parts}
         checks = [module_check(module) for module in modules.values()]
-        checks += [coded_check(each) for each in coded.values()]
+        checks += [check for each in coded.values() for check in coded_checks(each)]
         pairing = Pairing([*checks, *(plain_check(name, t) for name, t in plain.items())])
     head, embedding = tied_pair(snapshot) or (None, None)
     if head and embedding and snapshot.tensors[head].spec == snapshot.tensors[embedding].spec:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ctcli.formats.declared import Declaration
-from ctcli.lazy.nodes import Computed, LazyTensor
+from ctcli.lazy.nodes import Computed, LazyTensor, Stacked
 from ctcli.lazy.tensors import Stored
 from ctcli.models.modules import Module
 from ctcli.schemes.arguments import Scheme
@@ -22,26 +22,33 @@ class Coded:
         name: of the tensor that a model without quantization has in its place.
         method: how it is stored, for people: `FP8, blocks of 128x128`.
         parts: the names of all tensors that it takes; the weight belongs where the first one is.
-        weight: it as floats, in the dtype of the dense checkpoint; `exact` is not rounded.
+        weight: it as floats, in the dtype of the dense checkpoint; before they are rounded, too.
         is_exact: whether its numbers are floats of 16 bits, so that nothing is rounded.
         scheme: the compressed-tensors scheme that holds the same numbers; None: there is none.
         stored: under that scheme, its tensors by suffix.
         refusal: why there is no such scheme.
+        linears: what it is made of, where these have schemes rather than it.
     """
 
     name: str
     method: str
     parts: tuple[str, ...]
-    weight: Computed
+    weight: Computed | Stacked
     is_exact: bool
     scheme: Scheme | None = None
     stored: Mapping[str, LazyTensor] = field(default_factory=dict)
     refusal: str = ""
+    linears: tuple[Coded, ...] = ()
 
     @property
     def module(self) -> str:
-        """Its module."""
-        return self.weight.node.module
+        """Its module; of experts that are packed without one, the tensor's name."""
+        return self.name.removesuffix(".weight")
+
+    @property
+    def leaves(self) -> tuple[Coded, ...]:
+        """The weights that have schemes: it, or the linears that it is made of."""
+        return self.linears or (self,)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from ctcli.lazy.nodes import (
+    Axis,
     Computed,
     Input,
     Node,
@@ -16,6 +17,7 @@ from ctcli.lazy.nodes import (
     Output,
     Shape,
     Where,
+    matrix_shape,
     preferred_axis,
 )
 from ctcli.lazy.tensors import Stored, TensorSpec
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from ctcli.ops.decoding import Codes
 
 HINT = "A code or a scale is NaN or infinite, or too large: repair the checkpoint."
-Table = Literal["e4m3", "e2m1", "signed", "unsigned", "offset"]
+Table = Literal["e4m3", "e2m1", "e2m3", "e3m2", "signed", "unsigned", "offset"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Decoding(ABC):
 
     @abstractmethod
     def codes(self, blocks: Blocks, where: Where) -> Codes:
-        """The codes of these rows (columns), with their scales."""
+        """The codes of these rows (columns), with their scales; several rows may be one of it."""
 
     def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
         """See `Kernel`.
@@ -50,10 +52,12 @@ class Decoding(ABC):
         """
         from ctcli.ops.decoding import decoded
 
-        found, is_finite = decoded(self.codes(blocks, where), len(where.columns), self.target)
+        codes, shape = self.codes(blocks, where), (len(where.rows), len(where.columns))
+        columns = shape[0] * shape[1] // max(1, len(codes.stream))
+        found, is_finite = decoded(codes, columns, self.target)
         if not is_finite:
             raise NonFiniteError(HINT)
-        return {"weight": found}, ()
+        return {"weight": found.reshape(shape)}, ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ class Scaled(Decoding):
     """Codes in rows, one behind the other, with a scale for each tile.
 
     Inputs: `codes`; `scale`; perhaps `zero`, the zero points as numbers; perhaps `total`, a scale
-    of all.
+    of all; perhaps `factor`, what the columns are multiplied by at last.
 
     Attributes:
         bits: of a code.
@@ -71,6 +75,8 @@ class Scaled(Decoding):
         zero: safetensors tag of the zero points.
         divides: the scale of all divides the others, rather than multiplies them.
         part: rows after which tiles begin anew; 0: they do not.
+        factor: safetensors tag of the factors.
+        pairs_rows: four-bit codes share a byte with those of the next row, not the next column.
     """
 
     bits: int
@@ -80,6 +86,8 @@ class Scaled(Decoding):
     zero: str = "I8"
     divides: bool = False
     part: int = 0
+    factor: str = "F32"
+    pairs_rows: bool = False
 
     def codes(self, blocks: Blocks, where: Where) -> Codes:  # noqa: ARG002 (kernels share it)
         """See `Decoding`."""
@@ -101,9 +109,13 @@ class Scaled(Decoding):
             scales = scales[row // self.part * down + row % self.part // tile[0]]
             tile = (1, tile[1])
         stream = stream.view(np.uint8).reshape(len(stream), -1)
-        return decoding.Codes(
-            stream, self.bits, table_of(self.table, self.bits), scales, zeros, tile
-        )
+        table, bits = table_of(self.table, self.bits), self.bits
+        if self.pairs_rows:
+            stream, bits = decoding.row_pairs(stream), 8
+        factors = blocks.get("factor")
+        if factors is not None:
+            factors = decoding.scales_of(factors.reshape(-1), self.factor)
+        return decoding.Codes(stream, bits, table, scales, zeros, tile, factors)
 
 
 def table_of(name: Table, bits: int) -> Block:
@@ -114,8 +126,10 @@ def table_of(name: Table, bits: int) -> Block:
         return decoding.e4m3_table()
     if name == "e2m1":
         return decoding.e2m1_table()
+    if name in ("e2m3", "e3m2"):
+        return decoding.float6_table(int(name[1]))
     if name == "signed":
-        return decoding.signed_table()
+        return decoding.signed_table(bits)
     return decoding.integer_table(bits, 1 << (bits - 1) if name == "offset" else 0)
 
 
@@ -124,8 +138,9 @@ def decoded(
     inputs: Mapping[str, Input],
     kernel: Decoding,
     shape: Shape,
-    granule: Shape,
-    dtype: str,
+    granule: Shape = (1, 1),
+    dtype: str | None = None,
+    axis: Axis | None = None,
 ) -> Computed:
     """A weight as floats: rounded, with what it is the rounding of.
 
@@ -135,10 +150,11 @@ def decoded(
         kernel: decodes.
         shape: [rows, columns] of the weight.
         granule: rows, and columns, that belong together.
-        dtype: safetensors tag of the result.
+        dtype: safetensors tag of the result; None: the kernel's target.
+        axis: the direction in which it runs; None: that of the smaller blocks.
     """
-    axis, exact = preferred_axis(shape, granule), None
-    for step, tag in (("decode", "F32"), ("dequantize", dtype)):
+    axis, exact = preferred_axis(shape, granule) if axis is None else axis, None
+    for step, tag in (("decode", "F32"), ("dequantize", dtype or kernel.target)):
         node = Node(
             key=f"{module}/weight/{step}",
             module=module,
@@ -165,6 +181,28 @@ def _rounding(kernel: Decoding, tag: str) -> Decoding:
     return replace(kernel, target=tag)
 
 
+def scale_input(scale: Stored, tile: Shape, shape: Shape) -> Input:
+    """How scales of tiles run along a weight.
+
+    Args:
+        scale: [row tiles, column tiles], or so many elements in other shapes.
+        tile: rows and columns that share one.
+        shape: of the weight.
+    """
+    grid = grid_of(tile, shape)
+    return Input(scale, grid, each=(int(tile[0] < shape[0]), int(tile[1] < shape[1])))
+
+
+def whole_input(tensor: Stored) -> Input:
+    """A few numbers that all of a weight needs."""
+    return Input(tensor, as_matrix(tensor), each=(0, 0))
+
+
+def factor_input(tensor: Stored, granule: Shape) -> Input:
+    """What the columns of a weight are multiplied by, [columns]."""
+    return Input(tensor, as_matrix(tensor), each=(0, granule[1]))
+
+
 def grid_of(tile: Shape, shape: Shape) -> Shape:
     """Rows and columns of the tiles that cover a matrix."""
     return -(-shape[0] // tile[0]), -(-shape[1] // tile[1])
@@ -180,3 +218,8 @@ def granule_of(tile: Shape, shape: Shape, per_byte: int = 1) -> Shape:
 def viewed(tensor: Stored, dtype: str, shape: Sequence[int]) -> Stored:
     """The same bytes taken for another tensor."""
     return Stored(TensorSpec(dtype, tuple(shape)), tensor.file, tensor.start)
+
+
+def as_matrix(tensor: Stored) -> Shape:
+    """[rows, columns] of a tensor."""
+    return matrix_shape(tensor.spec.shape)

@@ -1,10 +1,9 @@
-"""FP8 and FP4 weights of model makers: DeepSeek, Qwen, GLM, MiniMax, Kimi, Mistral; `fbgemm`.
+"""FP8 weights of model makers and tools: DeepSeek, Qwen, GLM, Kimi, Mistral; `fbgemm`, ModelOpt.
 
 A weight E4M3 [N, K] with a scale for each tile, named `weight_scale_inv`, `weight_scale` or
 `scale`: W = q * s, whatever the name says. Scales are floats or powers of two (E8M0: as F8_E8M0, as
-U8, or as F32). DeepSeek-V4's experts are E2M1 in I8, two to a byte, low nibble first, with a scale
-for each 32. Layout: https://github.com/deepseek-ai/DeepSeek-V3, `README_WEIGHTS.md`; transformers'
-`integrations/finegrained_fp8.py`.
+U8, or as F32). Layout: https://github.com/deepseek-ai/DeepSeek-V3, `README_WEIGHTS.md`;
+transformers' `integrations/finegrained_fp8.py`.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from ctcli.formats.sources.decoding import (
     grid_of,
     viewed,
 )
+from ctcli.formats.sources.scales import Powers, scaled
 from ctcli.lazy.nodes import Input, LazyTensor, Shape
 from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.models.modules import Module
@@ -32,7 +32,7 @@ from ctcli.schemes.presets import preset
 
 _SCALES = ("weight_scale_inv", "weight_scale", "scale")
 _STATIC = ("activation_scale", "input_scale")
-_INPUT_SCALES = (*_STATIC, "input_scale_ub")
+INPUT_SCALES = (*_STATIC, "input_scale_ub")
 _EXPONENTS = ("U8", "F8_E8M0")
 _FLOAT_SCALES = ("F32", "BF16", "F16")
 _BLOCKS = (128, 64, 32, 16)
@@ -49,29 +49,44 @@ class Float8(SourceFormat):
         if weight is None or scale is None or len(weight.spec.shape) != 2:
             return
         if weight.spec.dtype == "F8_E4M3":
-            yield _float8(module, weight, leaf, scale, source)
+            yield float8(module, weight, leaf, scale, source)
         elif weight.spec.dtype == "F8_E5M2":
             raise SourceError("its weight is F8_E5M2, which no tool is known to write")
-        elif weight.spec.dtype == "I8" and leaf == "scale":
-            yield _float4(module, weight, scale, source)
 
 
-def _float8(
+def float8(
     module: Module[LazyTensor], weight: Stored, leaf: str, scale: Stored, source: Source
 ) -> Coded:
+    """An E4M3 weight of two dimensions.
+
+    Args:
+        module: its module.
+        weight: the codes.
+        leaf: what its scales are called in the module.
+        scale: the scales.
+        source: the rest.
+
+    Raises:
+        SourceError: the scales are not those of such a weight.
+    """
     shape = weight.spec.shape[0], weight.spec.shape[1]
     if scale.spec.dtype not in (*_EXPONENTS, *_FLOAT_SCALES):
         raise SourceError(f"its {leaf} is {scale.spec.dtype}, which is no scale")
     given = next((n for p, n in source.presharded.items() if matches(p, module.name)), None)
     static = next((t for leaf in _STATIC if (t := part(module, leaf))), None)
-    layout = _layout(scale.spec, shape, _block_size(source.said), given, static is not None)
+    layout = _layout(scale.spec, shape, _block_size(source), given, static is not None)
     inputs = {
         "codes": Input(weight, shape),
         "scale": Input(scale, layout.grid, each=layout.each),
     }
-    stored = {"weight": weight, "weight_scale": scale}
+    stored: dict[str, LazyTensor] = {"weight": weight, "weight_scale": scale}
     if layout.scales != scale.spec:
-        stored["weight_scale"] = viewed(scale, layout.scales.dtype, layout.scales.shape)
+        is_computed = layout.scales.dtype == "F32" and scale.spec.dtype != "F32"
+        tag = scale.spec.dtype if is_computed else layout.scales.dtype
+        same = viewed(scale, tag, layout.scales.shape)
+        stored["weight_scale"] = same
+        if is_computed:
+            stored["weight_scale"] = scaled(module.name, "weight_scale", same, Powers())
     if static:
         stored["input_scale"] = viewed(static, static.spec.dtype, (1,))
     return Coded(
@@ -128,9 +143,10 @@ def _layout(
         SourceError: the scales fit the weight in no way, or in several.
     """
     rows, columns = shape
-    count, is_exponent, grid = 1, scale.dtype in _EXPONENTS, scale.shape
-    refusal = "compressed-tensors has no powers of two for such tiles" if is_exponent else ""
-    if said and grid == grid_of(said, shape):
+    count, is_exponent, grid, refusal = 1, scale.dtype in _EXPONENTS, scale.shape, ""
+    if len(grid) == 4:  # NVIDIA's, [row blocks, 1, column blocks, 1]
+        grid = grid[::2]
+    if said and (grid or (1, 1)) == grid_of(said, shape):
         tile, method, scheme = said, f"FP8, blocks of {said[0]}x{said[1]}", _blocks_scheme(said)
     elif math.prod(grid) == 1:
         tile, method, scheme = shape, "FP8, one scale", preset("FP8") if is_static else _TENSOR
@@ -153,7 +169,8 @@ def _layout(
         kernel, granule = replace(kernel, part=down), (down, granule[1])
         method += f" in {count} parts of the rows"
         refusal = "its blocks begin anew in each part of the rows"
-    scales = TensorSpec(scale.dtype, (1,) if by_tensor else tiles)
+    # compressed-tensors has floats for scales of such tiles.
+    scales = TensorSpec("F32" if is_exponent else scale.dtype, (1,) if by_tensor else tiles)
     if method == "MXFP8":
         scales = TensorSpec("U8", tiles)
     found = None if refusal else scheme
@@ -178,8 +195,6 @@ def _blocks(
     Raises:
         SourceError: the scales fit the weight in no way, or in several.
     """
-    if len(grid) == 4:  # NVIDIA's, [row blocks, 1, column blocks, 1]
-        grid = grid[::2]
     sizes = [said] if said else [(b, b) for b in _BLOCKS] + [(1, b) for b in _BLOCKS]
     fitting = next((tile for tile in sizes if grid_of(tile, shape) == grid), None)
     if fitting and given is None:
@@ -199,43 +214,31 @@ def _blocks(
     raise SourceError(message)
 
 
-def _block_size(said: Mapping[str, Any]) -> Shape | None:
+def _block_size(source: Source) -> Shape | None:
+    """Rows and columns of the blocks that the checkpoint has; None: it has none, or nobody says."""
+    if found := _said_size(source.said):
+        return found
+    if not str(source.said.get("quant_algo")).lower().startswith("fp8_pb"):
+        return None
+    # NVIDIA writes one block's scale as that of a tensor.
+    for module in source.modules.values():
+        weight, scale = part(module, "weight"), part(module, "weight_scale")
+        if weight and scale and len(scale.spec.shape) == 4 and math.prod(scale.spec.shape) > 1:
+            shape = weight.spec.shape[0], weight.spec.shape[1]
+            return _blocks(scale.spec.shape[::2], shape, None, None)[0]
+    return None
+
+
+def _said_size(said: Mapping[str, Any]) -> Shape | None:
     found = said.get("weight_block_size")
     if isinstance(found, list) and [type(size) for size in found] == [int, int] and min(found) > 0:
         return found[0], found[1]
     return None
 
 
-def _float4(module: Module[LazyTensor], weight: Stored, scale: Stored, source: Source) -> Coded:
-    """An expert of DeepSeek-V4: two E2M1 to a byte, a power of two for each 32."""
-    rows, columns = shape = weight.spec.shape[0], 2 * weight.spec.shape[1]
-    tag, tiles = scale.spec.dtype, (rows, columns // 32)
-    if scale.spec.shape != tiles or columns % 32:
-        raise SourceError(
-            f"its scales {list(scale.spec.shape)} are not those of FP4 codes {list(shape)}"
-        )
-    codes, is_exponent = viewed(weight, "U8", (rows, columns // 2)), tag in _EXPONENTS
-    inputs = {
-        "codes": Input(codes, (rows, columns // 2), each=(1, 16)),
-        "scale": Input(scale, tiles, each=(1, 1)),
-    }
-    stored = {"weight_packed": codes, "weight_scale": viewed(scale, "U8", tiles)}
-    kernel = Scaled("F32", 4, "e2m1", tag, (1, 32))
-    return Coded(
-        module.tensor("weight"),
-        "MXFP4",
-        _parts(module, "weight", "scale"),
-        decoded(module.name, inputs, kernel, shape, (1, 32), source.dtype),
-        is_exact=is_exponent,
-        scheme=preset("MXFP4A16") if is_exponent else None,
-        stored=stored if is_exponent else {},
-        refusal="" if is_exponent else "its powers of two are stored as floats",
-    )
-
-
 def _parts(module: Module[LazyTensor], *leaves: str) -> tuple[str, ...]:
     """The names of some tensors of a module, and of the scales of its inputs."""
-    found = (*leaves, *(leaf for leaf in _INPUT_SCALES if leaf in module.parts))
+    found = (*leaves, *(leaf for leaf in INPUT_SCALES if leaf in module.parts))
     return tuple(module.tensor(leaf) for leaf in found)
 
 

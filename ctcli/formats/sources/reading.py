@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ctcli.checkpoint.sharding import with_tensors
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.formats.declared import read_declaration
 from ctcli.formats.quantized import quantized_format
 from ctcli.formats.sources import SOURCES
+from ctcli.formats.sources.cache import cache_scales
 from ctcli.formats.sources.coded import Coded, Source, SourceError
 from ctcli.lazy.nodes import LazyTensor
-from ctcli.lazy.tensors import Stored
+from ctcli.lazy.tensors import Stored, content_of
 from ctcli.models.config import quantizations, table, text_config
 from ctcli.models.modules import Module
 from ctcli.ops.dtypes import CODES, DTYPES, WEIGHT_FLOATS
@@ -26,15 +30,16 @@ SIDE_FILES = (
     "quant_config.json",
     "quant_strategy.json",
 )
-CACHE_SCALES = ("k_scale", "v_scale", "q_scale")
 # Keys of config.json that say how weights are stored; `expert_dtype` is DeepSeek-V4's.
 _KEYS = ("quantization_config", "compression_config", "expert_dtype")
 # Last components of names that only quantized weights have beside them.
 _SCALES = (
     *("weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale", "weight_packed"),
     *("weight_zero_point", "weight_shape", "weight_g_idx", "qweight", "qzeros", "g_idx"),
-    *("absmax", "SCB", "pre_quant_scale"),
+    *("absmax", "SCB", "pre_quant_scale", "output_scale", "scale2", "svdquant_lora_a"),
 )
+# What names of packed experts end with, where they are quantized.
+_PACKED = re.compile(r".*\.(gate_up_proj|down_proj)(_(weight_)?scale(_inv|_2|s)?|_blocks)?")
 _HINT = "Convert it with the tool that wrote it, or repair the checkpoint."
 
 
@@ -46,11 +51,13 @@ class Reading:
         coded: every quantized weight, by the dense tensor's name.
         used: the names of all tensors that they take.
         cache: the scales of the key-value cache, by name.
+        said: what the tool that quantized says, in config.json or a file of its own.
     """
 
     coded: Mapping[str, Coded]
     used: Collection[str]
     cache: Mapping[str, LazyTensor]
+    said: Mapping[str, Any]
 
     @property
     def is_exact(self) -> bool:
@@ -72,7 +79,8 @@ def read_quantized(
         CtcliError: lists all weights that cannot be read.
     """
     name, config = checkpoint.origin.name, checkpoint.config
-    return read_modules(name, checkpoint.modules, config, dtype, presharded)
+    said = _said(checkpoint)
+    return read_modules(name, checkpoint.modules, config, dtype, presharded, said)
 
 
 def read_modules(
@@ -81,6 +89,7 @@ def read_modules(
     config: Mapping[str, Any],
     dtype: str | None = None,
     presharded: Mapping[str, int] | None = None,
+    said: Mapping[str, Any] | None = None,
 ) -> Reading | None:
     """The same of a checkpoint's modules and its config.json.
 
@@ -90,6 +99,7 @@ def read_modules(
         config: config.json.
         dtype: see `read_quantized`.
         presharded: likewise.
+        said: what the tool that quantized says; None: what config.json does.
     """
     tensors = {
         module.tensor(leaf): tensor
@@ -107,7 +117,7 @@ def read_modules(
     source = Source(
         modules,
         config,
-        next((table(said) for said in quantizations(config)), {}),
+        _said_in(config) if said is None else said,
         read_declaration(config),
         dtype or default_dtype(config),
         presharded or {},
@@ -120,7 +130,7 @@ def read_modules(
             coded |= {each.name: each for each in _weights(module, source)}
         except SourceError as error:
             problems[str(error)].append(module.name)
-    cache = {name: tensor for name, tensor in tensors.items() if name.endswith(CACHE_SCALES)}
+    cache = cache_scales(tensors)
     used = {name for each in coded.values() for name in each.parts}
     if not problems:
         for name, tensor in tensors.items():
@@ -131,7 +141,7 @@ def read_modules(
     if problems:
         found = [f"{_some(names)}: {problem}." for problem, names in problems.items()]
         raise CtcliError(found, _HINT)
-    return Reading(coded, used, cache)
+    return Reading(coded, used, cache, source.said)
 
 
 def as_floats(
@@ -173,10 +183,9 @@ def replaced(
                     made |= tensors(coded)
             elif name not in reading.used:
                 made[name] = tensor
-        if made:
-            shards.append(replace(shard, tensors=made))
+        shards.append(replace(shard, tensors=made))
     files = {name: file for name, file in checkpoint.files.items() if name not in SIDE_FILES}
-    return replace(checkpoint, shards=tuple(shards), files=files)
+    return replace(with_tensors(checkpoint, shards), files=files)
 
 
 def _floats(coded: Coded) -> Mapping[str, LazyTensor]:
@@ -200,6 +209,26 @@ def default_dtype(config: Mapping[str, Any]) -> str:
     names = {DTYPES[tag].torch_name: tag for tag in WEIGHT_FLOATS}
     known = (names.get(str(name).removeprefix("torch.")) for name in said)
     return next((tag for tag in known if tag), "BF16")
+
+
+def _said(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What is said of quantization: in config.json, else in the file of the tool that did it."""
+    if found := _said_in(checkpoint.config):
+        return found
+    for name in SIDE_FILES:
+        file = checkpoint.files.get(name)
+        if file is None:
+            continue
+        try:
+            content = json.loads(file if isinstance(file, bytes) else content_of(file))
+        except ValueError as error:
+            raise CtcliError(f"{name}: it is not valid JSON: {error}.", _HINT) from error
+        return table(table(content).get("quantization", content))
+    return {}
+
+
+def _said_in(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((table(said) for said in quantizations(config)), {})
 
 
 def _weights(module: Module[LazyTensor], source: Source) -> list[Coded]:
@@ -226,7 +255,10 @@ def _leftover(name: str, tensor: LazyTensor) -> str:
     leaf = _leaf(name)
     if leaf in _SCALES:
         return "it belongs to no quantized weight that is known"
-    if leaf == "weight" and tensor.spec.dtype in CODES:
+    if _PACKED.fullmatch(name) and leaf not in ("gate_up_proj", "down_proj"):
+        return "it belongs to no quantized weight that is known"
+    is_weight = leaf == "weight" or (tensor.spec.shape[2:] and _PACKED.fullmatch(name))
+    if (is_weight and tensor.spec.dtype in CODES) or tensor.spec.dtype in ("F8_E4M3", "F8_E5M2"):
         return f"it is {tensor.spec.dtype}, and no scale that is known goes with it"
     return ""
 

@@ -14,7 +14,7 @@ from ctcli.checkpoint.value import Checkpoint, Modules, Shard
 from ctcli.errors import CtcliError
 from ctcli.formats.sources.coded import Coded
 from ctcli.formats.sources.reading import Reading, dense, read_quantized
-from ctcli.lazy.nodes import Computed, LazyTensor, Node, starting_point
+from ctcli.lazy.nodes import Computed, LazyTensor, Node, Stacked, starting_point
 from ctcli.lazy.tensors import Stored
 from ctcli.models.config import table
 from ctcli.models.experts import (
@@ -163,7 +163,8 @@ def _unchanged(
     that are stored in the very scheme.
     """
     kept, schemes, found = dict(selection.kept), dict(selection.schemes), {}
-    for coded in reading.coded.values() if reading else ():
+    stored = reading.coded.values() if reading else ()
+    for coded in (leaf for each in stored for leaf in each.leaves):
         module, chosen = coded.module, schemes.get(coded.module)
         if coded.scheme is None:
             continue
@@ -209,16 +210,20 @@ def _expert_linears(
     for name, experts in packed.items():
         module = checkpoint.modules[name]
         weight = module.weight
-        if not isinstance(weight, Stored) or any(matches(pattern, name) for pattern in ignore):
+        if weight is None or any(matches(pattern, name) for pattern in ignore):
             continue
         problem = layout_problem(experts, weight.spec, checkpoint.config)
+        if isinstance(weight, Stacked):
+            problem = None if weight.linears else problem or "its gate and up share scales"
         if f"{experts.parent}.{experts.role}_bias" in checkpoint.specs:
             problem = "it has a bias, which no known layout splits"
         if problem:
             problems.append(
                 f"{module.weight_name}: packed experts of an unknown layout: {problem}."
             )
-        else:
+        elif isinstance(weight, Stacked):
+            found[name] = modules_of(weight.linears, checkpoint.config)
+        elif isinstance(weight, Stored):
             found[name] = modules_of(split_experts(experts, weight), checkpoint.config)
     if problems:
         raise CtcliError(

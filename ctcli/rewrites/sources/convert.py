@@ -10,6 +10,7 @@ from typing import Any
 from ctcli.checkpoint.sharding import cut_to_size
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
+from ctcli.formats.sources.cache import as_compressed, cache_problem
 from ctcli.formats.sources.coded import Coded
 from ctcli.formats.sources.reading import (
     Reading,
@@ -44,7 +45,8 @@ def convert(
             "Quantize it with ctcli quantize.",
         )
     step = {"use": "convert", **options.recipe}
-    refused = [coded for coded in reading.coded.values() if coded.scheme is None]
+    leaves = [leaf for coded in reading.coded.values() for leaf in coded.leaves]
+    refused = [coded for coded in leaves if coded.scheme is None]
     if refused and options.requantize:
         schemes = tuple(f"{coded.module}={options.requantize}" for coded in refused)
         again = QuantizeOptions(
@@ -55,10 +57,16 @@ def convert(
         result, requantized = quantize(checkpoint, again)
         return replace(result, steps=(*checkpoint.steps, step)), requantized
     _check(refused)
+    if reading.cache and (problem := cache_problem(reading.said)):
+        name = next(iter(reading.cache))
+        raise CtcliError(f"{name}: {problem}.", "Turn it into floats with ctcli dequantize.")
+    used = {*reading.used}
     kept = {
         module.name: "not quantized"
         for module in checkpoint.modules.values()
-        if module.kind in _LINEARS and module.weight and module.tensor("weight") not in reading.used
+        if module.kind in _LINEARS
+        and module.weight
+        and not {module.name, module.tensor("weight")} & used
     }
     if options.to == "fp8":
         result, said = _as_fp8(checkpoint, reading, kept)
@@ -68,7 +76,7 @@ def convert(
     result = replace(result, steps=(*checkpoint.steps, step)).with_config(config)
     if options.max_shard_size:
         result = cut_to_size(result, options.max_shard_size)
-    became = {name: f"{c.method} -> {_words(c)}" for name, c in reading.coded.items()}
+    became = {coded.name: f"{coded.method} -> {_words(coded)}" for coded in leaves}
     return result, SourceReport("converted", became, True, checkpoint.nbytes, result.nbytes)
 
 
@@ -76,10 +84,22 @@ def _as_compressed(
     checkpoint: Checkpoint, reading: Reading, kept: Mapping[str, str], release: Release
 ) -> tuple[Checkpoint, dict[str, Any]]:
     """The checkpoint in compressed-tensors' layouts, and its quantization_config."""
-    schemes = {c.module: c.scheme for c in reading.coded.values() if c.scheme}
+    leaves = [leaf for coded in reading.coded.values() for leaf in coded.leaves]
+    schemes = {coded.module: coded.scheme for coded in leaves if coded.scheme}
     tied = [] if "lm_head" in {*schemes, *kept} else ["lm_head"]
     said = quantization_config(schemes, kept, tied, kv_cache=bool(reading.cache), release=release)
-    return replaced(checkpoint, reading, lambda c: _named(c, c.stored)), said
+    result = replaced(checkpoint, reading, lambda c: _named(c, "weight_scale"))
+    shards = (
+        replace(
+            shard,
+            tensors=dict(
+                as_compressed(name, tensor) if name in reading.cache else (name, tensor)
+                for name, tensor in shard.tensors.items()
+            ),
+        )
+        for shard in result.shards
+    )
+    return replace(result, shards=tuple(shards)), said
 
 
 def _as_fp8(
@@ -92,7 +112,8 @@ def _as_fp8(
     Raises:
         CtcliError: not all of its weights are FP8 blocks of one size.
     """
-    arguments = {coded.scheme.weights for coded in reading.coded.values() if coded.scheme}
+    leaves = [leaf for coded in reading.coded.values() for leaf in coded.leaves]
+    arguments = {coded.scheme.weights for coded in leaves if coded.scheme}
     block = next(iter(arguments)).block_structure
     if len(arguments) > 1 or not block or next(iter(arguments)).type != "float":
         found = ", ".join(sorted(words(each) for each in arguments))
@@ -101,11 +122,6 @@ def _as_fp8(
             "Leave --to away: compressed-tensors stores them all.",
         )
 
-    def spelled(coded: Coded) -> Mapping[str, LazyTensor]:
-        stored = coded.stored
-        names = {"weight": stored["weight"], "weight_scale_inv": stored["weight_scale"]}
-        return _named(coded, names)
-
     said = {
         "activation_scheme": "dynamic",
         "fmt": "e4m3",
@@ -113,11 +129,16 @@ def _as_fp8(
         "quant_method": "fp8",
         "weight_block_size": list(block),
     }
-    return replaced(checkpoint, reading, spelled), said
+    return replaced(checkpoint, reading, lambda c: _named(c, "weight_scale_inv")), said
 
 
-def _named(coded: Coded, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    return {f"{coded.module}.{suffix}": tensor for suffix, tensor in tensors.items()}
+def _named(coded: Coded, scale: str) -> dict[str, LazyTensor]:
+    """The tensors of a weight, or of the linears that it is made of, by name."""
+    return {
+        f"{leaf.module}.{scale if suffix == 'weight_scale' else suffix}": tensor
+        for leaf in coded.leaves
+        for suffix, tensor in leaf.stored.items()
+    }
 
 
 def _words(coded: Coded) -> str:

@@ -13,7 +13,7 @@ from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.formats.sources.reading import as_floats
 from ctcli.lazy.known import widened
-from ctcli.lazy.nodes import LazyTensor, starting_point
+from ctcli.lazy.nodes import Computed, LazyTensor, Stacked, starting_point
 from ctcli.lazy.tensors import Known, TensorSpec
 from ctcli.models.architecture import Architecture
 from ctcli.models.config import table
@@ -179,6 +179,12 @@ class _Operation:
             return tensor
         if isinstance(tensor, Known):
             return widened(tensor)
+        if isinstance(tensor, Stacked):
+            parts = [
+                self._changed(f"{name}.{number}", _exact(part), Edit(), part.spec)
+                for number, part in enumerate(tensor.parts)
+            ]
+            return Stacked(TensorSpec(self._tag(tensor.spec), tensor.spec.shape), tuple(parts))
         return self._changed(name, _exact(tensor), Edit(), tensor.spec)
 
     def _linear(self, module: str, weight: LazyTensor) -> LazyTensor:
@@ -213,7 +219,7 @@ class _Operation:
             return self._constant(bias.spec)
         return self._changed(name, _exact(bias), self.surgery.edit(name), bias.spec)
 
-    def _changed(self, name: str, tensor: Exact, edit: Edit, spec: TensorSpec) -> LazyTensor:
+    def _changed(self, name: str, tensor: Exact, edit: Edit, spec: TensorSpec) -> Computed:
         module, _, leaf = name.rpartition(".")
         arithmetic = self.arithmetic.of(spec)
         result = edited(module, leaf, tensor, edit, arithmetic, self.surgery.step)
