@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from ctcli.lazy.cut import cut
+from ctcli.lazy.cut import _cut, cut
 from ctcli.lazy.evaluate import Evaluator
 from ctcli.lazy.nodes import (
     COLUMNS,
@@ -135,6 +135,27 @@ def test_a_transposed_input_runs_the_other_way(axis: Axis) -> None:
     found = evaluate(node("n", (24, 40), inputs, axis=axis), memory)
     assert (found == w + other.T).all()
     assert {(place, run) for place, run, *_ in memory.reads} == {(0, axis), (1, 1 - axis)}
+
+
+@pytest.mark.parametrize(("window_bytes", "window"), [(10**9, 52), (4 * 22 * 23, 24)])
+def test_what_runs_across_rows_is_read_in_windows_of_many(
+    monkeypatch: pytest.MonkeyPatch, window_bytes: int, window: int
+) -> None:
+    monkeypatch.setattr("ctcli.lazy.cut.BLOCK_ELEMENTS", 88)
+    monkeypatch.setattr("ctcli.lazy.cut._WINDOW_BYTES", window_bytes)
+    memory, w = Memory(), matrix(22, 52)
+    below = node("b", (52, 22), {"w": Input(memory.store(w), (22, 52), "transposed")})
+    found = node("t", (52, 22), {"x": Input(Computed(below, "sum"), (52, 22))})
+    _cut.cache_clear()
+    how = cut(found)
+    assert how.band == 4
+    yielded = [*Evaluator(memory, {}).compute(found, 0, 52)]
+    assert [part.start for part in yielded] == [*range(0, 52, 4)]
+    assert (np.concatenate([part.outputs["sum"] for part in yielded]) == w.T).all()
+    read = [(start, stop) for _, _, start, stop in memory.reads]
+    assert read == [(at, min(at + window, 52)) for at in range(0, 52, window)]
+    assert how.memory >= 2 * 4 * 22 * window
+    _cut.cache_clear()
 
 
 @pytest.mark.parametrize("shape", [(24, 40), (21, 37), (5, 3)])

@@ -50,7 +50,7 @@ def _read(
     codes, scales, zeros = tensors
     said = settings(source.said, module.name)
     offset = _offset(said)
-    (words, rows), (count, _) = codes.spec.shape, scales.spec.shape
+    (words, across), (count, rows) = codes.spec.shape, scales.spec.shape
     check_dtypes(module)
     bits = 32 * zeros.spec.shape[1] // max(1, rows)
     packing = Packing(bits, offset, carries=_is_gptqmodel(said))
@@ -63,7 +63,7 @@ def _read(
         raise SourceError(f"it has {bits} bits, and config.json says {said['bits']}")
     columns, rest = divmod(32 * words, bits)
     order = part(module, "g_idx")
-    if scales.spec.shape[1] != rows or rest or (order and order.spec.shape != (columns,)):
+    if across != rows or rest or (order and order.spec.shape != (columns,)):
         beside = f" and g_idx {list(order.spec.shape)}" if order else ""
         raise SourceError(
             f"its qweight {list(codes.spec.shape)} does not fit scales {list(scales.spec.shape)}"
