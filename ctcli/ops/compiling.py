@@ -33,7 +33,7 @@ def compiled(
     Args:
         function: the kernel.
         arguments: some of these types.
-        inlined: see `introduce`.
+        inlined: functions that it may call; see `introduce`.
 
     Raises:
         TypeError: it returns, or calls, what object files of kernels cannot.
@@ -54,16 +54,11 @@ def compiled(
 
 
 def introduce(inlined: Mapping[Callable[..., Any], bool]) -> None:
-    """Tell numba of functions that kernels may call.
-
-    Args:
-        inlined: the functions, and whether their code becomes a part of the caller's before types
-            are found.
-    """
+    """Tell numba of functions that kernels may call, and whether their code goes into each call."""
     for function, is_merged in inlined.items():
         if function not in _introduced:
-            how: Any = {"jit_options": OPTIONS, "inline": "always" if is_merged else "never"}
-            overload(function, strict=False, **how)(_itself(function))
+            options: Any = {**OPTIONS, "forceinline": is_merged}
+            overload(function, jit_options=options, strict=False)(_itself(function))
             _introduced.add(function)
 
 

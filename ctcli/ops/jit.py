@@ -94,12 +94,12 @@ def kernel(function: _Function) -> _Function:
 
 
 def inlined(function: _Function) -> _Function:
-    """Make a function one that kernels can call: it becomes a part of each. It stays as it is."""
+    """Make a function one that kernels can call, a closure too. It stays as it is."""
     INLINED[function] = False
     return function
 
 
 def merged(function: _Function) -> _Function:
-    """The same without a compilation of its own: for long loops, and closures."""
+    """The same, and its code becomes a part of each caller: for what is done with each element."""
     INLINED[function] = True
     return function

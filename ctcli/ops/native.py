@@ -15,6 +15,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from llvmlite import binding
+    from numpy.typing import NDArray
 
 _NUMBERS: dict[type, tuple[str, Any]] = {
     bool: ("bool", ctypes.c_bool),
@@ -63,9 +64,9 @@ def _add(value: Any, types: list[str], operands: list[Any]) -> None:
     if isinstance(value, np.ndarray):
         flags = value.flags
         layout = "C" if flags.c_contiguous else "F" if flags.f_contiguous else "A"
-        types.append(f"{value.dtype.str[1:]}:{value.ndim}{layout}")
-        address = value.__array_interface__["data"][0]
-        operands += (None, None, value.size, value.itemsize, address, *value.shape, *value.strides)
+        types.append(f"{value.dtype.char}:{value.ndim}{layout}")
+        size, shape = value.size, value.shape
+        operands += (None, None, size, value.itemsize, _address(value), *shape, *value.strides)
     elif isinstance(value, tuple):
         types.append(f"{type(value).__name__}(")
         for item in value:
@@ -74,6 +75,13 @@ def _add(value: Any, types: list[str], operands: list[Any]) -> None:
     else:
         types.append(_NUMBERS[type(value)][0])
         operands.append(value.item() if isinstance(value, np.generic) else value)
+
+
+def _address(array: NDArray[Any]) -> int:
+    """Where an array lies; numpy itself takes longer to say so."""
+    if array.flags.c_contiguous and array.flags.writeable and array.size:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+    return int(array.ctypes.data)
 
 
 class Native:

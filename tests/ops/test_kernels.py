@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ctcli.ops import compiling, elements, jit, objects
 from ctcli.ops.backend import body
+from ctcli.ops.blocks import read as read_block
 from ctcli.ops.device.blocks import Torch
 from ctcli.ops.quantized import Rounding
 from tests.conftest import ROOT
@@ -156,6 +157,26 @@ def test_nan_and_infinities_show_in_the_energy_and_nowhere_else_but_in_their_til
             assert not np.isfinite(found.energy)
             assert (found.codes[2:] == found.codes[0]).all()
             assert (found.scales[[0, 2, 3]] == found.scales[0]).all()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e30])
+@pytest.mark.parametrize("shape", [(200, 16), (3, 2050)])
+def test_sums_of_squares_hold_for_many_pieces_and_where_float32_overflows(
+    size: float, shape: tuple[int, int]
+) -> None:
+    """Up to 64 squares are added up in float32, each sum within 64 * 2**-24 of the exact one."""
+    weight = np.random.default_rng(3).normal(0, size, shape).astype(np.float32)
+    for rounding in (
+        Rounding("float8", "F32", False, (1, None), 8),
+        Rounding("integers", "F32", False, (4, 16), 4, symmetric=False),
+        Rounding("mx", "F32", False, (1, 32), 4),
+    ):
+        found = body("cpu").quantize(weight, "F32", rounding, None)
+        zeros = None if rounding.symmetric else found.marks
+        values = read_block(found.codes, found.scales, zeros, weight.shape, rounding).values
+        exact = weight.astype(np.float64)
+        assert found.energy == pytest.approx(float((exact**2).sum()), rel=64 * 2.0**-24)
+        assert found.error == pytest.approx(float(((values - exact) ** 2).sum()), rel=64 * 2.0**-24)
 
 
 @pytest.fixture
