@@ -39,7 +39,7 @@ def packed_by_rows(words: Array) -> Array:
         uint32 [rows, ceil(columns / 8)].
     """
     found = np.empty((8 * len(words), -(-words.shape[1] // 8)), np.uint32)
-    _pack(np.ascontiguousarray(words), found)
+    _pack(np.ascontiguousarray(words), found, np.empty(8, np.uint32))
     return found
 
 
@@ -62,8 +62,9 @@ def _transposed(w: Array) -> None:
 
 
 @kernel
-def _pack(words: Array, found: Array) -> None:
-    columns, w = words.shape[1], np.empty(8, np.uint32)
+def _pack(words: Array, found: Array, w: Array) -> None:
+    """Fill `found`; `w` is scratch of eight words."""
+    columns = words.shape[1]
     for c in range(len(words)):
         for k in range(found.shape[1]):
             for i in range(8):

@@ -80,7 +80,7 @@ def decoded(codes: Codes, columns: int, target: str) -> tuple[Array, bool]:
     short = np.empty(nothing if is_wide else shape, np.uint16)
     zeros = np.empty((0, 0), np.float32) if codes.zeros is None else codes.zeros
     factors = np.empty(0, np.float32) if codes.factors is None else codes.factors
-    bad = _decode(
+    is_finite = _decode(
         stream,
         codes.bits,
         codes.table,
@@ -94,7 +94,7 @@ def decoded(codes: Codes, columns: int, target: str) -> tuple[Array, bool]:
         short,
         KINDS[target],
     )
-    return (wide if is_wide else short), not bad
+    return (wide if is_wide else short), bool(is_finite)
 
 
 @cache
@@ -236,8 +236,8 @@ def _decode(
     wide: Array,
     short: Array,
     kind: int,
-) -> uint32:
-    """Fill `wide`, or `short` with floats of a kind; 0 if all of it is finite.
+) -> bool:
+    """Fill `wide`, or `short` with floats of a kind; whether all of it is finite.
 
     `line` and `codes` are scratch of a row's length.
     """
@@ -259,4 +259,4 @@ def _decode(
                 line[j] = float32(line[j] * factors[j])
         at = 0 if kind == F32 else row
         bad |= _round(line, kind, wide[row - at], short[at])
-    return bad
+    return bad == uint32(0)
