@@ -55,7 +55,7 @@ def sections_of(found: Inspection) -> list[Section]:
     if found.quantization:
         sections += _quantization(found.quantization)
     stored = [
-        (each.pattern, f"{each.count:,} x", each.method, f"{each.bits:.3g} bits per weight")
+        (f"{each.count:,} x", f"{each.pattern}: {each.method}; {each.bits:.3g} bits per weight")
         for each in found.stored
     ]
     sections.append(Section("quantized weights", stored))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ctcli.formats.declared import QUANT_METHOD
 from ctcli.formats.loaders import Contents, problems
 from ctcli.models.config import size_of, text_config
 from ctcli.verifying.findings import Finding
@@ -33,6 +34,8 @@ def loader_findings(
     declared, loader = quantization.declared, options.target
     if loader is None or declared is None:
         return [], []
+    if declared.method != QUANT_METHOD:
+        return [], [f"what {loader} demands of {declared.method}: it is not known"]
     if quantization.shapes is None:
         return [], [f"what {loader} demands, since shapes are not known"]
     contents = Contents.of(declared, quantization.shapes, snapshot.tensors.keys())

@@ -91,6 +91,20 @@ def _run(
     return Race(checkpoint, commands, made, is_chain=True, is_cold=on_disk)
 
 
+def _source(command: str, made: str) -> Race:
+    """Ours on a source that is quantized already, beside copying that."""
+    return Race(
+        _LLAMA_1B,
+        {
+            f"ctcli {command}": f"{_CTCLI} {command} --quiet",
+            "cp -r of its source": "cp -r {made} {dst}",
+        },
+        made,
+    )
+
+
+_FP8 = f"{_CTCLI} quantize {{src}} {{made}} --scheme FP8_BLOCK --quiet --overwrite"
+_PACKED = "{python} -m tests.bench.make_packed"
 _SCHEMES = (
     *("FP8_DYNAMIC", "FP8_BLOCK", "W8A8", "W4A16"),
     *("W4A16_ASYM", "NVFP4A16", "MXFP4A16", "MXFP8A16"),
@@ -137,5 +151,17 @@ RACES = {
         "W4A16 mse", "quantize {src} {dst} --scheme W4A16 --observer mse", _LLAMA_1B
     ),
     "quantize-8B-shapes": _quantize("W4A16", _LLAMA_8B),
+    "dequantize-FP8": _source("dequantize {made} {dst}", _FP8),
+    **{
+        f"FP8-to-{scheme}": _source(f"quantize {{made}} {{dst}} --scheme {scheme}", _FP8)
+        for scheme in ("NVFP4A16", "W4A16")
+    },
+    **{
+        f"{command}-{method}": _source(
+            f"{command} {{made}} {{dst}}", f"{_PACKED} {method} {{made}} 22"
+        )
+        for command in ("convert", "dequantize")
+        for method in ("awq", "gptq")
+    },
     "export-bin": _computing("export-bin", "export-bin {src} {dst}", _LLAMA_2_7B),
 }

@@ -281,3 +281,14 @@ def test_keys_tell_steps_and_tensors_apart() -> None:
     assert step_key("m", "weight", Computed(first, "x"), "fuse") == "m/weight/fuse/fuse"
     assert step_key("head", "weight", Computed(first, "x"), "round") == "head/weight/fuse/round"
     assert step_key("m", "bias", Computed(first, "x"), "round") == "m/bias/weight/fuse/round"
+
+
+@pytest.mark.parametrize("run", ["along", "transposed"])
+def test_an_input_may_be_some_columns_of_what_it_reads(axis: Axis, run: Any) -> None:
+    memory, given = Memory(), matrix(30, 40)
+    part = given[:, 6:30]
+    wanted = part if run == "along" else part.T
+    for each in (None, (1, 1)):
+        item = Input(memory.store(given), (30, 40), run, each, columns=(6, 30))
+        found = node("some", (wanted.shape[0], wanted.shape[1]), {"x": item}, axis=axis)
+        np.testing.assert_array_equal(evaluate(found, memory), wanted)

@@ -150,11 +150,13 @@ def test_an_unknown_family_is_checked_but_for_its_shapes(tmp_path: Path) -> None
     assert len(lines(run_verify(tmp_path / "out"))) == 1
 
 
-def test_another_method_is_said_not_to_be_checked(tmp_path: Path) -> None:
+def test_weights_of_another_method_are_looked_at_and_its_loader_is_not_known(
+    tmp_path: Path,
+) -> None:
     run_quantize(GOLDEN, tmp_path / "out", "FP8_DYNAMIC")
     method = {"quantization_config": {"quant_method": "fbgemm_fp8"}}
     edit_json("config.json", lambda config: config.update(method))(tmp_path / "out")
     found = run_verify(tmp_path / "out", target="vllm")
     assert lines(found) == []
-    assert found.notes[0] == "quantization: its method is fbgemm_fp8, not compressed-tensors"
-    assert len(found.notes) == 3
+    assert found.quantized == {"FP8, a scale for each row": 14}
+    assert found.notes == ("what vllm demands of fbgemm_fp8: it is not known",)

@@ -27,6 +27,8 @@ class Coded:
         scheme: the compressed-tensors scheme that holds the same numbers; None: there is none.
         stored: under that scheme, its tensors by suffix.
         refusal: why there is no such scheme.
+        has_reciprocal: under that scheme a scale is the reciprocal of what is stored, which float32
+            rounds.
         linears: what it is made of, where these have schemes rather than it.
     """
 
@@ -38,6 +40,7 @@ class Coded:
     scheme: Scheme | None = None
     stored: Mapping[str, LazyTensor] = field(default_factory=dict)
     refusal: str = ""
+    has_reciprocal: bool = False
     linears: tuple[Coded, ...] = ()
 
     @property

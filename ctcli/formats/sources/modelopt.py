@@ -88,7 +88,8 @@ def _nvfp4(module: Module[LazyTensor], weight: Stored, scale: Stored, source: So
     if given:
         name = "input_global_scale"
         stored[name] = scaled(module.name, name, given, Reciprocal())
-    return replace(coded, scheme=preset("NVFP4" if given else "NVFP4A16"), stored=stored)
+    scheme = preset("NVFP4" if given else "NVFP4A16")
+    return replace(coded, scheme=scheme, stored=stored, has_reciprocal=True)
 
 
 def _int4(module: Module[LazyTensor], weight: Stored, scale: Stored, source: Source) -> Coded:

@@ -77,7 +77,8 @@ def convert(
     if options.max_shard_size:
         result = cut_to_size(result, options.max_shard_size)
     became = {coded.name: f"{coded.method} -> {_words(coded)}" for coded in leaves}
-    return result, SourceReport("converted", became, True, checkpoint.nbytes, result.nbytes)
+    exact = not any(coded.has_reciprocal for coded in leaves)
+    return result, SourceReport("converted", became, exact, checkpoint.nbytes, result.nbytes)
 
 
 def _as_compressed(

@@ -51,8 +51,8 @@ class DequantizeOptions(SourceOptions):
     """Turn a checkpoint that is quantized already into a dense one.
 
     Weights become floats, computed in float32 and rounded once; all other tensors stay as they are.
-    Reads FP8 (blocks, rows, tensors; DeepSeek, Qwen, Mistral, fbgemm), MXFP8, MXFP4, GPTQ, AWQ,
-    bitsandbytes and compressed-tensors.
+    Reads compressed-tensors; FP8 (blocks, rows, tensors; DeepSeek, Qwen, Mistral, fbgemm), MXFP8,
+    MXFP4 (DeepSeek, gpt-oss); ModelOpt, Quark, GPTQ, AWQ, AutoRound and bitsandbytes.
     """
 
     dtype: Dtype | None = option(

@@ -10,6 +10,12 @@ from typing import Any
 from ctcli.formats.sources.coded import Coded
 from ctcli.units import format_bytes
 
+# What rounds where not all numbers stay the same, by what happens to them.
+_ROUNDED = {
+    "dequantized": "each weight is rounded once, from float32",
+    "converted": "but for global scales, which are reciprocals, rounded to float32",
+}
+
 
 @dataclass(frozen=True)
 class SourceReport:
@@ -37,7 +43,7 @@ class SourceReport:
         """Labels and values, for people."""
         counts = Counter(self.weights.values())
         rows = [(self.verb, f"{n} weights: {what}") for what, n in counts.items()]
-        exact = "yes" if self.is_exact else "each weight is rounded once, from float32"
+        exact = "yes" if self.is_exact else _ROUNDED[self.verb]
         before, after = format_bytes(self.bytes_before), format_bytes(self.bytes_after)
         return [*rows, ("exact", exact), ("tensor bytes", f"{before} -> {after}")]
 

@@ -43,8 +43,9 @@ NVFP4 = ("modelopt-nvfp4", "modelopt-mixed")
 def test_compressed_tensors_reads_the_same_numbers(
     cli: Ctcli, tmp_path: Path, case: SourceCase
 ) -> None:
-    result = cli("convert", case.checkpoint, tmp_path / "dst")
+    result = cli("convert", case.checkpoint, tmp_path / "dst", "--json")
     assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["exact"] is not case.name.startswith(NVFP4)
     found, expected = decompressed(tmp_path / "dst"), case.expected()
     for name, weight in expected.items():
         weights = found.get(name)
