@@ -259,4 +259,4 @@ def _decode(
                 line[j] = float32(line[j] * factors[j])
         at = 0 if kind == F32 else row
         bad |= _round(line, kind, wide[row - at], short[at])
-    return bad == uint32(0)
+    return bool(bad == uint32(0))
