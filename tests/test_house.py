@@ -26,6 +26,7 @@ FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
 # Imported by one room only, or not at all: oracles of the tests, and click, which is Typer's.
 OWNERS = {
     "numba": "ctcli.ops",
+    "llvmlite": "ctcli.ops",
     "rich": "ctcli.console",
     "typer": "ctcli.cli",
     "huggingface_hub": "ctcli.storage.hub",

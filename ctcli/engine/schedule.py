@@ -13,8 +13,9 @@ from ctcli.engine.perform import Cancelled, Done
 from ctcli.lazy.values import Values
 from ctcli.units import Advance
 
-# How far down the queue a job is looked for whose file no other thread writes just then.
-_LOOKAHEAD = 64
+# How far down the queue a job is looked for whose file no other thread writes just then: jobs come
+# from as many files in turn as there are threads.
+_LOOKAHEAD = 2
 
 
 class Schedule:
@@ -106,7 +107,7 @@ class Schedule:
         first, i = None, 0
         while self._look(i + 1) > i:
             task, _ = self._waiting[i]
-            if not self._admits(task) or (first is not None and i > _LOOKAHEAD):
+            if not self._admits(task) or (first is not None and i > _LOOKAHEAD * self._workers):
                 break
             if self._values.has(task.needs):
                 if busy.isdisjoint(task.files):

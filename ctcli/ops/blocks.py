@@ -26,10 +26,10 @@ _MOST = 448.0 * 6  # the largest E4M3 scale times the largest E2M1 element
 
 
 @kernel
-def _find_all_ranges(source: Source, settings: Settings, work: Work, tiles: Tiles) -> None:
+def _find_all_ranges(source: Source, settings: Settings, tiles: Tiles) -> None:
     for top in range(0, settings.rows, settings.height):
         for left in range(0, settings.columns, settings.step):
-            find_ranges(source, settings, work, tiles, top, left)
+            find_ranges(source, settings, tiles, top, left)
 
 
 class Compiled:
@@ -69,7 +69,7 @@ class Compiled:
         """See `quantized.Body`."""
         settings = _settings(block.shape, rounding)
         tiles = _tiles(settings, None)
-        _find_all_ranges(_source(block, tag), settings, _work(), tiles)
+        _find_all_ranges(_source(block, tag), settings, tiles)
         return np.stack([-tiles.lows.reshape(-1), tiles.highs.reshape(-1)])
 
     def largest(self, block: Array, tag: str) -> Array:
@@ -201,8 +201,8 @@ def _source(block: Array, tag: str) -> Source:
 
 
 def _work() -> Work:
-    a, b, c, d, e = np.empty((5, PIECE), np.float32)
-    return Work(a, b, c, d, e, np.empty(PIECE + 8, np.uint8))
+    a, b, c, d, e, f, g = np.zeros((7, PIECE), np.float32)
+    return Work(a, b, c, d, e, f, g, np.empty(PIECE + 8, np.uint8))
 
 
 def _tiles(settings: Settings, ranges: Array | None) -> Tiles:

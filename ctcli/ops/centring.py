@@ -33,18 +33,18 @@ class Centring:
         """X M for x [rows, n]; `out`, C-contiguous, takes an array's result and may be x."""
         if not isinstance(x, np.ndarray):
             return x - x.mean(1, keepdim=True)
-        from ctcli.ops.means import centre_rows  # loads numba, which plans do without
+        from ctcli.ops.means import LANES, centre_rows  # loads kernels, which plans do without
 
         result = np.empty(x.shape, x.dtype) if out is None else out
-        centre_rows(np.ascontiguousarray(x), result)
+        centre_rows(np.ascontiguousarray(x), result, np.empty(LANES))
         return result
 
     def apply_left(self, w: Array, out: Floats | None = None) -> Array:
         """M^T w for w [n, columns]; `out`, C-contiguous, takes an array's result and may be w."""
         if not isinstance(w, np.ndarray):
             return w - w.mean(0, keepdim=True)
-        from ctcli.ops.means import centre_columns
+        from ctcli.ops.means import WIDTH, centre_columns
 
         result = np.empty(w.shape, w.dtype) if out is None else out
-        centre_columns(np.ascontiguousarray(w), result)
+        centre_columns(np.ascontiguousarray(w), result, np.empty(WIDTH))
         return result

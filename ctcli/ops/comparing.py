@@ -108,6 +108,7 @@ def errors_of(
         np.ascontiguousarray(expected, values.dtype),
         height,
         width,
+        np.zeros(_ALL_LANES),
         squares,
         sums,
     )
@@ -131,7 +132,8 @@ def rounding_errors(found: NDArray[Any], tag: str, expected: Floats) -> tuple[Er
     squares, bounds, sums = np.zeros((rows, 1)), np.zeros((rows, 1)), np.zeros(2)
     mantissa, smallest = _FORMATS[tag]
     exact = np.ascontiguousarray(expected, np.float64)
-    nonfinite = _rounding(elements, kind, mantissa, smallest, exact, squares, bounds, sums)
+    work = np.zeros(_ALL_LANES + _LANES + _PIECE)
+    nonfinite = _rounding(elements, kind, mantissa, smallest, exact, work, squares, bounds, sums)
     errors = _worst(squares, bounds, sums, elements.size, (1, max(1, columns)))
     return errors, int(nonfinite)
 
@@ -187,12 +189,12 @@ def _errors(
     expected: NDArray[Any],
     height: int,
     width: int,
+    lanes: NDArray[np.float64],
     squares: NDArray[np.float64],
     sums: NDArray[np.float64],
 ) -> None:
-    """Add to the squares of tiles, and set the energy and the largest error."""
+    """Add to the squares of tiles, and set the energy and the largest error; lanes are zeros."""
     rows, columns = values.shape
-    lanes = np.zeros(_ALL_LANES)
     for row in range(rows):
         for start in range(0, columns, width):
             stop = min(columns, start + width)
@@ -209,15 +211,19 @@ def _rounding(
     mantissa: int,
     smallest: int,
     expected: NDArray[np.float64],
+    work: NDArray[np.float64],
     squares: NDArray[np.float64],
     bounds: NDArray[np.float64],
     sums: NDArray[np.float64],
 ) -> int:
-    """Set squares and bounds of rows, the energy and the largest error; count the nonfinite."""
+    """Set squares and bounds of rows, the energy and the largest error; count the nonfinite.
+
+    The work is zeros.
+    """
     rows, columns = elements.shape
-    buffer = np.empty(min(columns, _PIECE), np.float64)
+    lanes, steps = work[:_ALL_LANES], work[_ALL_LANES : _ALL_LANES + _LANES]
+    buffer = work[_ALL_LANES + _LANES :]
     exponents = buffer.view(np.uint64)
-    lanes, steps = np.zeros(_ALL_LANES), np.zeros(_LANES)
     nonfinite = 0
     for row in range(rows):
         lanes[:_LANES] = 0.0

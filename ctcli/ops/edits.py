@@ -63,7 +63,8 @@ def edited(
         with np.errstate(over="ignore"):
             factors = np.ascontiguousarray(gain, dtype)
     out = np.empty(elements.shape, _RESULTS[target])
-    is_finite = _edit(elements, kind, factors, divides, out, KINDS[target])
+    buffer = np.empty(_PIECE, dtype)
+    is_finite = _edit(elements, kind, factors, divides, buffer, out, KINDS[target])
     return out.view(f"u{out.itemsize}"), bool(is_finite)
 
 
@@ -89,8 +90,8 @@ def projected(
 
         return edits.projected(block, tag, vector, bias, device)
     elements, kind = operand(block, tag)
-    out = np.empty(len(elements))
-    _project(elements, kind, np.ascontiguousarray(vector, np.float64), out)
+    out, work = np.empty(len(elements)), np.empty(_LANES + _PIECE)
+    _project(elements, kind, np.ascontiguousarray(vector, np.float64), work, out)
     if bias is not None:
         out += bias
     return out
@@ -102,12 +103,12 @@ def _edit(
     kind: int,
     factors: NDArray[Any],
     divides: bool,
+    buffer: NDArray[Any],
     out: NDArray[Any],
     target: int,
 ) -> bool:
-    """Fill `out`; whether all of it is finite."""
+    """Fill `out`, in pieces that a buffer of the factors' dtype takes; whether all is finite."""
     rows, columns = elements.shape
-    buffer = np.empty(min(columns, _PIECE), factors.dtype)
     is_finite = True
     for i in range(rows):
         for start in range(0, columns, _PIECE):
@@ -181,12 +182,15 @@ def _all_finite(stored: NDArray[Any], kind: int) -> bool:
 
 @kernel
 def _project(
-    elements: NDArray[Any], kind: int, vector: NDArray[np.float64], out: NDArray[np.float64]
+    elements: NDArray[Any],
+    kind: int,
+    vector: NDArray[np.float64],
+    work: NDArray[np.float64],
+    out: NDArray[np.float64],
 ) -> None:
     """Fill `out`: sixteen sums a row, which are added up in pairs at last."""
     rows, columns = elements.shape
-    buffer = np.empty(min(columns, _PIECE), np.float64)
-    sums = np.empty(_LANES, np.float64)
+    sums, buffer = work[:_LANES], work[_LANES:]
     for row in range(rows):
         sums[:] = 0.0
         for start in range(0, columns, _PIECE):

@@ -2,52 +2,60 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from numpy import float32, uint8, uint32
 
 from ctcli.ops.elements import (
     E4M3_MAX,
-    E4M3_NAN,
+    F32,
     bits_of,
-    e4m3_code,
     float_of,
     from_e4m3,
-    round_e4m3,
     round_scale,
+    rounded_e4m3,
+    squared,
 )
-from ctcli.ops.jit import inlined, kernel
-from ctcli.ops.loops import Kernels, decoder, encoder, searcher
-from ctcli.ops.pieces import Source, Work, divide
-from ctcli.ops.tiles import Settings, Tiles
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
+from ctcli.ops.jit import inlined, merged
+from ctcli.ops.loops import kernels
+from ctcli.ops.pieces import Work, divide
+from ctcli.ops.tiles import Settings
 
 _MAGNITUDE, _SIGN = uint32(0x7FFFFFFF), uint32(0x80000000)
 _SIXTEENTH, _SMALLEST = float32(2.0**-4), float32(2.0**-10)
-_EXPONENT = uint32(0x7F800000)
+_EXPONENT, _NAN = uint32(0x7F800000), uint32(0x7F)
 
 
-@inlined
+@merged
 def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32, float32]:  # noqa: ARG001
     scale = round_scale(float32(high / E4M3_MAX), settings.kind)
     return scale, float32(0)
 
 
 @inlined
-def round_elements(work: Work, count: int) -> None:
-    """Quotients, which are in the values, to codes and values; E4M3, also MXFP8's."""
+def encode_elements(work: Work, count: int, kind: int) -> None:
+    """Weights to codes and values, their quotients rounded to a dtype; E4M3, also MXFP8's."""
+    if kind == F32:
+        _round(work, count, False)
+    else:
+        divide(work, count, kind)
+        _round(work, count, True)
+
+
+@inlined
+def _round(work: Work, count: int, is_divided: bool) -> None:
+    """The same; whether quotients are in the values already."""
     weights, scales, values, codes = work.weights, work.scales, work.values, work.codes
+    errors, energies = work.errors, work.energies
     for i in range(count):
-        quotient = values[i]
-        rounded = round_e4m3(float_of(bits_of(quotient) & _MAGNITUDE))
-        sign = bits_of(weights[i]) & _SIGN
-        code = uint8(e4m3_code(rounded) | (sign >> uint32(24)))
-        codes[i] = code if quotient == quotient else E4M3_NAN  # noqa: PLR0124
-        values[i] = float_of(bits_of(float32(rounded * scales[i])) | sign)
+        weight, scale = weights[i], scales[i]
+        quotient = values[i] if is_divided else float32(weight / scale)
+        code, rounded = rounded_e4m3(float_of(bits_of(quotient) & _MAGNITUDE))
+        sign = bits_of(weight) & _SIGN
+        code = uint32(code | (sign >> uint32(24)))
+        codes[i] = uint8(code if quotient == quotient else _NAN)  # noqa: PLR0124
+        value = float_of(bits_of(float32(rounded * scale)) | sign)
+        values[i] = value
+        errors[i] += squared(float32(value - weight))
+        energies[i] += squared(weight)
 
 
 @inlined
@@ -63,8 +71,7 @@ def read_elements(work: Work, count: int) -> None:
 
 @inlined
 def _encode(work: Work, count: int, settings: Settings) -> None:
-    divide(work, count, settings.quotient)
-    round_elements(work, count)
+    encode_elements(work, count, settings.quotient)
 
 
 @inlined
@@ -72,39 +79,4 @@ def _decode(work: Work, count: int, settings: Settings) -> None:  # noqa: ARG001
     read_elements(work, count)
 
 
-_encode_tiles = encoder(_scale_of, _encode)
-_search_tiles = searcher(_scale_of, _encode)
-_decode_tiles = decoder(_decode)
-
-
-@kernel
-def encode(
-    source: Source, settings: Settings, work: Work, tiles: Tiles, has_ranges: bool, codes: Array
-) -> tuple[float, float]:
-    """See `loops.encoder`."""
-    return _encode_tiles(source, settings, work, tiles, has_ranges, codes)  # type: ignore[no-any-return]
-
-
-@kernel
-def search(
-    source: Source,
-    settings: Settings,
-    work: Work,
-    tiles: Tiles,
-    has_ranges: bool,
-    shrinks: Array,
-    errors: Array,
-) -> None:
-    """See `loops.searcher`."""
-    _search_tiles(source, settings, work, tiles, has_ranges, shrinks, errors)
-
-
-@kernel
-def decode(
-    codes: Array, settings: Settings, work: Work, tiles: Tiles, values: Array, bounds: Array
-) -> None:
-    """See `loops.decoder`."""
-    _decode_tiles(codes, settings, work, tiles, values, bounds)
-
-
-KERNELS = Kernels(encode, search, decode)
+KERNELS = kernels("float8", _scale_of, _encode, _decode)

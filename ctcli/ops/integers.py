@@ -6,36 +6,29 @@ in it, is divided in 2^B - 1 steps and a zero point z added: q = round(w / scale
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from numpy import float32, int8, int32, uint8, uint32
 
-from ctcli.ops.elements import bits_of, round_scale, round_to
-from ctcli.ops.jit import inlined, kernel
-from ctcli.ops.loops import Kernels, decoder, encoder, searcher
-from ctcli.ops.pieces import Source, Work, divide, round_all
-from ctcli.ops.tiles import Settings, Tiles
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
+from ctcli.ops.elements import F32, bits_of, round_scale, round_to, squared
+from ctcli.ops.jit import inlined, merged
+from ctcli.ops.loops import kernels
+from ctcli.ops.pieces import Work, divide, round_all
+from ctcli.ops.tiles import Settings
 
 # Float32 next to this has steps of one; its bits end in those of the integer that was added.
 _MAGIC = float32(1.5 * 2.0**23)
-_ZERO, _QUARTER = float32(0), float32(0.25)
+_ZERO, _QUARTER, _ONE = float32(0), float32(0.25), float32(1)
 
 
-@inlined
-def _round(x: float32, lowest: float32, highest: float32) -> float32:
-    """The nearest integer of a range, ties to even; 0 for NaN, as x86 converts it."""
+@merged
+def _shifted(x: float32, lowest: float32, highest: float32) -> float32:
+    """The nearest integer of a range, ties to even, on top of _MAGIC; of NaN 0, as x86 has it."""
     x = lowest if x < lowest else x  # noqa: FURB136 (NaN)
     x = highest if x > highest else x  # noqa: FURB136
     x = x if x == x else _ZERO  # noqa: PLR0124
-    return float32(float32(x + _MAGIC) - _MAGIC)
+    return float32(x + _MAGIC)
 
 
-@inlined
+@merged
 def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32, float32]:
     kind, steps = settings.kind, float32((1 << settings.bits) - 1)
     if settings.symmetric:
@@ -44,28 +37,45 @@ def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32,
     scale = round_to(float32(round_to(float32(high - low), kind) / steps), kind)
     # An empty group gives 0 / 0 here, which becomes 0.
     zero = round_to(float32(lowest - round_to(float32(low / scale), kind)), kind)
-    return round_scale(scale, kind), _round(zero, lowest, float32(lowest + steps))
+    return round_scale(scale, kind), float32(
+        _shifted(zero, lowest, float32(lowest + steps)) - _MAGIC
+    )
 
 
 @inlined
 def _encode(work: Work, count: int, settings: Settings) -> None:
     lowest = float32(-(1 << (settings.bits - 1)))
-    highest, offset = float32(-lowest - float32(1)), uint32(settings.offset)
-    values, zeros, codes, scales = work.values, work.zeros, work.codes, work.scales
+    if settings.quotient == F32:
+        _encode_elements(work, count, lowest, settings.offset, False)
+        return
     divide(work, count, settings.quotient)
     if not settings.symmetric:
         for i in range(count):
-            values[i] += zeros[i]
-        round_all(values, count, settings.quotient)
+            work.values[i] += work.zeros[i]
+        round_all(work.values, count, settings.quotient)
+    _encode_elements(work, count, lowest, settings.offset, True)
+
+
+@inlined
+def _encode_elements(
+    work: Work, count: int, lowest: float32, offset: int, is_divided: bool
+) -> None:
+    """Weights to codes and values; whether quotients, and zero points, are in the values already.
+
+    Where there are no zero points, they are zero.
+    """
+    weights, scales, zeros, values = work.weights, work.scales, work.zeros, work.values
+    codes, errors, energies = work.codes, work.errors, work.energies
+    highest, added = float32(-lowest - _ONE), uint32(offset)
     for i in range(count):
-        rounded = _round(values[i], lowest, highest)
-        codes[i] = uint8((bits_of(float32(rounded + _MAGIC)) + offset) & uint32(0xFF))
-        values[i] = rounded
-    if not settings.symmetric:
-        for i in range(count):
-            values[i] -= zeros[i]
-    for i in range(count):
-        values[i] *= scales[i]
+        weight, scale, zero = weights[i], scales[i], zeros[i]
+        quotient = values[i] if is_divided else float32(float32(weight / scale) + zero)
+        shifted = _shifted(quotient, lowest, highest)
+        codes[i] = uint8(uint32(bits_of(shifted) + added) & uint32(0xFF))
+        value = float32(float32(float32(shifted - _MAGIC) - zero) * scale)
+        values[i] = value
+        errors[i] += squared(float32(value - weight))
+        energies[i] += squared(weight)
 
 
 @inlined
@@ -80,39 +90,4 @@ def _decode(work: Work, count: int, settings: Settings) -> None:
             values[i] -= zeros[i]
 
 
-_encode_tiles = encoder(_scale_of, _encode)
-_search_tiles = searcher(_scale_of, _encode)
-_decode_tiles = decoder(_decode)
-
-
-@kernel
-def encode(
-    source: Source, settings: Settings, work: Work, tiles: Tiles, has_ranges: bool, codes: Array
-) -> tuple[float, float]:
-    """See `loops.encoder`."""
-    return _encode_tiles(source, settings, work, tiles, has_ranges, codes)  # type: ignore[no-any-return]
-
-
-@kernel
-def search(
-    source: Source,
-    settings: Settings,
-    work: Work,
-    tiles: Tiles,
-    has_ranges: bool,
-    shrinks: Array,
-    errors: Array,
-) -> None:
-    """See `loops.searcher`."""
-    _search_tiles(source, settings, work, tiles, has_ranges, shrinks, errors)
-
-
-@kernel
-def decode(
-    codes: Array, settings: Settings, work: Work, tiles: Tiles, values: Array, bounds: Array
-) -> None:
-    """See `loops.decoder`."""
-    _decode_tiles(codes, settings, work, tiles, values, bounds)
-
-
-KERNELS = Kernels(encode, search, decode)
+KERNELS = kernels("integers", _scale_of, _encode, _decode)

@@ -1,24 +1,29 @@
 """Compiled kernels: plain loops that numba turns into machine code, once on each machine.
 
-Machine code is kept beside the package if that can be written, else in the user's cache directory;
-if neither can, it lives as long as the process.
+Numba is loaded only to compile. What it makes is kept as object files (`ops.objects`), which are
+called as the C functions that they are (`ops.native`): that spares each run half a second.
+
+A kernel takes arrays, numbers and (named) tuples of these, and returns nothing, a number, a truth
+value or a tuple of float64. It allocates nothing: scratch comes from the caller.
 """
 
 from __future__ import annotations
 
-import hashlib
+import os
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import numba
+from ctcli.ops.native import Native, operands_of
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-config: Any = numba.config  # its attributes are the environment variables NUMBA_...
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": False}
 _SLOW = 1.0  # seconds of compiling after which somebody is told
+_IS_OFF = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 _listeners: list[Callable[[], None]] = []
+
+
+INLINED: dict[Callable[..., Any], bool] = {}
+"""All functions that kernels call, and whether they are `merged`."""
 
 
 def on_slow_compilation(listener: Callable[[], None]) -> None:
@@ -35,78 +40,66 @@ def _notify() -> None:
 
 
 class Kernel:
-    """A function of arrays and numbers that is compiled when it is first called.
+    """A function of arrays and numbers that is compiled when it is first called with their types.
 
     Attributes:
         is_compiled: whether it has been called in this process.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
         self._function = function
-        self._compiled = _cached(function)
-        self.is_compiled = bool(config.DISABLE_JIT)
+        self._name = name
+        self._natives: dict[str, Native] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's result."""
-        if self.is_compiled:
-            return self._compiled(*arguments)
-        timer = threading.Timer(_SLOW, _notify)
-        timer.daemon = True
-        timer.start()
-        try:
-            found = self._compiled(*arguments)
-        except OSError:  # the cache cannot be written after all, or the disk is full
-            self._compiled = numba.njit(**_OPTIONS)(self._function)
-            found = self._compiled(*arguments)
-        finally:
-            timer.cancel()
-        self.is_compiled = True
-        return found
+        if _IS_OFF:
+            return self._function(*arguments)
+        types, operands = operands_of(arguments)
+        native = self._natives.get(types)
+        if native is None:
+            with self._lock:
+                native = self._natives.get(types) or self._load(types, arguments)
+                self._natives[types] = native
+        return native(operands)
+
+    @property
+    def is_compiled(self) -> bool:
+        """See `Kernel`."""
+        return _IS_OFF or bool(self._natives)
+
+    def _load(self, types: str, arguments: tuple[Any, ...]) -> Native:
+        """Machine code for arguments of some types, from the disk if it is there."""
+        from ctcli.ops.objects import load, save
+
+        found = load(self._name, types)
+        if found is None:
+            from ctcli.ops.compiling import compiled
+
+            timer = threading.Timer(_SLOW, _notify)
+            timer.daemon = True
+            timer.start()
+            try:
+                found = compiled(self._function, arguments, INLINED)
+            finally:
+                timer.cancel()
+            save(self._name, types, found)
+        return Native(self._name, types, found)
 
 
 def kernel(function: _Function) -> _Function:
     """Compile a function that is called from Python, and keep the machine code on the disk."""
-    return cast(_Function, Kernel(function))
+    return cast(_Function, Kernel(function, f"{function.__module__}.{function.__qualname__}"))
 
 
 def inlined(function: _Function) -> _Function:
-    """Compile a function that only kernels call: it becomes a part of each."""
-    return cast(_Function, numba.njit(**_OPTIONS)(function))
+    """Make a function one that kernels can call, a closure too. It stays as it is."""
+    INLINED[function] = False
+    return function
 
 
 def merged(function: _Function) -> _Function:
-    """The same without a compilation, and a name, of its own: for long loops, and closures."""
-    return cast(_Function, numba.njit(inline="always", **_OPTIONS)(function))
-
-
-def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
-    before = config.CACHE_DIR
-    try:
-        config.CACHE_DIR = _directory(before)
-        return cast(Callable[..., Any], numba.njit(cache=True, **_OPTIONS)(function))
-    except (RuntimeError, OSError):  # no directory can be written
-        return cast(Callable[..., Any], numba.njit(**_OPTIONS)(function))
-    finally:
-        config.CACHE_DIR = before
-
-
-def _directory(given: str) -> str:
-    """Where code is kept beside the package, or in a directory that the user gave.
-
-    Numba keeps code as long as the file of the kernel is the same, whatever the files that it
-    takes functions from say: so each state of these files has a directory of its own. Empty, which
-    leaves the choice to numba, if it cannot be written.
-    """
-    here = Path(__file__).parent
-    sources = hashlib.sha256()
-    for path in sorted(here.glob("*.py")):
-        sources.update(path.read_bytes())
-    directory = Path(given or here / "__pycache__") / f"kernels-{sources.hexdigest()[:16]}"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f"probe-{threading.get_ident()}"
-        probe.touch()
-        probe.unlink()
-    except OSError:
-        return given
-    return str(directory)
+    """The same, and its code becomes a part of each caller: for what is done with each element."""
+    INLINED[function] = True
+    return function

@@ -1,19 +1,24 @@
-"""Quantizing and reading back a block tile by tile: the loops that all numeric formats share.
-
-What is defined within a function here is `merged` into the kernels: numba tells functions that it
-compiles by their names, which would be the same for all formats, and takes one for another when it
-loads kernels that different processes have compiled.
-"""
+"""Quantizing and reading back a block tile by tile: the loops that all numeric formats share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from numpy import float32, float64
+from numpy import float32, float64, isfinite
 
-from ctcli.ops.jit import inlined, merged
-from ctcli.ops.pieces import PIECE, Source, Work, fetch, load, square_errors, store, sums_of, total
+from ctcli.ops.jit import Kernel, inlined
+from ctcli.ops.pieces import (
+    PIECE,
+    Source,
+    Work,
+    exact_squares,
+    fetch,
+    load,
+    store,
+    take_squares,
+    total,
+)
 from ctcli.ops.tiles import Settings, Tiles, find_ranges, spread_all
 
 if TYPE_CHECKING:
@@ -22,33 +27,46 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
-_ONE = float32(1)
+_ONE, _ZERO = float32(1), float32(0)
+_ADDED = 64
+"""Pieces whose squares are added up in float32, before the sums go to float64."""
 
 
 class Kernels(NamedTuple):
-    """A format's: see `encoder`, `searcher`, `decoder`."""
+    """A format's: see `_encoder`, `_searcher`, `_decoder`."""
 
     encode: Callable[..., tuple[float, float]]
     search: Callable[..., None]
     decode: Callable[..., None]
 
 
-def encoder(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callable[..., Any]:
-    """The loops around the arithmetic of a format.
+def kernels(
+    name: str,
+    scale_of: Callable[..., Any],
+    encode: Callable[..., Any],
+    decode: Callable[..., Any],
+) -> Kernels:
+    """The kernels of a format: loops around its arithmetic.
 
     Args:
+        name: the format's.
         scale_of: the range of a tile, low and high, and settings -> its scale, and its zero point
             or what is to be kept in its place.
         encode: a piece, how many elements it has, and settings: from weights, scales and zero
-            points to codes and values.
-
-    Returns:
-        See `encode_tiles` below.
+            points to codes and values, whose squared errors are added to those of the piece.
+        decode: likewise: from codes to values before they are scaled, and squares of half the step
+            at each.
     """
+    return Kernels(
+        Kernel(_encoder(scale_of, encode), f"{name}.encode"),
+        Kernel(_searcher(scale_of, encode), f"{name}.search"),
+        Kernel(_decoder(decode), f"{name}.decode"),
+    )
 
-    scale_all = _scaler(scale_of)
 
-    @merged
+def _encoder(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callable[..., Any]:
+    encode_all = _once(scale_of, encode)
+
     def encode_tiles(
         source: Source,
         settings: Settings,
@@ -62,44 +80,96 @@ def encoder(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callabl
         Args:
             source: the block.
             settings: how to quantize it.
-            work: scratch.
+            work: scratch, zeros at first.
             tiles: written, or read as far as `has_ranges` says.
             has_ranges: whether the ranges of tiles are known.
             codes: uint8 [rows, bytes], written; padding bits are left as they are.
 
         Returns:
-            The sums of squares of the error of what a reader computes, and of the weight.
+            The sums of squares of the error of what a reader computes, and of the weight. Only of
+            NaN and infinities they are not finite.
         """
         error, energy = float64(0), float64(0)
-        for top in range(0, settings.rows, settings.height):
-            for left in range(0, settings.columns, settings.step):
-                right = min(left + settings.step, settings.columns)
-                down, across = top // settings.height, left // settings.width
-                if not has_ranges:
-                    find_ranges(source, settings, work, tiles, top, left)
-                stop = (right + settings.width - 1) // settings.width
-                scale_all(settings, tiles, down, across, stop, _ONE)
-                spread_all(settings, work, tiles, top, left)
-                for row in range(top, min(top + settings.height, settings.rows)):
-                    for start in range(left, right, PIECE):
-                        count = min(PIECE, right - start)
-                        load(source, row, start, count, work.weights)
-                        encode(work, count, settings)
-                        store(work.codes, count, settings.packed, codes[row], start)
-                        found = sums_of(work, count)
-                        error += found[0]
-                        energy += found[1]
+        for is_exact in (False, True):
+            error, energy = encode_all(source, settings, work, tiles, has_ranges, codes, is_exact)
+            found = take_squares(work)
+            if not is_exact:
+                error, energy = error + found[0], energy + found[1]
+            if isfinite(error) and isfinite(energy):
+                break  # else squares are too large for float32, perhaps
         return error, energy
 
     return encode_tiles
 
 
-def searcher(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callable[..., Any]:
-    """The search for ranges of least error; arguments as `encoder`'s."""
+def _once(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callable[..., Any]:
+    scale_all, encode_area = _scaler(scale_of), _area_encoder(encode)
 
+    @inlined
+    def encode_all(
+        source: Source,
+        settings: Settings,
+        work: Work,
+        tiles: Tiles,
+        has_ranges: bool,
+        codes: Array,
+        is_exact: bool,
+    ) -> tuple[float64, float64]:
+        """See `encode_tiles`; with exact sums, or without what is left in the work of others."""
+        error, energy, added = float64(0), float64(0), 0
+        for top in range(0, settings.rows, settings.height):
+            for left in range(0, settings.columns, settings.step):
+                if not has_ranges:
+                    find_ranges(source, settings, tiles, top, left)
+                scale_all(settings, work, tiles, top, left, _ONE)
+                spread_all(settings, work, tiles, top, left)
+                some = encode_area(source, settings, work, codes, top, left, is_exact, added)
+                error, energy, added = error + some[0], energy + some[1], some[2]
+        return error, energy
+
+    return encode_all
+
+
+def _area_encoder(encode: Callable[..., Any]) -> Callable[..., Any]:
+    @inlined
+    def encode_area(
+        source: Source,
+        settings: Settings,
+        work: Work,
+        codes: Array,
+        top: int,
+        left: int,
+        is_exact: bool,
+        added: int,
+    ) -> tuple[float64, float64, int]:
+        """Quantize an area.
+
+        Returns:
+            What goes to the sums, and how many pieces' squares are left in the work.
+        """
+        error, energy = float64(0), float64(0)
+        right = min(left + settings.step, settings.columns)
+        for row in range(top, min(top + settings.height, settings.rows)):
+            for start in range(left, right, PIECE):
+                count = min(PIECE, right - start)
+                load(source, row, start, count, work.weights)
+                encode(work, count, settings)
+                store(work.codes, count, settings.packed, codes[row], start)
+                added += 1
+                if is_exact:
+                    found = exact_squares(work, count)
+                    error, energy = error + found[0], energy + found[1]
+                elif added == _ADDED:
+                    found = take_squares(work)
+                    error, energy, added = error + found[0], energy + found[1], 0
+        return error, energy, added
+
+    return encode_area
+
+
+def _searcher(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callable[..., Any]:
     scale_all, add_errors = _scaler(scale_of), _error_adder(encode)
 
-    @merged
     def search_tiles(
         source: Source,
         settings: Settings,
@@ -109,12 +179,12 @@ def searcher(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callab
         shrinks: Array,
         errors: Array,
     ) -> None:
-        """The squared error of each tile for parts of its range.
+        """Find the squared error of each tile for parts of its range.
 
         Args:
             source: the block.
             settings: how to quantize it.
-            work: scratch.
+            work: scratch, zeros at first.
             tiles: written, or read as far as `has_ranges` says. Its own ranges are shrunk to where
                 the error is least, of equals to the first.
             has_ranges: whether the ranges of tiles are known.
@@ -129,9 +199,9 @@ def searcher(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callab
                 stop = (right + settings.width - 1) // settings.width
                 at = down if has_ranges else 0
                 if not has_ranges:
-                    find_ranges(source, settings, work, tiles, top, left)
+                    find_ranges(source, settings, tiles, top, left)
                 for k in range(shrinks.size):
-                    changed = scale_all(settings, tiles, down, across, stop, shrinks[k]) or k == 0
+                    changed = scale_all(settings, work, tiles, top, left, shrinks[k]) or k == 0
                     for tile in range(across, stop):
                         # With the same scales, errors are the same.
                         errors[k, at, tile] = float64(0) if changed else errors[k - 1, at, tile]
@@ -145,43 +215,60 @@ def searcher(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callab
 
 
 def _scaler(scale_of: Callable[..., Any]) -> Callable[..., Any]:
-    @merged
+    @inlined
     def scale_all(
-        settings: Settings, tiles: Tiles, down: int, across: int, stop: int, shrink: float32
+        settings: Settings, work: Work, tiles: Tiles, top: int, left: int, shrink: float32
     ) -> bool:
-        """The scales of some tiles for a part of their ranges; whether any has changed."""
+        """The scales of an area's tiles for a part of their ranges; whether any has changed."""
+        right = min(left + settings.step, settings.columns)
+        down, across = top // settings.height, left // settings.width
+        stop = (right + settings.width - 1) // settings.width
         lows, highs = tiles.lows[down, across:stop], tiles.highs[down, across:stop]
         scales, marks = tiles.scales[down, across:stop], tiles.marks[down, across:stop]
-        changed = False
+        new_scales, new_marks = work.values, work.squares
         for i in range(lows.size):
             low, high = float32(lows[i] * shrink), float32(highs[i] * shrink)
             scale, mark = scale_of(low, high, settings)
-            changed |= scale != scales[i] or mark != marks[i]
-            scales[i], marks[i] = scale, mark
-        return changed
+            new_scales[i], new_marks[i] = scale, mark
+        changed = 0
+        for i in range(lows.size):
+            changed |= int(new_scales[i] != scales[i]) | int(new_marks[i] != marks[i])
+            scales[i], marks[i] = new_scales[i], new_marks[i]
+        return changed != 0
 
     return scale_all
 
 
 def _error_adder(encode: Callable[..., Any]) -> Callable[..., Any]:
-    @merged
+    @inlined
     def add_errors(
         source: Source, settings: Settings, work: Work, top: int, left: int, errors: Array
     ) -> None:
         """The squared error of each tile of an area, added to those of all columns of tiles."""
-        right, across = min(left + settings.step, settings.columns), left // settings.width
+        right = min(left + settings.step, settings.columns)
+        tiles = errors[left // settings.width :]
+        size, added = min(right - left, PIECE), 0
         for row in range(top, min(top + settings.height, settings.rows)):
             for start in range(left, right, PIECE):
                 count = min(PIECE, right - start)
                 load(source, row, start, count, work.weights)
                 encode(work, count, settings)
-                square_errors(work, count)
-                width = min(settings.width, PIECE)
-                for tile in range((count + width - 1) // width):
-                    last = min((tile + 1) * width, count)
-                    errors[across + tile] += total(work.squares, tile * width, last)
+                added += 1
+                if added == _ADDED:
+                    _take_errors(work, size, settings.width, tiles)
+                    added = 0
+        _take_errors(work, size, settings.width, tiles)
 
     return add_errors
+
+
+@inlined
+def _take_errors(work: Work, size: int, width: int, tiles: Array) -> None:
+    """Add the squares of the errors of an area to those of its tiles; they begin anew."""
+    for start in range(0, size, width):
+        tiles[start // width] += total(work.errors, start, min(start + width, size))
+    for i in range(size):
+        work.errors[i] = _ZERO
 
 
 @inlined
@@ -196,18 +283,7 @@ def _shrink(tiles: Tiles, down: int, across: int, stop: int, shrinks: Array, err
         tiles.highs[down, tile] *= shrinks[best]
 
 
-def decoder(decode: Callable[..., Any]) -> Callable[..., Any]:
-    """The loops around the arithmetic of a format.
-
-    Args:
-        decode: a piece, how many elements it has, and settings: from codes to values before they
-            are scaled, and squares of half the step at each.
-
-    Returns:
-        See `decode_tiles` below.
-    """
-
-    @merged
+def _decoder(decode: Callable[..., Any]) -> Callable[..., Any]:
     def decode_tiles(
         codes: Array,
         settings: Settings,

@@ -9,27 +9,26 @@ from numpy.typing import NDArray
 
 from ctcli.ops.jit import kernel
 
-_LANES = 16
-_WIDTH = 256
-"""Elements of each row of a tile."""
+LANES = 16
+WIDTH = 256
+"""Columns at a time."""
 
 
 @kernel
-def centre_rows(x: NDArray[Any], out: NDArray[Any]) -> None:
-    """Subtract the mean of each row: sixteen sums, which are added up in pairs at last."""
+def centre_rows(x: NDArray[Any], out: NDArray[Any], sums: NDArray[np.float64]) -> None:
+    """Subtract the mean of each row: `LANES` sums, which are added up in pairs at last."""
     rows, columns = x.shape
-    sums = np.empty(_LANES, np.float64)
-    whole = columns // _LANES * _LANES
+    whole = columns // LANES * LANES
     for row in range(rows):
         source, line = x[row], out[row]
         sums[:] = 0.0
-        for first in range(0, whole, _LANES):
-            some = source[first : first + _LANES]
-            for i in range(_LANES):
+        for first in range(0, whole, LANES):
+            some = source[first : first + LANES]
+            for i in range(LANES):
                 sums[i] += some[i]
         for i in range(whole, columns):
             sums[i - whole] += source[i]
-        half = _LANES
+        half = LANES
         while half > 1:
             half //= 2
             for i in range(half):
@@ -40,12 +39,11 @@ def centre_rows(x: NDArray[Any], out: NDArray[Any]) -> None:
 
 
 @kernel
-def centre_columns(w: NDArray[Any], out: NDArray[Any]) -> None:
+def centre_columns(w: NDArray[Any], out: NDArray[Any], means: NDArray[np.float64]) -> None:
     """Subtract the mean of each column, summed from the first row to the last."""
     rows, columns = w.shape
-    means = np.empty(_WIDTH, np.float64)
-    for start in range(0, columns, _WIDTH):
-        stop = min(columns, start + _WIDTH)
+    for start in range(0, columns, WIDTH):
+        stop = min(columns, start + WIDTH)
         mean = means[: stop - start]
         mean[:] = 0.0
         for row in range(rows):

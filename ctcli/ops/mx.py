@@ -7,27 +7,20 @@ becomes 2^2 (E2M1) or 2^8 (E4M3).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from numpy import float32, int64, uint8
 
 from ctcli.ops.elements import BF16, F16, bits_of, from_e8m0, to_bf16, to_f16
+from ctcli.ops.float8 import encode_elements as encode_e4m3
 from ctcli.ops.float8 import read_elements as read_e4m3
-from ctcli.ops.float8 import round_elements as round_e4m3
-from ctcli.ops.jit import inlined, kernel
-from ctcli.ops.loops import Kernels, decoder, encoder, searcher
+from ctcli.ops.jit import inlined, merged
+from ctcli.ops.loops import kernels
+from ctcli.ops.nvfp4 import encode_elements as encode_e2m1
 from ctcli.ops.nvfp4 import read_elements as read_e2m1
-from ctcli.ops.nvfp4 import round_elements as round_e2m1
-from ctcli.ops.pieces import Source, Work, divide
-from ctcli.ops.tiles import Settings, Tiles
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[Any]
+from ctcli.ops.pieces import Work
+from ctcli.ops.tiles import Settings
 
 
-@inlined
+@merged
 def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32, float32]:  # noqa: ARG001
     """Returns 2**exponent, and the exponent; both biased. A subnormal group (in D) gets 0."""
     if settings.kind == BF16:
@@ -44,11 +37,10 @@ def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32,
 
 @inlined
 def _encode(work: Work, count: int, settings: Settings) -> None:
-    divide(work, count, settings.quotient)
     if settings.bits == 8:
-        round_e4m3(work, count)
+        encode_e4m3(work, count, settings.quotient)
     else:
-        round_e2m1(work, count)
+        encode_e2m1(work, count, settings.quotient)
 
 
 @inlined
@@ -59,39 +51,4 @@ def _decode(work: Work, count: int, settings: Settings) -> None:
         read_e2m1(work, count)
 
 
-_encode_tiles = encoder(_scale_of, _encode)
-_search_tiles = searcher(_scale_of, _encode)
-_decode_tiles = decoder(_decode)
-
-
-@kernel
-def encode(
-    source: Source, settings: Settings, work: Work, tiles: Tiles, has_ranges: bool, codes: Array
-) -> tuple[float, float]:
-    """See `loops.encoder`."""
-    return _encode_tiles(source, settings, work, tiles, has_ranges, codes)  # type: ignore[no-any-return]
-
-
-@kernel
-def search(
-    source: Source,
-    settings: Settings,
-    work: Work,
-    tiles: Tiles,
-    has_ranges: bool,
-    shrinks: Array,
-    errors: Array,
-) -> None:
-    """See `loops.searcher`."""
-    _search_tiles(source, settings, work, tiles, has_ranges, shrinks, errors)
-
-
-@kernel
-def decode(
-    codes: Array, settings: Settings, work: Work, tiles: Tiles, values: Array, bounds: Array
-) -> None:
-    """See `loops.decoder`."""
-    _decode_tiles(codes, settings, work, tiles, values, bounds)
-
-
-KERNELS = Kernels(encode, search, decode)
+KERNELS = kernels("mx", _scale_of, _encode, _decode)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from numpy import float32, float64, isfinite, uint8, uint32, uint64
+from numpy import float32, float64, uint8, uint64
 
-from ctcli.ops.elements import BF16, F16, bits_of, float_of, from_bf16, from_f16, round_to
+from ctcli.ops.elements import BF16, F16, from_bf16, from_f16, round_to
 from ctcli.ops.jit import inlined
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 PIECE = 1024  # elements
-_MAGNITUDE = uint32(0x7FFFFFFF)
 _ZERO = float32(0)
 
 
@@ -45,6 +44,8 @@ class Work(NamedTuple):
         zeros: their zero points, likewise.
         values: what a reader computes from the codes.
         squares: scratch.
+        errors: squares of the errors of the values, to which those of each further piece are added.
+        energies: likewise, of the weights.
         codes: uint8; a few more than a piece has.
     """
 
@@ -53,6 +54,8 @@ class Work(NamedTuple):
     zeros: Array
     values: Array
     squares: Array
+    errors: Array
+    energies: Array
     codes: Array
 
 
@@ -74,39 +77,14 @@ def load(source: Source, row: int, start: int, count: int, into: Array) -> None:
 
 
 @inlined
-def ends_of(weights: Array, start: int, stop: int, symmetric: bool) -> tuple[float32, float32]:
-    """Smallest and largest value, zero included; of symmetric ranges the largest magnitude, +-.
-
-    Both are NaN if a value is: magnitudes are ordered as their bits are, and NaN above all.
-    """
-    some, largest = weights[start:stop], uint32(0)
-    if some.size == 16:  # of a loop whose length is known, all is one instruction
-        for i in range(16):
-            bits = uint32(bits_of(some[i]) & _MAGNITUDE)
-            largest = bits if bits > largest else largest  # noqa: FURB136 (max has 64 bits)
-    else:
-        for i in range(some.size):
-            bits = uint32(bits_of(some[i]) & _MAGNITUDE)
-            largest = bits if bits > largest else largest  # noqa: FURB136
-    magnitude = float_of(largest)
-    if symmetric or magnitude != magnitude:  # noqa: PLR0124
-        return float32(-magnitude), magnitude
-    low, high = _ZERO, _ZERO
-    for i in range(some.size):
-        value = some[i]
-        low = value if value < low else low  # noqa: FURB136
-        high = value if value > high else high  # noqa: FURB136
-    return low, high
-
-
-@inlined
 def spread(of_tiles: Array, width: int, count: int, into: Array) -> None:
     """Every element's tile's value, for tiles of so many columns."""
-    for tile in range((count + width - 1) // width):
+    stop, step, tile = uint64(count), uint64(width), uint64(0)
+    for start in range(uint64(0), stop, step):
         value = of_tiles[tile]
-        some = into[tile * width : min((tile + 1) * width, count)]
-        for i in range(some.size):
-            some[i] = value
+        tile += uint64(1)
+        for i in range(start, min(uint64(start + step), stop)):
+            into[i] = value
 
 
 @inlined
@@ -153,31 +131,22 @@ def total(x: Array, start: int, stop: int) -> float64:
 
 
 @inlined
-def square_errors(work: Work, count: int) -> None:
-    """The squares of the errors of the values."""
-    weights, values, squares = work.weights, work.values, work.squares
-    for i in range(count):
-        difference = float32(values[i] - weights[i])
-        squares[i] = difference * difference
+def take_squares(work: Work) -> tuple[float64, float64]:
+    """Sums of the squares of the errors, and of the weights, which begin anew."""
+    errors, energies = work.errors, work.energies
+    error, energy = total(errors, 0, PIECE), total(energies, 0, PIECE)
+    for i in range(PIECE):
+        errors[i] = _ZERO
+        energies[i] = _ZERO
+    return error, energy
 
 
 @inlined
-def sums_of(work: Work, count: int) -> tuple[float64, float64]:
-    """Sums of the squares of the errors of the values, and of the weights.
-
-    Only the sum of NaN and infinities is not finite.
-    """
-    weights, squares = work.weights, work.squares
-    square_errors(work, count)
-    error = total(squares, 0, count)
+def exact_squares(work: Work, count: int) -> tuple[float64, float64]:
+    """Sums of the squares of the errors of the values, and of the weights, in float64."""
+    error, energy = float64(0), float64(0)
     for i in range(count):
-        squares[i] = weights[i] * weights[i]
-    energy = total(squares, 0, count)
-    if isfinite(energy) and isfinite(error):
-        return error, energy
-    error, energy = float64(0), float64(0)  # squares are too large for float32, perhaps
-    for i in range(count):
-        weight = float64(weights[i])
+        weight = float64(work.weights[i])
         difference = float64(work.values[i]) - weight
         error += difference * difference
         energy += weight * weight

@@ -46,7 +46,9 @@ class Product:
     def columns(self, x: Floats, out: Floats) -> None:
         """Multiply each x[b] of x [batch, f, width], C-contiguous; `out` may be x."""
         width = min(_WIDTH, x.shape[2])
-        _columns(x, out, self.picks, self.weights, self.by_fours, width)
+        f = len(self.picks)
+        tile = np.empty((2 * f if self.by_fours else f) * width, x.dtype)
+        _columns(x, out, self.picks, self.weights, self.by_fours, tile)
 
 
 def product_of(factor: Floats, dtype: DTypeLike) -> Product:
@@ -76,12 +78,12 @@ def _columns(
     picks: NDArray[np.int64],
     weights: NDArray[Any],
     by_fours: bool,
-    width: int,
+    tile: NDArray[Any],
 ) -> None:
     """See `Product`."""
     batch, f, across = x.shape
     terms = picks.shape[1]
-    tile = np.empty((2 * f if by_fours else f) * width, x.dtype)
+    width = tile.size // (2 * f if by_fours else f)
     for b in range(batch):
         for start in range(0, across, width):
             size = min(width, across - start)

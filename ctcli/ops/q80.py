@@ -40,7 +40,10 @@ def quantize_q80(
     elements, kind = operand(weight, tag)
     codes = np.empty((rows, columns), np.int8)
     scales = np.empty((rows, columns // group), np.float32)
-    error = _quantize(elements.reshape(-1), kind, group, codes.reshape(-1), scales.reshape(-1))
+    values = np.empty(group, np.float32)
+    error = _quantize(
+        elements.reshape(-1), kind, group, codes.reshape(-1), scales.reshape(-1), values
+    )
     return codes, scales, float(error)
 
 
@@ -51,9 +54,9 @@ def _quantize(
     group: int,
     codes: NDArray[np.int8],
     scales: NDArray[np.float32],
+    values: NDArray[np.float32],
 ) -> float32:
     """Fill codes and scales; the largest error, which is anything if a scale is not finite."""
-    values = np.empty(group, np.float32)
     worst = uint32(0)
     for which in range(scales.size):
         first = which * group

@@ -129,7 +129,7 @@ class Rotation:
 
     def _in_stages(self, name: str, x: Floats, out: Floats | None) -> Floats:
         """A method of `Stages`, on x or a C-contiguous copy of it."""
-        from ctcli.ops.stages import stages_of  # loads numba, which plans do without
+        from ctcli.ops.stages import stages_of  # loads kernels, which plans do without
 
         if x.dtype not in self._stages:
             self._stages[x.dtype] = stages_of(self.steps, self.block_size, x.dtype)

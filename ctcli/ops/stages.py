@@ -103,11 +103,9 @@ class Walsh:
             shape = (w.size // (count * after * columns), count, after * columns)
             first = none if i else self.first
             last = self.last if i == len(passes) - 1 else none
-            width = _TILE_BYTES // w.itemsize
+            tile = np.empty(count * (_TILE_BYTES // w.itemsize), w.dtype)
             source = out if i else w
-            transform_columns(
-                source.reshape(shape), out.reshape(shape), first, last, columns, width
-            )
+            transform_columns(source.reshape(shape), out.reshape(shape), first, last, columns, tile)
 
 
 @dataclass(frozen=True, eq=False)

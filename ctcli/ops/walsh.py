@@ -56,7 +56,7 @@ def transform_columns(
     first: NDArray[Any],
     last: NDArray[Any],
     columns: int,
-    width: int,
+    tile: NDArray[Any],
 ) -> None:
     """Compute diag(last) (Sylvester (x) 1) diag(first) w[b] for each w[b] [m * after, columns].
 
@@ -66,11 +66,11 @@ def transform_columns(
         first: [n] of a multiple of m * after, which the batches take in turn; empty: ones.
         last: likewise.
         columns: as above.
-        width: elements of each row of a tile.
+        tile: scratch, [m * elements of each row that are transformed at once].
     """
     batch, m, across = w.shape
     after = across // columns
-    tile = np.empty(m * width, w.dtype)
+    width = tile.size // m
     for b in range(batch):
         for start in range(0, across, width):
             size = min(width, across - start)

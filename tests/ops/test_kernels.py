@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import subprocess
@@ -17,8 +18,9 @@ import pytest
 from llvmlite import binding
 from numpy.typing import NDArray
 
-from ctcli.ops import elements, jit
+from ctcli.ops import compiling, elements, jit, objects
 from ctcli.ops.backend import body
+from ctcli.ops.blocks import read as read_block
 from ctcli.ops.device.blocks import Torch
 from ctcli.ops.quantized import Rounding
 from tests.conftest import ROOT
@@ -32,6 +34,7 @@ HALVES = np.arange(1 << 16, dtype=np.uint16)
 
 def each(function: Any, dtype: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """A scalar conversion, in a loop."""
+    compiling.introduce(jit.INLINED)
 
     @numba.njit
     def loop(x: NDArray[Any], found: NDArray[Any]) -> None:
@@ -156,20 +159,102 @@ def test_nan_and_infinities_show_in_the_energy_and_nowhere_else_but_in_their_til
             assert (found.scales[[0, 2, 3]] == found.scales[0]).all()
 
 
-def test_kernels_compile_where_no_cache_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("size", [1.0, 1e30])
+@pytest.mark.parametrize("shape", [(200, 16), (3, 2050)])
+def test_sums_of_squares_hold_for_many_pieces_and_where_float32_overflows(
+    size: float, shape: tuple[int, int]
 ) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(jit.config, "CACHE_DIR", str(tmp_path / "file"))
+    """Up to 64 squares are added up in float32, each sum within 64 * 2**-24 of the exact one."""
+    weight = np.random.default_rng(3).normal(0, size, shape).astype(np.float32)
+    for rounding in (
+        Rounding("float8", "F32", False, (1, None), 8),
+        Rounding("integers", "F32", False, (4, 16), 4, symmetric=False),
+        Rounding("mx", "F32", False, (1, 32), 4),
+    ):
+        found = body("cpu").quantize(weight, "F32", rounding, None)
+        zeros = None if rounding.symmetric else found.marks
+        values = read_block(found.codes, found.scales, zeros, weight.shape, rounding).values
+        exact = weight.astype(np.float64)
+        assert found.energy == pytest.approx(float((exact**2).sum()), rel=64 * 2.0**-24)
+        assert found.error == pytest.approx(float(((values - exact) ** 2).sum()), rel=64 * 2.0**-24)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place for object files."""
+    monkeypatch.setattr(objects, "_folders", lambda: iter([tmp_path]))
+    return tmp_path
+
+
+def test_kernels_compile_where_nothing_can_be_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "file").touch()
+    monkeypatch.setattr(objects, "_folders", lambda: iter([folder / "file" / "in"]))
     monkeypatch.setattr(jit, "_SLOW", 0.0)
     told = threading.Event()
     jit.on_slow_compilation(told.set)
-    double = jit.kernel(_double)
-    assert not getattr(double, "is_compiled")  # noqa: B009
-    assert double(21) == 42
-    assert getattr(double, "is_compiled")  # noqa: B009
+    assert jit.kernel(_ends)(np.arange(6.0).reshape(2, 3), (2, np.float32(0.5))) == (0.0, 5.0)
     assert told.wait(5)
 
 
-def _double(x: int) -> int:
-    return 2 * x
+def test_object_files_are_used_again_and_damaged_ones_are_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, pair = np.arange(6.0).reshape(2, 3), (2, np.float32(0.5))
+    assert jit.kernel(_ends)(x, pair) == (0.0, 5.0)
+    (path,) = folder.iterdir()
+    content = path.read_bytes()
+    for damaged in (b"", content[:-1], content[:-1] + bytes([content[-1] ^ 1]), content[9:]):
+        path.write_bytes(damaged)
+        assert jit.kernel(_ends)(x, pair) == (0.0, 5.0)
+    monkeypatch.setattr(compiling, "compiled", None)  # calling it would fail
+    assert jit.kernel(_ends)(x + 1, pair) == (1.0, 6.0)
+
+
+def test_what_object_files_cannot_hold_is_not_compiled(folder: Path) -> None:
+    for function in (_allocates, _returns_int16):
+        with pytest.raises((numba.TypingError, TypeError), match=r"empty|int16"):
+            jit.kernel(function)(3)
+    with pytest.raises(TypeError, match="calls"):
+        jit.kernel(_calls)(3.5)
+    assert [*folder.iterdir()] == []
+
+
+def test_a_kernel_takes_arrays_of_any_layout_and_all_results(folder: Path) -> None:
+    x = np.arange(12, dtype=np.int16).reshape(3, 4)
+    last = jit.kernel(_last)
+    for array in (x, x.T, x[:, ::2], x[::-1]):
+        assert last(array) == array[-1, -1]
+    assert jit.kernel(_is_even)(4) is True
+    assert jit.kernel(_is_even)(5) is False
+    assert jit.kernel(_nothing)(5) is None
+    assert len([*folder.iterdir()]) == 5
+
+
+def _ends(x: NDArray[np.float64], pair: tuple[int, np.float32]) -> tuple[float, float]:
+    return x[0, 0], x[-1, -1] * pair[0] * pair[1]
+
+
+def _allocates(x: int) -> int:
+    return np.empty(x).size
+
+
+def _returns_int16(x: int) -> np.int16:
+    return np.int16(x)
+
+
+def _calls(x: float) -> float:
+    return math.gamma(x)
+
+
+def _last(x: NDArray[np.int16]) -> np.int64:
+    return np.int64(x[-1, -1])
+
+
+def _is_even(x: int) -> bool:
+    return x % 2 == 0
+
+
+def _nothing(_x: int) -> None:
+    pass

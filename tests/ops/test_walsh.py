@@ -37,11 +37,11 @@ def test_columns_are_multiplied_too(m: int, after: int, columns: int) -> None:
     expected = np.einsum("mk,bckae->bcmae", sylvester(m), scaled) * last.reshape(2, m, after, 1)
     for width in (7, 16, 4096):
         out = np.empty_like(w)
-        transform_columns(w, out, first, last, columns, width)
+        transform_columns(w, out, first, last, columns, np.empty(m * width))
         assert np.array_equal(out, expected.reshape(w.shape))
     none = np.empty(0)
     expected = np.einsum("mk,bckae->bcmae", sylvester(m), cells)
-    transform_columns(w, w, none, none, columns, 16)
+    transform_columns(w, w, none, none, columns, np.empty(m * 16))
     assert np.array_equal(w, expected.reshape(w.shape))
 
 

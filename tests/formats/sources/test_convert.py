@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.conftest import Ctcli
 from tests.helpers.decompressing import decompressed
+from tests.helpers.quantizing import tensors_of
 from tests.helpers.sources import SourceCase, source_cases
 
 # Why there is no compressed-tensors checkpoint with the same numbers.
@@ -42,6 +45,18 @@ def test_compressed_tensors_reads_the_same_numbers(
     told += [each for each in found_by_verify if each["kind"] == "scheme"]
     assert len(told) == len(found_by_verify), found_by_verify
     assert not told or len(expected) < LINEARS
+
+
+def test_compressed_tensors_converts_awq_to_the_same_bytes(cli: Ctcli, tmp_path: Path) -> None:
+    case = SourceCase("awq-gemm")
+    assert case.converted
+    expected = load_file(case.converted)
+    assert cli("convert", case.checkpoint, tmp_path / "dst").returncode == 0
+    found = tensors_of(tmp_path / "dst")
+    assert expected.keys() <= found.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
 
 
 @pytest.mark.parametrize("name", REFUSED)
