@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 from ctcli.formats.sources.coded import Coded, Source, SourceError, SourceFormat, part
 from ctcli.formats.sources.decoding import Decoding, as_matrix, decoded
 from ctcli.formats.sources.gptq import check_dtypes, packing_of, settings
-from ctcli.formats.sources.words import (
+from ctcli.formats.sources.packed import (
     Groups,
     Packing,
-    Words,
     groups_of,
     made,
     shape_tensor,
     words_scheme,
 )
+from ctcli.formats.sources.words import Words
 from ctcli.lazy.nodes import Computed, Input, LazyTensor, Shape, Where
 from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.models.modules import Module

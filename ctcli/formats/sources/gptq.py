@@ -8,12 +8,14 @@ the second by a subtraction from whole words (3 bits apart), and undoes that whe
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from ctcli.formats.sources.coded import Coded, Source, SourceError, SourceFormat, dtype_of, part
-from ctcli.formats.sources.words import SCALES, Packing, Words, groups_of, words_scheme
+from ctcli.formats.sources.packed import SCALES, Packing, groups_of, words_scheme
+from ctcli.formats.sources.words import Words
 from ctcli.lazy.nodes import LazyTensor
 from ctcli.lazy.tensors import Stored
 from ctcli.models.config import table
@@ -172,8 +174,6 @@ def check_dtypes(module: Module[LazyTensor]) -> None:
 
 def _is_in_order(order: Stored, weight: Words) -> bool:
     """Whether the groups are runs of columns nevertheless."""
-    import struct
-
     count = weight.groups.count
     found = struct.unpack(f"<{weight.shape[1]}i", order.file.read(order.start, order.spec.nbytes))
     return all(
