@@ -61,10 +61,13 @@ def abilities(checkpoint: Checkpoint, reading: Reading | CtcliError | None) -> l
 def _source_abilities(reading: Reading) -> Iterator[Ability]:
     is_exact = {False: "each weight is rounded once", True: "exact"}
     yield Ability("dequantize", note=is_exact[reading.is_exact])
-    leaves = (leaf for coded in reading.coded.values() for leaf in coded.leaves)
+    leaves = [leaf for coded in reading.coded.values() for leaf in coded.leaves]
     refusals = {leaf.method: leaf.refusal for leaf in leaves if not leaf.scheme}
     reasons = tuple(f"{method}: {refusal}." for method, refusal in refusals.items())
-    yield Ability("convert", reasons, "Give --requantize SCHEME.", note="exact")
+    note = "exact"
+    if any(leaf.has_reciprocal for leaf in leaves):
+        note = "global scales are reciprocals, rounded to float32"
+    yield Ability("convert", reasons, "Give --requantize SCHEME.", note=note)
 
 
 def _dense_abilities(checkpoint: Checkpoint) -> list[Ability]:

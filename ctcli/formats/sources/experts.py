@@ -77,10 +77,11 @@ class _Experts:
         )
         if is_transposed:
             return self._transposed()
-        whole = [self._rows(expert, self.role, 0, 1) for expert in range(experts)]
-        problem = self._problem(whole[0], rows)
+        first = self._rows(0, self.role, 0, 1)
+        problem = self._problem(first, rows)
         if problem:
-            return self._stacked(whole, problem)
+            others = (self._rows(expert, self.role, 0, 1) for expert in range(1, experts))
+            return self._stacked([first, *others], problem)
         names = parts_of(self.role)
         return self._stacked(
             [
@@ -212,7 +213,7 @@ class _Experts:
         tag, tile = self.scale.spec.dtype, (rows, 1)
         scale = viewed(_piece(self.scale, expert, 0, 1), tag, (1, columns))
         inputs = {"codes": Input(codes, shape), "scale": scale_input(scale, tile, shape)}
-        name = f"{self.module.name}.{expert}.{self.role}"
+        name = f"{self.module.name}.{self.role}.{expert}"
         kernel = Scaled("F32", 8, "e4m3", tag, tile)
         floats = decoded(name, inputs, kernel, shape, (1, 1), self.source.dtype)
         method = "FP8, a scale for each column"

@@ -322,3 +322,13 @@ def test_quarks_words_are_read_in_the_one_order_that_is_known(cli: Ctcli, tmp_pa
     save_file(tensors, source / "model.safetensors")
     result = cli("dequantize", source, tmp_path / "dst")
     assert (result.returncode, "its zero points are not zero" in result.stderr) == (1, True)
+
+
+def test_inspect_says_what_conversion_rounds(cli: Ctcli) -> None:
+    for name, words in (
+        ("modelopt-nvfp4", "reciprocals, rounded"),
+        ("modelopt-mxfp4", "yes: exact"),
+    ):
+        shown = cli("inspect", SourceCase(name).checkpoint).stdout.splitlines()
+        (line,) = (line for line in shown if line.strip().startswith("convert"))
+        assert words in line
