@@ -27,6 +27,7 @@ from safetensors import safe_open
 from ctcli.cli import app
 from ctcli.cli.options import Destination
 from ctcli.events import EventKind
+from ctcli.storage.opening import open_checkpoint
 from tests.conftest import ROOT, Ctcli
 from tests.helpers.checkpoints import file_hashes, tensor_hashes, write_checkpoint
 from tests.helpers.hub import Hub
@@ -126,6 +127,16 @@ def made(source: Path) -> Path:
     return folder / "made"
 
 
+@pytest.fixture(scope="module")
+def quantized(source: Path) -> Path:
+    """The source in FP8 blocks."""
+    command = [sys.executable, "-m", "ctcli", "quantize", "SRC", "quantized", "--quiet"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    given = [*command, "--scheme", "FP8_BLOCK"]
+    subprocess.run(given, cwd=source.parent, env=environment, check=True)
+    return source.parent / "quantized"
+
+
 @pytest.fixture
 def hub(source: Path) -> Iterator[Hub]:
     with Hub() as running:
@@ -182,10 +193,11 @@ def shell(hub: Hub, tmp_path: Path) -> Shell:
 
 
 @pytest.fixture
-def place(source: Path, tmp_path: Path) -> Path:
+def place(source: Path, quantized: Path, tmp_path: Path) -> Path:
     """A folder with everything that README's examples name."""
     folder = tmp_path / "place"
     shutil.copytree(source, folder / "SRC")
+    shutil.copytree(quantized, folder / "QUANTIZED")
     shutil.copytree(ROOT / "fixtures/pylm", folder / "fixtures/pylm")
     (folder / "recipe.toml").write_text(fenced("toml"))
     matrices = {f"model.layers.{n}.self_attn.R2": orthogonal(WIDTH // HEADS, n) for n in range(11)}
@@ -338,6 +350,16 @@ def is_a_page(place: Path, _: str) -> None:
     assert "model.layers.10.mlp.down_proj" in page
 
 
+def is_bfloat16(place: Path, _: str) -> None:
+    specs = open_checkpoint(str(place / "DST")).specs.values()
+    assert {spec.dtype for spec in specs} == {"BF16"}
+
+
+def is_spelled_as_fp8(place: Path, _: str) -> None:
+    said = json.loads((place / "DST/config.json").read_text())["quantization_config"]
+    assert (said["quant_method"], said["weight_block_size"]) == ("fp8", [128, 128])
+
+
 # What README's comments say, and how one sees it.
 CLAIMS: dict[str, Claim] = {
     "which sets would move, and where": says("sets moved  ", "_proj} -> model-0000"),
@@ -347,6 +369,13 @@ CLAIMS: dict[str, Claim] = {
     "for a chain without rounding in between": is_float32,
     "what would be quantized, from headers alone": says("77 modules FP8_DYNAMIC"),
     "the head too, untied if it is tied": has_a_quantized_head,
+    "how its weights are stored, and what can be made of them": says(
+        "FP8 in 128x128 blocks", "dequantize", "convert"
+    ),
+    "floats: bfloat16, or what config.json says": is_bfloat16,
+    "the same numbers, for vLLM and transformers": says("FP8 in 128x128 blocks", "exact"),
+    "FP8 blocks as DeepSeek and Qwen spell them": is_spelled_as_fp8,
+    "from the floats that it stands for": says("77 modules NVFP4A16"),
     "Q8_0, for runq": is_for_runq,
     "float32, for run, and tokenizer.bin": is_for_run,
     "header fields, sizes and offsets": says(f"dim {WIDTH}", "offset, size", "token_embedding"),

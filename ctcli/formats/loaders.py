@@ -125,7 +125,7 @@ def machine(scheme: Scheme) -> str | None:
     weights, inputs = scheme.weights, scheme.input_activations
     if weights.type == "float" and weights.num_bits == 4:
         return _fp4_machine(weights, inputs)
-    if weights.scale_dtype == "torch.uint8":
+    if weights.scale_dtype == "torch.uint8" and weights.num_bits != 6:
         return _GPU if (weights.strategy, weights.group_size) == ("group", 32) else None
     if scheme.format == "pack-quantized":
         return _packed_machine(weights, inputs)

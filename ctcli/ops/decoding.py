@@ -24,6 +24,7 @@ from ctcli.ops.elements import (
     KINDS,
     bits_of,
     from_e2m1,
+    from_e2m3,
     from_e4m3,
     from_e8m0,
     to_bf16,
@@ -121,6 +122,12 @@ def float6_table(exponent_bits: int) -> Array:
     magnitude = np.ldexp(mantissa + (exponent > 0), np.maximum(exponent, 1) - bias)
     found: Array = np.copysign(magnitude, np.where(codes < 32, 1.0, -1.0)).astype(np.float32)
     return found
+
+
+@cache
+def e2m3_table() -> Array:
+    """The values of E2M3 codes."""
+    return np.array([from_e2m3(uint8(code)) for code in range(64)], np.float32)
 
 
 @cache

@@ -1,6 +1,6 @@
 """One number at a time between dtypes, for kernels to inline; branch-free, so that loops vectorise.
 
-All rounding is to nearest, ties to even. E4M3, E2M1 and E8M0: OCP Microscaling Formats
+All rounding is to nearest, ties to even. E4M3, E2M1, E2M3 and E8M0: OCP Microscaling Formats
 specification 1.0, section 5. Numbers are numpy scalars, so that it is all the same without numba.
 """
 
@@ -14,11 +14,11 @@ from ctcli.ops.jit import merged
 BF16, F16, F32, F64 = 0, 1, 2, 3
 KINDS = {"BF16": BF16, "F16": F16, "F32": F32, "F64": F64}
 
-E4M3_MAX, E2M1_MAX = float32(448), float32(6)
+E4M3_MAX, E2M1_MAX, E2M3_MAX = float32(448), float32(6), float32(7.5)
 E4M3_NAN, E2M1_NAN = uint8(0x7F), uint8(0xF)  # E2M1 has none: it becomes -6
 
 _ZERO = float32(0)
-_HALF = float32(0.5)
+_HALF, _EIGHTH = float32(0.5), float32(0.125)
 _MAGNITUDE = uint32(0x7FFFFFFF)
 _EXPONENT = uint32(0x7F800000)
 _SMALLEST_F16 = float32(2.0**-14)
@@ -30,7 +30,7 @@ _BITS_SMALLEST_E4M3 = uint32(0x3C800000)
 _MAGIC_E4M3 = uint32((20 << 23) | (1 << 22))
 _MAGIC_E2M1 = uint32((22 << 23) | (1 << 22))
 # What the exponent's bits are too large by, beside steps: 8 * (127 - 6), 2 * 127.
-_CODE_E4M3, _CODE_E2M1 = uint32(968), uint32(254)
+_CODE_E4M3, _CODE_E2M1, _CODE_E2M3 = uint32(968), uint32(254), uint32(1016)
 _BF16_NAN, _F16_NAN = uint32(0x7FC0), uint32(0x7E00)
 
 
@@ -203,6 +203,32 @@ def from_e2m1(code: uint8) -> float32:
     normal = uint32((magnitude << uint32(22)) + uint32(126 << 23))
     found = normal if magnitude >= uint32(2) else bits_of(float32(int32(magnitude)) * _HALF)
     return float_of(found | ((wide & uint32(8)) << uint32(28)))
+
+
+@merged
+def rounded_e2m3(magnitude: float32) -> tuple[uint32, float32]:
+    """The E2M3 code and value of a float32 that is not negative; above 7.5, and of NaN, of 7.5.
+
+    As `rounded_e4m3`, with steps of 2**e / 8 (1/8 below 1); eight of them are 2**e, whose code is
+    8 (e + 1).
+    """
+    x = magnitude if magnitude < E2M3_MAX else E2M3_MAX  # noqa: FURB136 (NaN)
+    power = max(uint32(bits_of(x) & _EXPONENT), _BITS_ONE)
+    magic = uint32(power + _MAGIC_E4M3)
+    shifted = float32(x + float_of(magic))
+    steps = uint32(bits_of(shifted) - magic)
+    code = uint32(uint32(steps + uint32(power >> uint32(20))) - _CODE_E2M3)
+    return code, float32(shifted - float_of(magic))
+
+
+@merged
+def from_e2m3(code: uint8) -> float32:
+    """The value of an E2M3 code."""
+    wide = uint32(code)
+    magnitude = wide & uint32(31)
+    normal = uint32((magnitude << uint32(20)) + uint32(126 << 23))
+    found = normal if magnitude >= uint32(8) else bits_of(float32(int32(magnitude)) * _EIGHTH)
+    return float_of(found | ((wide & uint32(32)) << uint32(26)))
 
 
 @merged

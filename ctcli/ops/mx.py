@@ -1,34 +1,49 @@
-"""Rounding weights to E2M1 or E4M3 with a power of two for each group.
+"""Rounding weights to E2M1, E2M3 or E4M3 with a power of two for each group.
 
 OCP Microscaling Formats 1.0, with compressed-tensors' choice of the exponent: the group's largest
-magnitude is rounded up to the next power of two if its significand is at least 1.75, else down, and
-becomes 2^2 (E2M1) or 2^8 (E4M3).
+magnitude is rounded up to the next power of two if its significand is at least 1.75 (1.9375 for
+E2M3), else down, and becomes 2^2 (E2M1, E2M3) or 2^8 (E4M3).
 """
 
 from __future__ import annotations
 
-from numpy import float32, int64, uint8
+from numpy import float32, int64, uint8, uint32
 
-from ctcli.ops.elements import BF16, F16, bits_of, from_e8m0, to_bf16, to_f16
+from ctcli.ops.elements import (
+    BF16,
+    F16,
+    bits_of,
+    float_of,
+    from_e2m3,
+    from_e8m0,
+    rounded_e2m3,
+    squared,
+    to_bf16,
+    to_f16,
+)
 from ctcli.ops.float8 import encode_elements as encode_e4m3
 from ctcli.ops.float8 import read_elements as read_e4m3
 from ctcli.ops.jit import inlined, merged
 from ctcli.ops.loops import kernels
 from ctcli.ops.nvfp4 import encode_elements as encode_e2m1
 from ctcli.ops.nvfp4 import read_elements as read_e2m1
-from ctcli.ops.pieces import Work
+from ctcli.ops.pieces import Work, divide
 from ctcli.ops.tiles import Settings
+
+_MAGNITUDE, _SIGN, _EXPONENT = uint32(0x7FFFFFFF), uint32(0x80000000), uint32(0x7F800000)
+_SIXTEENTH = float32(2.0**-4)
 
 
 @merged
 def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32, float32]:  # noqa: ARG001
     """Returns 2**exponent, and the exponent; both biased. A subnormal group (in D) gets 0."""
+    below = 4 if settings.bits == 6 else 2  # the mantissa's bit that rounds it up
     if settings.kind == BF16:
-        exponent, bias = (int64(to_bf16(high)) + (1 << 5)) >> 7, 127
+        exponent, bias = (int64(to_bf16(high)) + (1 << (7 - below))) >> 7, 127
     elif settings.kind == F16:
-        exponent, bias = (int64(to_f16(high)) + (1 << 8)) >> 10, 15
+        exponent, bias = (int64(to_f16(high)) + (1 << (10 - below))) >> 10, 15
     else:
-        exponent, bias = (int64(bits_of(high)) + (1 << 21)) >> 23, 127
+        exponent, bias = (int64(bits_of(high)) + (1 << (23 - below))) >> 23, 127
     if exponent:
         largest = 8 if settings.bits == 8 else 2
         exponent = min(max(exponent + int64(127 - bias - largest), int64(0)), int64(254))
@@ -36,9 +51,37 @@ def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32,
 
 
 @inlined
+def _round_e2m3(work: Work, count: int) -> None:
+    """Quotients to codes and values; all keep their sign."""
+    for i in range(count):
+        weight, quotient = work.weights[i], work.values[i]
+        code, rounded = rounded_e2m3(float_of(bits_of(quotient) & _MAGNITUDE))
+        sign = bits_of(weight) & _SIGN
+        work.codes[i] = uint8(code | (sign >> uint32(26)))
+        value = float_of(bits_of(float32(rounded * work.scales[i])) | sign)
+        work.values[i] = value
+        work.errors[i] += squared(float32(value - weight))
+        work.energies[i] += squared(weight)
+
+
+@inlined
+def _read_e2m3(work: Work, count: int) -> None:
+    """Codes to values, and squares of half the distance to the next larger magnitude."""
+    for i in range(count):
+        value = from_e2m3(work.codes[i])
+        work.values[i] = value
+        half = float32(float_of(bits_of(value) & _EXPONENT) * _SIXTEENTH)
+        half = half if half > _SIXTEENTH else _SIXTEENTH  # noqa: FURB136
+        work.squares[i] = half * half
+
+
+@inlined
 def _encode(work: Work, count: int, settings: Settings) -> None:
     if settings.bits == 8:
         encode_e4m3(work, count, settings.quotient)
+    elif settings.bits == 6:
+        divide(work, count, settings.quotient)
+        _round_e2m3(work, count)
     else:
         encode_e2m1(work, count, settings.quotient)
 
@@ -47,6 +90,8 @@ def _encode(work: Work, count: int, settings: Settings) -> None:
 def _decode(work: Work, count: int, settings: Settings) -> None:
     if settings.bits == 8:
         read_e4m3(work, count)
+    elif settings.bits == 6:
+        _read_e2m3(work, count)
     else:
         read_e2m1(work, count)
 

@@ -130,8 +130,8 @@ class NumericFormat(ABC):
         Raises:
             ValueError: says which it has.
         """
-        if arguments.type == "float" and arguments.num_bits not in (4, 8):
-            raise ValueError(f"{arguments.num_bits} bits: floats have 4 or 8")
+        if arguments.type == "float" and arguments.num_bits not in (4, 6, 8):
+            raise ValueError(f"{arguments.num_bits} bits: floats have 4, 6 or 8")
 
     def granule(self, scheme: Scheme) -> tuple[int, int]:
         """Rows, and columns, of the weight that belong together once `whole` is known."""
@@ -249,7 +249,7 @@ class NumericFormat(ABC):
         packed, plain = specs.get("weight_packed"), specs.get("weight")
         if packed and len(packed.shape) == 2:
             if packed.dtype == "U8":
-                return packed.shape[0], 2 * packed.shape[1]
+                return packed.shape[0], 8 * packed.shape[1] // scheme.weights.num_bits
             return self._unpacked(specs, scheme, read)
         if plain and len(plain.shape) == 2:
             return plain.shape[0], plain.shape[1]

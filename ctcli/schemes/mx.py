@@ -1,4 +1,4 @@
-"""MXFP4 and MXFP8: E2M1 or E4M3 elements with a power of two for each 32.
+"""MXFP4, MXFP6 and MXFP8: E2M1, E2M3 or E4M3 elements with a power of two for each 32.
 
 The powers are stored as biased exponents (E8M0).
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Microscaling(NumericFormat):
     """See `NumericFormat`."""
 
-    FORMATS = ("mxfp4-pack-quantized", "mxfp8-quantized")
+    FORMATS = ("mxfp4-pack-quantized", "mxfp6-pack-quantized", "mxfp8-quantized")
     ARITHMETIC = "mx"
 
     def claims(self, weights: QuantizationArgs) -> bool:
@@ -38,7 +38,7 @@ class Microscaling(NumericFormat):
 
     def default_format(self, weights: QuantizationArgs, inputs: QuantizationArgs | None) -> str:  # noqa: ARG002
         """By the bits of an element."""
-        return "mxfp4-pack-quantized" if weights.num_bits == 4 else "mxfp8-quantized"
+        return f"mxfp{weights.num_bits}-{'' if weights.num_bits == 8 else 'pack-'}quantized"
 
     def outputs(self, numerics: Numerics, weight: TensorSpec) -> Mapping[str, Output]:
         """`weight_packed` or `weight`, and `weight_scale`."""
@@ -46,7 +46,7 @@ class Microscaling(NumericFormat):
         scale = Output(TensorSpec("U8", (rows, columns // 32)))
         if numerics.scheme.weights.num_bits == 8:
             return {"weight": Output(TensorSpec("F8_E4M3", weight.shape)), "weight_scale": scale}
-        packed = TensorSpec("U8", (rows, columns // 2))
+        packed = TensorSpec("U8", (rows, columns * numerics.scheme.weights.num_bits // 8))
         return {"weight_packed": Output(packed), "weight_scale": scale}
 
     def whole(self, scheme: Scheme, by_columns: bool) -> Whole | None:  # noqa: ARG002
@@ -64,9 +64,11 @@ class Microscaling(NumericFormat):
         return {codes: found.codes, "weight_scale": found.marks.astype("u1")}
 
     def _table(self, scheme: Scheme) -> tuple[int, Array]:
-        from ctcli.ops.decoding import e2m1_table, e4m3_table
+        from ctcli.ops import decoding
 
-        return (4, e2m1_table()) if scheme.weights.num_bits == 4 else (8, e4m3_table())
+        bits = scheme.weights.num_bits
+        tables = {4: decoding.e2m1_table, 6: decoding.e2m3_table, 8: decoding.e4m3_table}
+        return bits, tables[bits]()
 
     def _read(
         self,

@@ -1,4 +1,4 @@
-"""The named schemes of compressed-tensors 0.19 that quantize weights."""
+"""The named schemes of compressed-tensors 0.19 and 0.20 that quantize weights."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ _NVFP4 = QuantizationArgs(
     4, "float", "tensor_group", group_size=16, scale_dtype="torch.float8_e4m3fn"
 )
 _MXFP4 = QuantizationArgs(4, "float", "group", group_size=32, scale_dtype="torch.uint8")
+_MXFP6 = QuantizationArgs(6, "float", "group", group_size=32, scale_dtype="torch.uint8")
 _MXFP8 = QuantizationArgs(8, "float", "group", group_size=32, scale_dtype="torch.uint8")
 
 
@@ -41,6 +42,9 @@ _ARGUMENTS: dict[str, tuple[QuantizationArgs, QuantizationArgs | None]] = {
     "NVFP4": (_NVFP4, replace(_NVFP4, dynamic="local")),
     "MXFP4A16": (_MXFP4, None),
     "MXFP4": (_MXFP4, replace(_MXFP4, dynamic=True)),
+    "MXFP4XFP8": (_MXFP4, _FP8_GROUPS),
+    "MXFP6A16": (_MXFP6, None),
+    "MXFP6A8": (_MXFP6, replace(_MXFP8, dynamic=True)),
     "MXFP8A16": (_MXFP8, None),
     "MXFP8": (_MXFP8, replace(_MXFP8, dynamic=True)),
 }

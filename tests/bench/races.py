@@ -40,6 +40,11 @@ _LLAMA_2_7B = (
     *("--hidden", "4096", "--intermediate", "11008", "--layers", "4", "--heads", "32"),
     *("--kv-heads", "32", "--vocabulary", "32000", "--shard-mb", "2500", "--untied"),
 )
+# As many bytes as the 1B model in 19,000 linears of 65,536 elements each.
+_SMALL_TENSORS = (
+    *("--hidden", "256", "--intermediate", "256", "--layers", "2700", "--heads", "4"),
+    *("--kv-heads", "4", "--vocabulary", "512", "--shard-mb", "300"),
+)
 # 2.5 GB in shards of 150 MB, no tensor larger than that.
 HUB_MODEL = (
     *("--hidden", "2048", "--intermediate", "8192", "--layers", "20", "--heads", "32"),
@@ -163,5 +168,6 @@ RACES = {
         for command in ("convert", "dequantize")
         for method in ("awq", "gptq")
     },
+    "quantize-small-tensors": _quantize("FP8_DYNAMIC", _SMALL_TENSORS),
     "export-bin": _computing("export-bin", "export-bin {src} {dst}", _LLAMA_2_7B),
 }

@@ -20,6 +20,7 @@ SMALLEST_NORMAL = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126}
 MANTISSA = {"BF16": 7, "F16": 10, "F32": 23}
 BIAS = {"BF16": 127, "F16": 15, "F32": 127}
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+E2M3 = np.array([*range(8), *(2**e * (8 + m) for e in range(3) for m in range(8))], np.float32) / 8
 # Codes 0 to 126 of E4M3; 127 is NaN.
 E4M3 = np.array(
     [
@@ -270,8 +271,9 @@ def _nvfp4(weight: F32, dtype: str, how: Arguments, gmax: float, shrink: F32) ->
 def _mx(weight: F32, dtype: str, how: Arguments, shrink: F32) -> Quantized:
     tiles = Tiles(weight.shape, how.tile)
     bits = to_bits(tiles.amax(weight) * shrink, dtype).astype(np.int64)
-    power = (bits + (1 << (MANTISSA[dtype] - 2))) >> MANTISSA[dtype]
-    largest = {4: 2, 8: 8}[how.bits]  # exponents of 6 and 448
+    below = {4: 2, 6: 4, 8: 2}[how.bits]  # a significand of 1.75, or 1.9375, rounds up
+    power = (bits + (1 << (MANTISSA[dtype] - below))) >> MANTISSA[dtype]
+    largest = {4: 2, 6: 2, 8: 8}[how.bits]  # exponents of 6, 7.5 and 448
     byte = np.where(power == 0, 0, np.clip(power - BIAS[dtype] + 127 - largest, 0, 255))
     scale = tiles.spread(np.ldexp(np.float32(1), byte - 127))
     quotient = _quotient(weight / scale, dtype, how)
@@ -280,9 +282,32 @@ def _mx(weight: F32, dtype: str, how: Arguments, shrink: F32) -> Quantized:
         codes = e4m3_codes(quotient)
         outputs = {"weight": Stored("F8_E4M3", codes), "weight_scale": stored}
         return Quantized(outputs, e4m3_values(codes) * scale)
+    if how.bits == 6:
+        codes = e2m3_codes(quotient)
+        outputs = {"weight_packed": Stored("U8", pack_fours(codes)), "weight_scale": stored}
+        signs = np.where(codes & 32, np.float32(-1), np.float32(1))
+        return Quantized(outputs, signs * E2M3[codes & 31] * scale)
     codes = e2m1_codes(quotient)
     outputs = {"weight_packed": Stored("U8", pack_nibbles(codes)), "weight_scale": stored}
     return Quantized(outputs, e2m1_values(codes) * scale)
+
+
+def e2m3_codes(x: F32) -> NDArray[np.uint8]:
+    """Nearest, ties to even codes, saturating; all keep their sign."""
+    magnitude, middles = np.abs(x), (E2M3[1:] + E2M3[:-1]) / 2
+    below = np.searchsorted(middles, magnitude)  # a tie goes down
+    is_tie = middles[np.minimum(below, 30)] == magnitude
+    code = np.where(np.isnan(magnitude), 31, below + (is_tie & (below % 2 == 1)))
+    found: NDArray[np.uint8] = (code + 32 * np.signbit(x)).astype(np.uint8)
+    return found
+
+
+def pack_fours(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Four codes of six bits in three bytes, the first in the lowest bits."""
+    fours = codes.reshape(len(codes), -1, 4).astype(np.uint32)
+    word = (fours << np.array([0, 6, 12, 18], np.uint32)).sum(-1, dtype=np.uint32)
+    found: NDArray[np.uint8] = np.stack([word, word >> 8, word >> 16], -1).astype(np.uint8)
+    return found.reshape(len(codes), -1)
 
 
 def _quotient(x: F32, dtype: str, how: Arguments) -> F32:

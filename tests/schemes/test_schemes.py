@@ -49,7 +49,13 @@ PACKED, BYTES, NAIVE, FLOAT = (f"{x}-quantized" for x in ("pack", "int", "naive"
 NVFP4 = QuantizationArgs(4, "float", "tensor_group", 16, scale_dtype="torch.float8_e4m3fn")
 MXFP4 = QuantizationArgs(4, "float", "group", 32, scale_dtype="torch.uint8")
 MXFP8 = replace(MXFP4, num_bits=8)
-FIXED = {"nvfp4-pack-quantized": NVFP4, "mxfp4-pack-quantized": MXFP4, "mxfp8-quantized": MXFP8}
+MXFP6 = replace(MXFP4, num_bits=6)
+FIXED = {
+    "nvfp4-pack-quantized": NVFP4,
+    "mxfp4-pack-quantized": MXFP4,
+    "mxfp6-pack-quantized": MXFP6,
+    "mxfp8-quantized": MXFP8,
+}
 MODES = st.sampled_from([(d, c) for d in ("BF16", "F16", "F32") for c in ("float32", "weight")])
 STRATEGIES = ("tensor", "channel", "group", "block")
 CPU = Execution("cpu", allow_nonfinite=False)
@@ -337,7 +343,8 @@ HAND_MADE = [
     (some("float", 8, "channel"), FLOAT),
     (some("float", 8, "group", 64), NAIVE),
     (some("float", 8, "block", (16, 32)), FLOAT),
-    *[(weights, layout) for layout, weights in FIXED.items()],
+    # Release 0.19 has no MXFP6; the bytes of 0.20.1 are those of the test below.
+    *[(weights, layout) for layout, weights in FIXED.items() if weights is not MXFP6],
 ]
 
 

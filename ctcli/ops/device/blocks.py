@@ -148,6 +148,6 @@ def _packed(codes: Array, rounding: Rounding) -> Array:
     if rounding.packed:
         words = pack_words(offset_binary(codes, rounding.bits), rounding.bits)
         return words.view(np.uint8).reshape(rows, math.ceil(columns * rounding.bits / 32) * 4)
-    if rounding.format != "integers" and rounding.bits == 4:
-        return pack_bytes(codes, 4)
+    if rounding.format != "integers" and rounding.bits < 8:
+        return pack_bytes(codes, rounding.bits)
     return codes

@@ -71,6 +71,21 @@ def to_e2m1(x: Tensor) -> tuple[Tensor, Tensor]:
     return codes.bitwise_or_(codes >> 3).bitwise_and_(15), values
 
 
+def to_e2m3(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Saturate to +-7.5 and round to E2M3; all keep their sign.
+
+    Returns:
+        The 6-bit codes, uint8: sign << 5 | index into 0, 1/8, ..., 7/8, 1, 9/8, ..., 7.5; and their
+        values, float32.
+    """
+    magnitude = x.abs().nan_to_num_(nan=7.5).clamp_(max=7.5)
+    power = (magnitude.view(torch.int32) >> 23).clamp_(min=127)
+    steps = torch.round(magnitude * pow2(257 - power))  # of 2**e / 8, and at most 16 of them
+    codes = (steps.to(torch.int32) + 8 * (power - 127)).to(torch.uint8)
+    values = torch.copysign(steps * pow2(power - 3), x)
+    return codes | (torch.signbit(x).to(torch.uint8) << 5), values
+
+
 def from_e2m1(codes: Tensor) -> Tensor:
     """The float32 values of 4-bit codes.
 

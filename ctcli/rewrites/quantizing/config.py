@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
+from ctcli.errors import CtcliError
 from ctcli.models.protected import kind_of
 from ctcli.patterns import cover
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
@@ -16,6 +17,8 @@ from ctcli.schemes.arguments import QuantizationArgs, Scheme
 # The releases of compressed-tensors whose spellings there are.
 Release = Literal["0.19", "0.20"]
 VERSIONS: Mapping[Release, str] = {"0.19": "0.19.0", "0.20": "0.20.1"}
+_NEWER = "mxfp6-pack-quantized"
+_HINT = "Give --ct-version 0.20, and serve it with a release that reads that."
 _FP8_KV_CACHE = QuantizationArgs(8, "float", "tensor")
 
 
@@ -36,10 +39,15 @@ def quantization_config(
             a reader must not take for quantized (a tied lm_head).
         kv_cache: whether the checkpoint holds the scales of an FP8 key-value cache.
         release: of compressed-tensors: from 0.20 on, arguments that say nothing are left out.
+
+    Raises:
+        CtcliError: the release does not know a format.
     """
     kept = {module: kind_of(module) for module in left_alone}
     groups = _groups(schemes, kept)
     formats = {scheme.format for scheme, _ in groups}
+    if release == "0.19" and _NEWER in formats:
+        raise CtcliError(f"{_NEWER}: compressed-tensors 0.19 has no such format.", _HINT)
     linears = [module for module, kind in kept.items() if kind != "embedding"]
     spelled = {
         name: scheme.to_config(targets)
