@@ -350,9 +350,9 @@ def is_a_page(place: Path, _: str) -> None:
     assert "model.layers.10.mlp.down_proj" in page
 
 
-def is_bfloat16(place: Path, _: str) -> None:
+def is_float16(place: Path, _: str) -> None:
     specs = open_checkpoint(str(place / "DST")).specs.values()
-    assert {spec.dtype for spec in specs} == {"BF16"}
+    assert {spec.dtype for spec in specs} == {"F16"}
 
 
 def is_spelled_as_fp8(place: Path, _: str) -> None:
@@ -372,7 +372,7 @@ CLAIMS: dict[str, Claim] = {
     "how its weights are stored, and what can be made of them": says(
         "FP8 in 128x128 blocks", "dequantize", "convert"
     ),
-    "floats: bfloat16, or what config.json says": is_bfloat16,
+    "floats, of the dtype that config.json or the norms have": is_float16,
     "the same numbers, for vLLM and transformers": says("FP8 in 128x128 blocks", "exact"),
     "FP8 blocks as DeepSeek and Qwen spell them": is_spelled_as_fp8,
     "from the floats that it stands for": says("77 modules NVFP4A16"),

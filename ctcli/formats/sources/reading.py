@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,10 +18,10 @@ from ctcli.formats.sources import SOURCES
 from ctcli.formats.sources.cache import cache_scales
 from ctcli.formats.sources.coded import Coded, Source, SourceError
 from ctcli.lazy.nodes import LazyTensor
-from ctcli.lazy.tensors import Stored, content_of
+from ctcli.lazy.tensors import Stored, TensorSpec, content_of
 from ctcli.models.config import quantizations, table, text_config
 from ctcli.models.modules import Module
-from ctcli.ops.dtypes import CODES, DTYPES, WEIGHT_FLOATS
+from ctcli.ops.dtypes import CODES, DTYPES, SHORT_FLOATS, WEIGHT_FLOATS
 
 # Files in which tools say how they quantized, beside config.json.
 SIDE_FILES = (
@@ -114,12 +114,13 @@ def read_modules(
             f"{origin}: it is quantized already, by an earlier step.",
             "Quantize last.",
         )
+    plain = (tensor.spec for name, tensor in tensors.items() if _leaf(name) == "weight")
     source = Source(
         modules,
         config,
         _said_in(config) if said is None else said,
         read_declaration(config),
-        dtype or default_dtype(config),
+        dtype or default_dtype(config, plain),
         presharded or {},
     )
     _check_transforms(origin, source)
@@ -201,14 +202,19 @@ def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def default_dtype(config: Mapping[str, Any]) -> str:
-    """Safetensors tag of the floats that config.json wants weights to be: BF16 if it says none."""
+def default_dtype(config: Mapping[str, Any], specs: Iterable[TensorSpec]) -> str:
+    """Safetensors tag of the floats that weights become.
+
+    It is what config.json says, or else what most weights of norms are; BF16 where there are none.
+    """
     said = [
         part.get(key) for part in (text_config(config), config) for key in ("dtype", "torch_dtype")
     ]
     names = {DTYPES[tag].torch_name: tag for tag in WEIGHT_FLOATS}
     known = (names.get(str(name).removeprefix("torch.")) for name in said)
-    return next((tag for tag in known if tag), "BF16")
+    counts = Counter(s.dtype for s in specs if s.dtype in SHORT_FLOATS and len(s.shape) == 1)
+    most = next((tag for tag, _ in counts.most_common(1)), "BF16")
+    return next((tag for tag in known if tag), most)
 
 
 def _said(checkpoint: Checkpoint) -> Mapping[str, Any]:

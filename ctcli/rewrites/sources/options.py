@@ -56,7 +56,7 @@ class DequantizeOptions(SourceOptions):
     """
 
     dtype: Dtype | None = option(
-        None, "Dtype of the weights.", "what config.json says, or bfloat16"
+        None, "Dtype of the weights.", "what config.json says, or the norms' own"
     )
     keep_kv_scales: bool = option(False, "Keep the scales of a quantized key-value cache.")
     max_shard_size: int | None = shard_size()
