@@ -21,6 +21,7 @@ from ctcli.storage.destination import (
     partial_of,
     stream_folder_of,
 )
+from ctcli.storage.hub.kinds import publishable
 from ctcli.storage.journal import Errors
 from ctcli.storage.layout import lay_out
 from ctcli.storage.opening import open_checkpoint
@@ -37,6 +38,9 @@ def run_step(command: str, step: Step, source: str, target: Target, shared: Shar
         repo = _check_options(source, target, shared, step.form)
         folder = stream_folder_of(target.path) if shared.stream else None
         made, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
+        if repo:
+            assert isinstance(made, Checkpoint), "what a hub does not take was refused"
+            made = publishable(made, shared.include)
         for warning in made.warnings:
             terminal.warn(warning)
         layout = lay_out(made, target.path.resolve().name)

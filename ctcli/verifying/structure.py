@@ -62,7 +62,8 @@ def look_at(directory: Path) -> tuple[Snapshot, list[Finding]]:
     Raises:
         CtcliError: it cannot be looked at.
     """
-    files, problems = list_local(directory), list[Problem]()
+    listing, problems = list_local(directory), list[Problem]()
+    files = listing.files
     weights = read_weights(str(directory), files, problems.extend)
     parsed, broken = _parsed(files)
     config = parsed.get(CONFIG_NAME)
@@ -70,6 +71,7 @@ def look_at(directory: Path) -> tuple[Snapshot, list[Finding]]:
     snapshot = Snapshot(directory, files, _tensors(weights), known, weights.is_complete)
     findings = [
         *_half_written(directory, files),
+        *(Finding("file", name, "it is a link that leads out.") for name in listing.leading_out),
         *(Finding(problem.kind, problem.where, problem.message) for problem in problems),
         *_names(weights, files),
         *broken,

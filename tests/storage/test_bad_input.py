@@ -228,9 +228,58 @@ def test_a_dst_that_meets_src_is_refused(refused: Run, src: Path, tmp_path: Path
     refused(src, tmp_path, "--overwrite", said=("SRC lies inside DST",))
 
 
-def test_a_dst_that_holds_files_of_src_is_refused(refused: Run, src: Path, dst: Path) -> None:
+def test_shards_that_are_links_out_of_src_are_missing(refused: Run, src: Path, dst: Path) -> None:
     shutil.copytree(src, dst, copy_function=lambda file, link: Path(link).symlink_to(file))
-    refused(dst, src, "--overwrite", said=(f"{src}: ", FIRST))
+    said = f"links that lead out of SRC: config.json, {FIRST}, {SECOND}, {INDEX}"
+    refused(dst, src, "--overwrite", said=(said,))
+    (dst / INDEX).unlink()
+    shutil.copy(src / INDEX, dst / INDEX)
+    said = f"links that lead out of SRC: config.json, {FIRST}, {SECOND}."
+    refused(dst, src, "--overwrite", said=(f"names {FIRST}, {LOST}", said))
+
+
+def test_a_snapshot_of_a_hub_cache_links_to_its_blobs_and_nowhere_else(
+    made: Run, src: Path, dst: Path, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / ("0" * 40)
+    blobs = snapshot.parent.parent / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for i, path in enumerate(sorted(src.iterdir())):
+        path.rename(blobs / str(i))
+        (snapshot / path.name).symlink_to(f"../../blobs/{i}")
+    (tmp_path / "models--org--name" / "mine.txt").write_text("mine")
+    (snapshot / "yours.txt").symlink_to("../../mine.txt")
+    done = made(snapshot, dst)
+    assert "links that lead out of SRC: yours.txt." in done.stderr
+    assert file_hashes(dst).keys() == {*SHARDS, INDEX, "config.json", "ctcli_recipe.toml"}
+
+
+def test_folders_that_link_to_each_other_end_in_time(made: Run, src: Path, dst: Path) -> None:
+    for folder in map(str, range(12)):
+        (src / folder).mkdir()
+        (src / folder / "x.txt").write_text("x")
+        for other in set(map(str, range(12))) - {folder}:
+            (src / folder / other).symlink_to(f"../{other}")
+    made(src, dst)
+    assert len([path for path in dst.rglob("x.txt") if path.is_file()]) == 12 * 12
+
+
+def test_a_folder_of_a_hundred_thousand_files_is_refused(
+    refused: Run, src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ctcli.storage.local._MOST_FILES", 20)
+    for i in range(20):
+        (src / str(i)).write_text("")
+    refused(src, dst, said=("more than 20 files and folders",))
+
+
+def test_folders_nested_too_deep_are_refused(refused: Run, src: Path, dst: Path) -> None:
+    folder = src
+    for _ in range(80):
+        folder = folder / "d"
+        folder.mkdir()
+    refused(src, dst, said=("folders nested more than 64 deep",))
 
 
 # What is done to a DST that does not exist yet, what is named instead, and what is said.

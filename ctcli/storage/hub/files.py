@@ -29,7 +29,7 @@ from ctcli.storage.hub.retries import (
     is_passing,
     retrying,
 )
-from ctcli.storage.local import LocalFile, list_local
+from ctcli.storage.local import list_local
 from ctcli.units import Advance
 
 CLIENT: dict[str, Any] = {"library_name": "ctcli", "library_version": __version__}
@@ -223,8 +223,7 @@ def _list_cache(repo: str, revision: str | None) -> tuple[dict[str, SourceFile],
         repo, CONFIG_NAME, revision=revision, local_files_only=True
     )
     snapshot = Path(config).parent
-    local: dict[str, LocalFile] = list_local(snapshot)
-    return dict(local), snapshot.name
+    return dict(list_local(snapshot).files), snapshot.name
 
 
 def _meter(advance: Advance) -> tuple[type[tqdm], Callable[[], int]]:
