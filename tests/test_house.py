@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 # From the lowest floor up; what each room may import besides the rooms of lower floors.
 FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
-    {"ops": (), "errors": (), "units": (), "redaction": ()},
+    {"ops": (), "errors": (), "units": (), "redaction": (), "interrupts": ("errors",)},
     {"patterns": (), "events": (), "options": ()},
     {"lazy": (), "console": ()},
     {"schemes": (), "models": (), "checkpoint": ("models",)},

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ctcli.errors import CtcliError, os_errors_of
+from ctcli.lazy.tensors import SourceFile
 from ctcli.units import Advance
 
 _NOT_CONTENT = {".cache", ".git", ".gitattributes", "__pycache__", ".DS_Store"}
@@ -17,12 +19,21 @@ _DEEPEST = 64
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file on this machine; `name` is its path inside the checkpoint."""
+    """A file on this machine.
+
+    Attributes:
+        name: path inside the checkpoint.
+        location: where it lies.
+        size: length in bytes.
+        stamp: time of its last change.
+        mode: who may do what with it.
+    """
 
     name: str
     location: Path
     size: int
     stamp: str
+    mode: int = 0o666
     fetch_bytes: int = 0
     is_streamed: bool = False
 
@@ -69,7 +80,7 @@ def local_file(name: str, path: Path) -> LocalFile:
         OSError: it cannot be looked at.
     """
     status = path.stat()
-    return LocalFile(name, path, status.st_size, _stamp(status))
+    return LocalFile(name, path, status.st_size, _stamp(status), stat.S_IMODE(status.st_mode))
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,17 @@ class Listing:
             return []
         names = ", ".join(self.leading_out)
         return [f"left out, since they are links that lead out of SRC: {names}."]
+
+
+def mode_of(sources: Iterable[SourceFile]) -> int:
+    """Who may do what with a file that is made of these: what is allowed for all of them.
+
+    The owner may read and write it; a hub says nothing.
+    """
+    mode = 0o777
+    for source in sources:
+        mode &= source.mode if isinstance(source, LocalFile) else 0o666
+    return mode | 0o600
 
 
 def list_local(directory: Path) -> Listing:

@@ -14,8 +14,9 @@ from ctcli.checkpoint.sharding import is_numbered
 from ctcli.checkpoint.value import CONFIG_NAME, INDEX_SUFFIX, RECIPE_NAME
 from ctcli.lazy.tensors import Stored, content_of
 from ctcli.models.modules import Module, modules_of
-from ctcli.storage.destination import partial_of
+from ctcli.storage.destination import DIRECTORY, partial_of
 from ctcli.storage.index import Index
+from ctcli.storage.leftover import is_published
 from ctcli.storage.local import LocalFile, list_local
 from ctcli.storage.problems import Problem
 from ctcli.storage.strict_json import parse_json
@@ -88,7 +89,7 @@ def look_at(directory: Path) -> tuple[Snapshot, list[Finding]]:
 
 def _half_written(directory: Path, files: Mapping[str, LocalFile]) -> Iterator[Finding]:
     place = directory.resolve()
-    if partial_of(place).exists():
+    if partial_of(place).exists() and not is_published(place, DIRECTORY):
         yield Finding(
             "file", partial_of(place).name, "a run that makes this checkpoint has not finished."
         )

@@ -64,11 +64,12 @@ from pathlib import Path
 from ctcli.errors import CtcliError
 from ctcli.storage.destination import DIRECTORY
 from ctcli.storage.journal import Part
-from ctcli.storage.writer import look_for_leftover, open_partial
+from ctcli.storage.leftover import look_for_leftover
+from ctcli.storage.writer import open_partial
 out = Path(sys.argv[1])
-leftover = look_for_leftover(out, "key", {}, {})
+leftover = look_for_leftover(out, "key", {}, {}, DIRECTORY)
 try:
-    with open_partial(out, "key", leftover, False, False, DIRECTORY) as partial:
+    with open_partial(out, "key", leftover, DIRECTORY, fsync=False, overwrite=False) as partial:
         nbytes = (partial.folder.parent / "journal").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
         partial.note_part(Part("model.safetensors", ("", 0), 4))

@@ -27,6 +27,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from ctcli import __version__
 from ctcli.errors import CtcliError
+from ctcli.interrupts import interrupted_means, run_is_done
 from ctcli.redaction import redact
 from ctcli.storage.hub.branch import Branch
 from ctcli.storage.hub.errors import hub_errors
@@ -37,6 +38,11 @@ from ctcli.storage.hub.retries import Retries, ignore, retrying
 from ctcli.storage.hub.target import ATTRIBUTES, PushTarget, Standing, look_at
 from ctcli.storage.journal import Errors
 from ctcli.units import Advance
+
+_PERHAPS = (
+    "interrupted while the hub was to publish the output: it may have. The same command finds out, "
+    "and continues."
+)
 
 
 class Publication:
@@ -152,7 +158,9 @@ class Publication:
                     self._create_branch(target.branch)
                 branch = Branch(self._api, target.repo, target.branch, standing.parent)
                 note = f"Made by ctcli {__version__}, collected on {self._work.name}."
-                commit = branch.commit(self._last(files), target.message, note, advance)
+                with interrupted_means(_PERHAPS):
+                    commit = branch.commit(self._last(files), target.message, note, advance)
+        run_is_done()
         then()
         with hub_errors(target.repo, target.branch):
             self._delete_working_branch()
