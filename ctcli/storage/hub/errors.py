@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import httpx
 import huggingface_hub
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
 
 from ctcli.errors import CtcliError
 from ctcli.redaction import redact
+from ctcli.storage.hub.guard import DISTRUST, guard_client
 from ctcli.storage.hub.retries import ShortReadError, cause_of
 
 _SAME_COMMAND = "Run the same command again: it continues where it stopped."
@@ -42,9 +44,14 @@ _BY_STATUS = {
     ),
 }
 
+# What the client raises when an answer is not the JSON that it takes for granted.
+_UNLIKE_A_HUB = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
+
+@cache
 def silence_client() -> None:
     """Let the client draw and log nothing: its warnings would come on top of our report."""
+    guard_client()
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     huggingface_hub.utils.disable_progress_bars()
 
@@ -66,6 +73,9 @@ def hub_errors(repo: str, revision: str | None = None, name: str | None = None) 
         if found is None:
             raise
         raise found from error
+    except _UNLIKE_A_HUB as error:
+        said = _line(str(error), error)
+        raise CtcliError(f"{repo}: what answers is not a model hub: {said}.", DISTRUST) from error
 
 
 def _explain(

@@ -12,8 +12,10 @@ machine finds there, without any local state, what need not be made again.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import (
@@ -77,8 +79,8 @@ class Publication:
             journal = CommitOperationAdd(JOURNAL, encode_pushed(self._key, ()))
             operations = [journal, CommitOperationAdd(CARD, self._card)]
             work.commit(operations, "Begin", work.name, ignore)
-        except HfHubHTTPError:
-            raise  # some are a ValueError, too
+        except (HfHubHTTPError, json.JSONDecodeError):
+            raise  # both are a ValueError, too
         except ValueError as error:  # the client has the hub check the card's front matter
             said = redact(" ".join(str(error).split()), get_token())
             raise CtcliError(
@@ -211,6 +213,7 @@ def open_publication(target: PushTarget, key: str, card: bytes) -> Publication:
     Raises:
         CtcliError: see `look_at`; no rights; a card with front matter that the hub refuses.
     """
+    target = replace(target, message=redact(target.message, get_token()))
     standing = look_at(target, key)
     api = HfApi(**CLIENT)
     if standing.is_private is None:
