@@ -140,7 +140,8 @@ class _Program:
         if operator == "BRANCH":
             return self._new(_State(then=[self.add(each, then) for each in argument[1]]))
         if operator in ("MAX_REPEAT", "MIN_REPEAT"):
-            return self._repeat(*argument, then)
+            least, most, body = argument
+            return self._repeat(least, most, body, then)
         if operator == "AT":
             return self._new(_State(at=str(argument), then=[then]))
         return self._new(_State(_test(operator, argument), then=[then]))
@@ -210,13 +211,12 @@ class Expression:
             return self.compiled.match(text) is not None
         # A newline at the very end is one that `$` matches before.
         characters = [*text.removesuffix("\n"), *(["\n$"] if text.endswith("\n") else [])]
-        states: frozenset[int] | None = frozenset([self.program.start])
-        before = ""
+        states, before = frozenset([self.program.start]), ""
         for after in characters:
-            states = self._step(states, before, after)
-            if not states:
-                return states is None
-            before = after
+            following = self._step(states, before, after)
+            if not following:
+                return following is None
+            states, before = following, after
         return _ACCEPT in self._closed(states, before, "")
 
     def _step(self, states: frozenset[int], before: str, after: str) -> frozenset[int] | None:
