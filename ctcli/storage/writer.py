@@ -169,10 +169,12 @@ class PartialDirectory:
         """
         for name in (CHECKPOINT, REPLACED, SOURCE):
             _remove(self._root / name)
+        notes = (f"{JOURNAL}.new", JOURNAL, PUBLISHING, LOCK)
         with suppress(OSError):
-            for name in (f"{JOURNAL}.new", JOURNAL, PUBLISHING, LOCK):
-                (self._root / name).unlink(missing_ok=True)
-            self._root.rmdir()
+            if not {path.name for path in self._root.iterdir()}.difference(notes):
+                for name in notes:
+                    (self._root / name).unlink(missing_ok=True)
+                self._root.rmdir()
 
     def _fresh_path(self, name: str) -> Path:
         """A path to create `name` at. What a killed run left there may be a link to the source."""
