@@ -194,7 +194,7 @@ class _Walker:
 
     def _look(self) -> Mapping[str, str]:
         """Hashes of what DST holds."""
-        found = {}
+        found: dict[str, str] = {}
         for path in self._files:
             if path.is_dir():
                 found |= {f"{path.name}/{n}": digest for n, digest in file_hashes(path).items()}
