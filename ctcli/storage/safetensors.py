@@ -23,6 +23,7 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the package's own limit
 _ALIGNMENT = 8
 _LARGEST = 2**63 - 1  # of a size or an offset
+_LONGEST_NAME = 2_000  # characters; the time that patterns take depends on it
 _FIRST_READ = 64 * 1024  # holds the whole header of most shards
 _HINT = "Fetch the file again, or compare its checksum with the publisher's."
 
@@ -137,8 +138,7 @@ def _parse_entries(
 
 def _parse_entry(name: str, entry: Any) -> tuple[TensorSpec, int]:
     label = f"tensor {name!r}"
-    if not _is_unicode(name):
-        raise _HeaderError(f"{label}: the name is not valid Unicode.")
+    _check_name(name, label)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _HeaderError(f"{label}: its entry is not dtype, shape and data_offsets.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -161,6 +161,13 @@ def _parse_entry(name: str, entry: Any) -> tuple[TensorSpec, int]:
     if 8 * begin % DTYPES[dtype].bits:
         raise _HeaderError(f"{label}: its offset {begin} is not aligned to {dtype}.")
     return spec, begin
+
+
+def _check_name(name: str, label: str) -> None:
+    if len(name) > _LONGEST_NAME:
+        raise _HeaderError(f"{label}: the name is longer than {_LONGEST_NAME:,} characters.")
+    if not _is_unicode(name):
+        raise _HeaderError(f"{label}: the name is not valid Unicode.")
 
 
 def _is_counts(value: Any) -> bool:

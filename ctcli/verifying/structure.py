@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from ctcli.storage.index import Index
 from ctcli.storage.leftover import is_published
 from ctcli.storage.local import LocalFile, list_local
 from ctcli.storage.problems import Problem
+from ctcli.storage.recipe import parse_recipe
 from ctcli.storage.strict_json import parse_json
 from ctcli.storage.weights import DEFAULT_WEIGHTS, Weights, read_weights, strays_of
 from ctcli.verifying.findings import Finding
@@ -151,7 +151,7 @@ def _parsed(files: Mapping[str, LocalFile]) -> tuple[dict[str, Any], list[Findin
             continue
         try:
             content = content_of(file)
-            parsed[name] = parse_json(content) if is_json else tomllib.loads(content.decode())
+            parsed[name] = parse_json(content) if is_json else parse_recipe(content)
         except ValueError as error:
             form = "JSON" if is_json else "TOML"
             findings.append(Finding("config", name, f"it is not {form}: {error}."))

@@ -40,8 +40,8 @@ class Target:
     read: Read
 
 
-def run(*words: str | Path) -> None:
-    """Run `ctcli` in this process.
+def run(*words: str | Path) -> str:
+    """Run `ctcli` in this process, and return what it says.
 
     Raises:
         Exception: what no command should end in.
@@ -63,6 +63,7 @@ def run(*words: str | Path) -> None:
     said = out.getvalue() + err.getvalue()
     if status not in (0, 1, 2, 3) or "Traceback" in said or "\x1b" in said:
         raise UnexpectedError(f"{status}: {said[-2000:]}")
+    return said
 
 
 def _in_source(name: str, *commands: tuple[str, ...]) -> Read:
