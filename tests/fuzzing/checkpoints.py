@@ -150,3 +150,34 @@ def write(folder: Path) -> Path:
         },
         others={"config.json": json.dumps(CONFIG)},
     )
+
+
+def write_large(folder: Path, megabytes: int) -> Path:
+    """Write a Llama of so many MB in shards of 20 MB."""
+    width = 512
+    count = max(1, round(megabytes * 1e6 / (7 * 2 * width * width)))
+    matrix, gain = array(width, width).astype("float16"), abs(array(width)).astype("float16")
+    tensors = {"model.embed_tokens.weight": matrix, "model.norm.weight": gain}
+    for layer in range(count):
+        start = f"model.layers.{layer}."
+        tensors |= {f"{start}{name}.weight": matrix for name in _LINEARS}
+        tensors |= {f"{start}{name}.weight": gain for name in _NORMS}
+    names, size = [*tensors], max(1, len(tensors) // max(2, megabytes // 20))
+    config = {
+        **CONFIG,
+        **dict.fromkeys(("hidden_size", "intermediate_size", "vocab_size"), width),
+        "num_hidden_layers": count,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": width // 4,
+        "tie_word_embeddings": True,
+    }
+    shards = [names[i : i + size] for i in range(0, len(names), size)]
+    return write_checkpoint(
+        folder,
+        {
+            f"model-{i:05d}-of-{len(shards):05d}.safetensors": {n: tensors[n] for n in shard}
+            for i, shard in enumerate(shards, 1)
+        },
+        others={"config.json": json.dumps(config)},
+    )

@@ -104,6 +104,10 @@ def _explain(
         case OSError():
             problem = f"{what}: the hub cache cannot be used: {error.strerror or error}."
             hint = "Check HF_HOME, its permissions and its disk."
+        case RuntimeError() if not isinstance(error, RecursionError | NotImplementedError):
+            # The client's Rust part, which moves the bytes of large files (Xet), knows no other.
+            problem = f"{what}: the hub client failed: {_line(str(error), error)}."
+            hint = _SAME_COMMAND
         case _:
             return None
     return CtcliError(problem, hint)

@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
+from ctcli.errors import CtcliError
+from ctcli.storage.hub.errors import hub_errors
 from ctcli.storage.hub.guard import is_plain, may_have_token
+from ctcli.storage.hub.retries import is_passing
 from tests.conftest import Ctcli
 from tests.helpers.hub import Fault, Hub
 from tests.storage.hub.test_stream import REPO, source  # noqa: F401 (a fixture)
@@ -212,3 +215,16 @@ def test_a_commit_message_holds_no_token(
     assert any("made with *** and hf_***" in text for text in said)
     assert not any(TOKEN in text or "zzz" in text for text in said)
     assert not any(TOKEN.encode() in content for content in hub.contents(MADE).values())
+
+
+@pytest.mark.parametrize("name", [None, "model.safetensors"])
+def test_what_the_clients_rust_part_raises_is_one_line_and_tried_again(name: str | None) -> None:
+    error = RuntimeError(f"CAS service error: 500 for url https://x.org/a?sig=s {TOKEN}\nmore")
+    assert is_passing(error)
+    with pytest.raises(CtcliError) as told, hub_errors("org/name", "main", name):
+        raise error
+    (problem,) = told.value.problems
+    assert "the hub client failed: CAS service error: 500" in problem
+    assert "sig=" not in problem
+    assert TOKEN not in problem
+    assert "\n" not in problem
