@@ -52,7 +52,8 @@ def calls(session: nox.Session) -> None:
     """Make every call of every command fail, or interrupt it there: half an hour on two cores."""
     session.install("-c", CONSTRAINTS, "-e", ".[test]")
     env = {"CTCLI_EVERY_CALL": "1"}
-    session.run("pytest", "tests/engine/test_every_call.py", *session.posargs, env=env)
+    words = ("tests/engine/test_every_call.py", "-o", "faulthandler_timeout=0")
+    session.run("pytest", *words, *session.posargs, env=env)
 
 
 @nox.session

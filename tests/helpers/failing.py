@@ -34,6 +34,7 @@ from tests.helpers.processes import HANG_SECONDS, environment
 _ON_PATHS = ("mkdir", "rename", "replace", "link", "symlink", "truncate", "chmod")
 _ON_ENTRIES = ("open", "unlink", "rmdir", "remove", "scandir")
 _ON_FILES = ("ftruncate", "fsync", "pwrite", "copy_file_range")
+_RENAMES = ("rename", "replace", "renameat2")
 WAYS = ("fail", "full", "TERM", "INT", "KILL")
 _ERRORS = {"fail": errno.EIO, "full": errno.ENOSPC}
 
@@ -113,7 +114,7 @@ def walk(
         ways: how to disturb it, of `WAYS`.
         preparation: lines of Python that are run before anything else.
         last: only so many calls before the end.
-        every: only each n-th of these.
+        every: only each n-th of these, and those that rename something.
     """
     given = [str(folder), [str(word) for word in command], [*ways], last, every]
     program = f"{preparation}\nfrom tests.helpers import failing\nfailing.walk_here(*{given!r})"
@@ -138,7 +139,8 @@ def walk_here(
     calls = walker.count()
     first = 1 if last is None else max(1, calls - last + 1)
     for way in ways:
-        for number in range(first + WAYS.index(way) % every, calls + 1, every):
+        some = {*range(first + WAYS.index(way) % every, calls + 1, every)}
+        for number in sorted(some | walker.renames(first)):
             print(json.dumps(asdict(walker.disturb(way, number))), flush=True)  # noqa: T201
 
 
@@ -175,6 +177,11 @@ class _Walker:
         assert status == 0, said
         self._calls = log.read_text().splitlines()
         return len(self._calls)
+
+    def renames(self, first: int) -> set[int]:
+        """Those calls, from one on, that give something another name."""
+        numbered = enumerate(self._calls, 1)
+        return {n for n, call in numbered if n >= first and call in _RENAMES}
 
     def disturb(self, way: str, number: int) -> Outcome:
         """Disturb a call, and see what happens."""
