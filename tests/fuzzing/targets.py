@@ -139,6 +139,7 @@ def _hub_listing(folder: Path, content: bytes) -> None:  # noqa: ARG001 (as all 
 
     from ctcli.storage.hub.errors import silence_client
     from ctcli.storage.hub.files import list_hub
+    from ctcli.storage.hub.guard import guard_client
 
     silence_client()  # once: it sets a factory of its own
 
@@ -146,8 +147,11 @@ def _hub_listing(folder: Path, content: bytes) -> None:  # noqa: ARG001 (as all 
         return httpx.Response(200, content=content, headers={"ETag": '"x"', "X-Repo-Commit": "x"})
 
     huggingface_hub.set_client_factory(lambda: httpx.Client(transport=httpx.MockTransport(answer)))
-    with suppress(CtcliError):
-        list_hub("org/name", None)
+    try:
+        with suppress(CtcliError):
+            list_hub("org/name", None)
+    finally:
+        guard_client()
 
 
 def _hub_journal(folder: Path, content: bytes) -> None:  # noqa: ARG001 (as all targets)

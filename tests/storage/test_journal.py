@@ -51,7 +51,8 @@ def test_a_torn_end_costs_what_it_held(path: Path, journal: Journal, share: floa
 
 
 def test_a_journal_that_is_no_journal_is_empty(path: Path) -> None:
-    for text in ("", "\n", "[]\n", f"{line_of('key')}1\n", f"{line_of('key')}[1, 2, 3]\n"):
+    deep = f"{line_of('key')}{'[' * 100_000}\n"
+    for text in ("", "\n", "[]\n", deep, f"{line_of('key')}1\n", f"{line_of('key')}[1, 2, 3]\n"):
         path.write_text(text)
         assert read_journal(path, "key") == Journal({}, {})
     assert read_journal(path.with_name("absent"), "key") == Journal({}, {})

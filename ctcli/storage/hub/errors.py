@@ -44,8 +44,11 @@ _BY_STATUS = {
     ),
 }
 
-# What the client raises when an answer is not the JSON that it takes for granted.
-_UNLIKE_A_HUB = (ValueError, LookupError, TypeError, AttributeError, AssertionError)
+# What the client raises; the last five when an answer is not the JSON that it takes for granted.
+_RAISED = (
+    *(httpx.HTTPError, HFValidationError, OSError, RuntimeError, ShortReadError),
+    *(ValueError, LookupError, TypeError, AttributeError, AssertionError),
+)
 
 
 @cache
@@ -68,19 +71,11 @@ def hub_errors(repo: str, revision: str | None = None, name: str | None = None) 
     silence_client()
     try:
         yield
-    except (httpx.HTTPError, HFValidationError, OSError, RuntimeError, ShortReadError) as error:
-        found = _explain(cause_of(error), repo, revision, name)
-        if found is None:
-            raise
-        raise found from error
-    except _UNLIKE_A_HUB as error:
-        said = _line(str(error), error)
-        raise CtcliError(f"{repo}: what answers is not a model hub: {said}.", DISTRUST) from error
+    except _RAISED as error:
+        raise _explain(cause_of(error), repo, revision, name) from error
 
 
-def _explain(
-    error: BaseException, repo: str, revision: str | None, name: str | None
-) -> CtcliError | None:
+def _explain(error: BaseException, repo: str, revision: str | None, name: str | None) -> CtcliError:
     what = f"{repo}/{name}" if name else repo
     match error:
         case GatedRepoError():
@@ -104,12 +99,13 @@ def _explain(
         case OSError():
             problem = f"{what}: the hub cache cannot be used: {error.strerror or error}."
             hint = "Check HF_HOME, its permissions and its disk."
-        case RuntimeError() if not isinstance(error, RecursionError | NotImplementedError):
+        case RuntimeError() if not isinstance(error, RecursionError):
             # The client's Rust part, which moves the bytes of large files (Xet), knows no other.
             problem = f"{what}: the hub client failed: {_line(str(error), error)}."
             hint = _SAME_COMMAND
         case _:
-            return None
+            problem = f"{repo}: what answers is not a model hub: {_line(str(error), error)}."
+            hint = DISTRUST
     return CtcliError(problem, hint)
 
 

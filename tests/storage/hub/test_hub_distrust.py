@@ -22,7 +22,8 @@ from tests.storage.hub.test_stream import REPO, source  # noqa: F401 (a fixture)
 
 TOKEN, MADE = "hf_" + "Qd3" * 11 + "T", "org/made"
 PORTAL = b"<!DOCTYPE html><html><title>Welcome to our hotel</title><a href='/login'>Log in</a>"
-PAGES = (PORTAL, b"", b"[]", b"null", b"\xff\xfe", b'{"id": [1]}')
+DEEP = b'{"a":' + b"[" * 100_000
+PAGES = (PORTAL, DEEP, b"", b"[]", b"null", b"\xff\xfe", b'{"id": [1]}')
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_something_that_is_no_hub_ends_in_one_line_and_an_event(
         else ("reindex", source, tmp_path / "out", "--push", MADE)
     )
     done = ctcli(*words, env=env)
-    assert_one_line(done, "is not a model hub" if page in (PORTAL, b"[]", b"null") else "")
+    assert_one_line(done, "is not a model hub" if page in (PORTAL, DEEP, b"[]", b"null") else "")
     done = ctcli(*words, "--log-format", "json", env=env)
     last = json.loads(done.stderr.splitlines()[-1])
     assert (done.returncode, last["event"]) == (1, "failed")
