@@ -13,7 +13,7 @@ from tests.helpers.failing import WAYS, Outcome, walk
 
 COMMANDS = (
     *("reindex", "reindex --link", "reindex --fsync", "fuse-norms", "rotate", "export-bin", "run"),
-    *("quantize --scheme W8A16", "quantize --scheme NVFP4A16"),
+    *("quantize --scheme FP8_DYNAMIC", "quantize --scheme NVFP4A16"),
 )
 # All calls of all commands are disturbed by `nox -s calls`; elsewhere, some of those at the end of
 # a run, at which DST is replaced.

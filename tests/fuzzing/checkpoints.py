@@ -105,7 +105,7 @@ use = "quantize"
 scheme = ["W4A16"]
 group_size = 16
 symmetric = true
-ignore = ["lm_head", "re:.*q_proj"]
+ignore = ["lm_head", "re:.*o_proj"]
 max_shard_size = "1GB"
 """
 MAPPING = b"""embedding = "model.embed_tokens"

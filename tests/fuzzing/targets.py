@@ -185,7 +185,7 @@ def _rotation_seed(folder: Path) -> bytes:
 
 READING = (("inspect",), ("verify",))
 WRITING = (
-    *(("reindex",), ("fuse-norms",), ("rotate",), ("quantize", "--scheme", "W8A16")),
+    *(("reindex",), ("fuse-norms",), ("rotate",), ("quantize", "--scheme", "FP8_DYNAMIC")),
     *(("quantize", "--scheme", "NVFP4A16"), ("export-bin",), ("export-bin", "--version", "2")),
 )
 
