@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+
+if __name__ == "__main__":
+    # What is imported below takes long enough for a user to change their mind.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from contextlib import suppress
-from typing import NoReturn
 
 from ctcli.errors import CtcliError, Stopped
 from ctcli.interrupts import Interrupts
+
+TYPE_CHECKING = False  # as typing's, which takes a while to import
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def main() -> None:
