@@ -10,6 +10,7 @@ What that cannot follow, references and looking around, is refused where it may 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -45,8 +46,10 @@ def expression(text: str) -> Expression:
     if len(text) > _LONGEST:
         raise re.error(f"it is longer than {_LONGEST} characters")
     try:
-        compiled = re.compile(text)
-        parsed = re._parser.parse(text)  # type: ignore[attr-defined]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python's, on what may mean something else one day
+            compiled = re.compile(text)
+            parsed = re._parser.parse(text)  # type: ignore[attr-defined]
         degree, factor = _tries(parsed)
     except (RecursionError, OverflowError) as error:
         raise re.error("it is nested too deeply, or counts too far") from error

@@ -68,6 +68,10 @@ def test_what_recipes_use_is_matched(text: str, name: str) -> None:
     assert matches(f"re:{text}", name) == (re.match(text, name) is not None)
 
 
+def test_what_python_warns_of_is_no_warning_of_ours() -> None:
+    assert expression("[[a]x").matches("[x")
+
+
 @pytest.mark.parametrize("text", HANGING)
 def test_no_expression_hangs(text: str) -> None:
     start = time.process_time()
