@@ -365,14 +365,18 @@ def test_what_is_not_an_earlier_runs_folder_is_left_alone(
     assert "Move it away" in done.stderr
 
 
-def test_the_folder_of_another_user_is_left_alone(src: Path, dst: Path) -> None:
-    if os.geteuid():
-        pytest.skip("needs root to give a folder away")
-    os.chown(mark(dst), 12345, 12345)
-    (partial_of(dst) / "checkpoint").mkdir()
-    done = confined("pass", src, dst)
-    assert_expected_error(done, ("it is where the output grows, and is not a folder",))
-    assert (partial_of(dst) / "checkpoint").exists()
+def test_the_folder_of_another_user_is_left_alone(
+    refused: Run, src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mark(dst) / "checkpoint").mkdir()
+    real = Path.lstat
+
+    def lstat(path: Path) -> os.stat_result:
+        found = real(path)
+        return os.stat_result([*found[:4], 12345, *found[5:]]) if path == partial_of(dst) else found
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    refused(src, dst, said=("it is where the output grows, and is not a folder",))
 
 
 def test_an_empty_folder_where_the_output_grows_is_taken(made: Run, src: Path, dst: Path) -> None:
