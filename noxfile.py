@@ -55,6 +55,29 @@ def minimums(session: nox.Session) -> None:
 
 
 @nox.session
+def calls(session: nox.Session) -> None:
+    """Make every call of every command fail, or interrupt it there: half an hour on two cores."""
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    env = {"CTCLI_EVERY_CALL": "1"}
+    words = ("tests/engine/test_every_call.py", "-o", "faulthandler_timeout=0")
+    session.run("pytest", *words, *session.posargs, env=env)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz all that is read, ten minutes of the processor each; arguments: seconds, targets."""
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.run("python", "-m", "tests.fuzzing", *session.posargs)
+
+
+@nox.session
+def kills(session: nox.Session) -> None:
+    """Kill 1,000 runs on 300 MB, and 100 jobs on a hub; arguments: how many of each."""
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.run("python", "-m", "tests.bench.kills", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Time commands against other tools, and a job on a hub.
 

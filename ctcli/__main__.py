@@ -5,22 +5,27 @@ from __future__ import annotations
 import os
 import signal
 import sys
+
+if __name__ == "__main__":
+    # What is imported below takes long enough for a user to change their mind.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from contextlib import suppress
-from types import FrameType
-from typing import NoReturn
 
 from ctcli.errors import CtcliError, Stopped
+from ctcli.interrupts import Interrupts
 
-_PATIENCE = 2  # signals; wrappers that pass one on may deliver it twice
+TYPE_CHECKING = False  # as typing's, which takes a while to import
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 
 def main() -> None:
     """Run the command line, and end the process with the exit code that it has come to."""
     try:
-        stop = _Stop()
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
-        _run()
+        interrupts = Interrupts()
+        interrupts.install()
+        _run(interrupts)
     except Stopped as stopped:
         from ctcli.console import Terminal
 
@@ -28,7 +33,7 @@ def main() -> None:
         _leave(stopped.exit_code)
 
 
-def _run() -> NoReturn:
+def _run(interrupts: Interrupts) -> NoReturn:
     try:
         # Imported only now: that takes long enough for a user to change their mind.
         from ctcli.cli import app
@@ -37,6 +42,7 @@ def _run() -> NoReturn:
         reuse_memory()
         limit_blas()
         keep_all_objects()
+        interrupts.loaded()
         app()
     except SystemExit as done:
         _leave(int(done.code or 0))
@@ -46,23 +52,6 @@ def _run() -> NoReturn:
         Terminal().fail(error)
         _leave(1)
     _leave(0)
-
-
-class _Stop:
-    """What signals do: the first ends the run, a second would only hinder that.
-
-    A third ends the process where it stands, should the way out take too long.
-    """
-
-    def __init__(self) -> None:
-        self._signals = 0
-
-    def __call__(self, signal_number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self._signals += 1
-        if self._signals == 1:
-            raise Stopped(signal_number)
-        if self._signals > _PATIENCE:
-            os._exit(Stopped(signal_number).exit_code)
 
 
 def _leave(exit_code: int) -> NoReturn:

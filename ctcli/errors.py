@@ -24,11 +24,16 @@ class CtcliError(Exception):
 
 
 class Stopped(BaseException):
-    """Raised where a signal asks the process to end; carries the shell's exit status for it."""
+    """Raised where a signal asks the process to end; carries the shell's exit status for it.
 
-    def __init__(self, signal_number: int) -> None:
+    Args:
+        signal_number: the signal.
+        message: how far the run had come.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
         self.exit_code = 128 + signal_number
-        super().__init__("interrupted; DST is as it was. The same command continues.")
+        super().__init__(message)
 
 
 @contextmanager

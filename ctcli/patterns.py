@@ -7,12 +7,17 @@ import re
 from collections.abc import Collection, Iterable
 
 from ctcli.errors import CtcliError
+from ctcli.expressions import expression
 
 
 def matches(pattern: str, module: str) -> bool:
-    """Whether a pattern names a module; expressions are anchored at its start, not at its end."""
+    """Whether a pattern names a module; expressions are anchored at its start, not at its end.
+
+    Raises:
+        re.error: it is no expression, or might take too long to match.
+    """
     if pattern.startswith("re:"):
-        return re.match(pattern[3:], module) is not None
+        return expression(pattern[3:]).matches(module)
     return pattern == module
 
 
@@ -35,7 +40,7 @@ def check_patterns(patterns: Iterable[str], modules: Collection[str], kind: str 
             if pattern in names if is_name else any(matches(pattern, name) for name in modules):
                 continue
         except re.error as error:
-            problems.append(f"pattern {pattern!r} is no regular expression: {error}.")
+            problems.append(f"pattern {pattern!r} cannot be matched: {error}.")
             continue
         near = difflib.get_close_matches(pattern.removeprefix("re:"), modules, n=3, cutoff=0.4)
         hint = f"; near names: {', '.join(near)}" if near else ""

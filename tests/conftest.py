@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 from ctcli import __main__ as process
 from ctcli import console
+from ctcli.interrupts import Interrupts
 from tests.helpers import processes
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Ctcli:
             for name, value in {"COLUMNS": "200", **(env or {})}.items():
                 patched.setenv(name, value)
             try:
-                process._run()
+                process._run(Interrupts())
             except SystemExit as ended:
                 status = int(ended.code or 0)
             finally:

@@ -14,7 +14,14 @@ from tests.conftest import ROOT
 
 # From the lowest floor up; what each room may import besides the rooms of lower floors.
 FLOORS: tuple[dict[str, tuple[str, ...]], ...] = (
-    {"ops": (), "errors": (), "units": (), "redaction": ()},
+    {
+        "ops": (),
+        "errors": (),
+        "units": (),
+        "redaction": (),
+        "interrupts": ("errors",),
+        "expressions": (),
+    },
     {"patterns": (), "events": (), "options": ()},
     {"lazy": (), "console": ()},
     {"schemes": (), "models": (), "checkpoint": ("models",)},

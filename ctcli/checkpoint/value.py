@@ -102,7 +102,10 @@ class Checkpoint:
 
     def with_config(self, config: Mapping[str, Any]) -> Checkpoint:
         """The same with another config.json; the order of its keys is kept."""
-        content = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+        try:
+            content = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+        except UnicodeEncodeError:  # half a character, by JSON's escapes: so it goes out again
+            content = (json.dumps(config, indent=2) + "\n").encode()
         return replace(self, config=config, files={**self.files, CONFIG_NAME: content})
 
     def home(self) -> dict[str, str]:

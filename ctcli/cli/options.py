@@ -130,6 +130,12 @@ class Shared:
     commit_message: str | None = on_hub(
         None, "Of the commit that publishes.", "one that names ctcli", metavar="TEXT"
     )
+    include: tuple[str, ...] = on_hub(
+        (),
+        "File to publish although no model needs its kind; a secret by its whole path. Repeatable.",
+        "kinds that models need",
+        metavar="PATTERN",
+    )
     resume_from_hub: bool = on_hub(
         False, "Continue what a run on another machine pushed before it died."
     )

@@ -36,6 +36,7 @@ def repository(target: Destination, shared: Shared, form: Form) -> str | None:
         "--private": shared.private,
         "--branch": shared.branch != "main",
         "--commit-message": shared.commit_message,
+        "--include": shared.include,
         "--resume-from-hub": shared.resume_from_hub,
     }
     if given := [name for name, is_given in idle.items() if is_given and not repo]:

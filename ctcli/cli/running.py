@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctcli.checkpoint.value import Checkpoint
@@ -18,12 +20,16 @@ from ctcli.options import OptionError
 from ctcli.storage.destination import (
     Form,
     check_destination,
+    check_place,
     partial_of,
     stream_folder_of,
 )
+from ctcli.storage.hub.kinds import publishable
 from ctcli.storage.journal import Errors
 from ctcli.storage.layout import lay_out
+from ctcli.storage.leftover import check_partial, is_aside, is_published
 from ctcli.storage.opening import open_checkpoint
+from ctcli.storage.writer import put_back
 from ctcli.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -34,9 +40,12 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
     """Open, rewrite, plan, check; then, unless it is a dry run, write and publish."""
     terminal = Terminal(shared.quiet, shared.json, shared.log_format == "json")
     with terminal.logging_errors():
-        repo = _check_options(source, target, shared, step.form)
+        repo = _check_options(terminal, source, target, shared, step.form)
         folder = stream_folder_of(target.path) if shared.stream else None
         made, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
+        if repo:
+            assert isinstance(made, Checkpoint), "what a hub does not take was refused"
+            made = publishable(made, shared.include)
         for warning in made.warnings:
             terminal.warn(warning)
         layout = lay_out(made, target.path.resolve().name)
@@ -77,15 +86,31 @@ def _lacking(plan: Plan, dry_run: bool) -> CtcliError | None:
     return None
 
 
-def _check_options(source: str, target: Destination, shared: Shared, form: Form) -> str | None:
+def _check_options(
+    terminal: Terminal, source: str, target: Destination, shared: Shared, form: Form
+) -> str | None:
     """Refuse what does not go together; returns the repository to publish on, if there is one."""
     directory = source_directory(source, shared.revision)
     if directory and shared.stream:
         raise OptionError("--stream is for hub ids, and SRC is a directory.")
     if shared.max_disk and not (shared.stream or target.repo):
         raise OptionError("--max-disk goes with --stream, or with a DST hf://ORG/NAME.")
-    check_destination(target.path, directory, shared.overwrite, form)
+    check_place(target.path, directory)
+    if check_partial(target.path):
+        _put_back(terminal, target.path, shared.dry_run)
+    published = partial(is_published, target.path, form)
+    check_destination(target.path, shared.overwrite, form, published)
     return repository(target, shared, form)
+
+
+def _put_back(terminal: Terminal, destination: Path, dry_run: bool) -> None:
+    """Put DST back, and say so, if a run died when it had moved it."""
+    if is_aside(destination) if dry_run else put_back(destination):
+        done = "would be put back first" if dry_run else "was put back"
+        terminal.warn(
+            f"{destination}: a run that was to replace it died when it was out of the way; it "
+            f"{done}."
+        )
 
 
 def _execute(

@@ -14,9 +14,9 @@ from ctcli.engine.supply import Turns
 from ctcli.errors import CtcliError
 from ctcli.lazy.tensors import SourceFile
 from ctcli.storage.destination import check_beside, check_sources, device_of, free_bytes
-from ctcli.storage.journal import Errors
+from ctcli.storage.journal import Errors, Journal
 from ctcli.storage.layout import Layout, OutputFile, sources_of
-from ctcli.storage.writer import Leftover, look_for_leftover
+from ctcli.storage.leftover import Leftover, look_for_leftover
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,10 @@ def make_plan(
     """
     sizes = {file.name: file.size for file in layout.all_files}
     key = key_of(layout, settings)
-    leftover = look_for_leftover(destination, key, sizes, elsewhere or {})
+    leftover = look_for_leftover(destination, key, sizes, elsewhere or {}, layout.form)
+    if leftover.is_published and not settings.keeps:
+        # DST is a directory that an earlier run made; this one's output goes to a hub.
+        leftover = Leftover(Journal({}, {}), 0)
     plan = Plan(layout, destination, settings, key, leftover)
     if settings.max_disk is not None and settings.max_disk < plan.peak_disk:
         # What an earlier run began lies there from the start; without it, there may be room.
@@ -191,11 +194,16 @@ def make_plan(
 
 
 def check_resources(plan: Plan) -> None:
-    """Refuse a plan that the memory budget or the free disk space cannot hold.
+    """Refuse a plan that DST, the memory budget or the free disk space cannot hold.
 
     Raises:
-        CtcliError: lists every file system that is too small, and the budget.
+        CtcliError: DST must not be replaced; or lists every file system that is too small, and the
+            budget.
     """
+    if plan.leftover.is_published:
+        return
+    if plan.destination.exists():
+        plan.layout.form.check(plan.destination, plan.settings.overwrite)
     check_sources(plan.destination, (source.location for source in plan.sources))
     check_beside(plan.destination, plan.layout.beside, plan.settings.overwrite)
     problems, hints = [], []

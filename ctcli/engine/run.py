@@ -16,6 +16,7 @@ from ctcli.events import Event, Notify
 from ctcli.ops.runtime import collect_again
 from ctcli.storage.journal import Errors
 from ctcli.storage.layout import OutputFile
+from ctcli.storage.local import mode_of
 from ctcli.storage.output import OutputFiles
 from ctcli.storage.writer import PartialDirectory, open_partial
 from ctcli.units import Advance
@@ -57,9 +58,9 @@ def execute(
         plan.destination,
         plan.key,
         plan.leftover,
-        settings.fsync,
-        settings.overwrite,
         plan.layout.form,
+        fsync=settings.fsync,
+        overwrite=settings.overwrite,
     ) as partial:
         partial.drop_sources([file.location for turns in plan.turns for file in turns.files])
         for which, files in enumerate((plan.layout.files, plan.layout.closing)):
@@ -68,12 +69,24 @@ def execute(
                 if file.name in kept.complete:
                     run.outbox.add(file, kept.complete[file.name])
             errors += run.write()
-        end = partial.publish if settings.keeps else partial.discard
+        end = partial.publish if settings.keeps else _nothing_more
         if publication:
             finish(publication, plan.layout, partial.folder, advance, end)
         else:
             end()
+        partial.clear()
     return {module: measured for of_file in errors for module, measured in of_file.items()}
+
+
+def _mode(plan: Plan) -> int:
+    """Who may do what with index, configs and whatever else is made anew: as with the weights."""
+    sources = plan.layout.sources
+    weights = [source for source in sources if source.name.endswith(".safetensors")]
+    return mode_of(weights or sources) & 0o666
+
+
+def _nothing_more() -> None:
+    """The output is on a hub only."""
 
 
 def _allow_many_files() -> None:
@@ -101,7 +114,7 @@ class _Run:
         self._notify = notify
         self._stop = Stop(advance)
         begun = {part.file for part in parts}
-        self._outputs = OutputFiles(self._graph.files, partial, begun)
+        self._outputs = OutputFiles(self._graph.files, partial, begun, _mode(plan))
         own = [part for part in parts if part.file in self._graph.files]
         self._ledger = Ledger(self._graph, turns.tasks, own, partial)
         sizes = {name: file.size for name, file in self._graph.files.items()}

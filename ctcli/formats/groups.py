@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctcli.errors import CtcliError
+from ctcli.expressions import expression
 from ctcli.models.config import shown, table
 from ctcli.patterns import matches
 from ctcli.schemes import check, default_format, format_of
@@ -187,11 +188,13 @@ def _typed(entry: Any, types: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
 
 
 def _is_readable(pattern: str) -> bool:
-    """Whether a pattern is a name or an expression."""
+    """Whether a pattern is a name, or an expression that can be matched in time."""
+    if not pattern.startswith("re:"):
+        return True
     try:
-        re.compile(pattern.removeprefix("re:"))
+        expression(pattern.removeprefix("re:"))
     except re.error:
-        return not pattern.startswith("re:")
+        return False
     return True
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ctcli.errors import CtcliError
 from ctcli.models.architecture import AttentionRole, HeadRows, MlpRole, NormRole
 from ctcli.models.checking import Shapes
+from ctcli.models.config import Section
 from ctcli.models.families import Family, Mlp
 
 
@@ -25,13 +26,7 @@ class SourceFacts:
         Raises:
             CtcliError: it does not.
         """
-        value = self.text.get(key)
-        if type(value) is not int or value < 1:
-            raise CtcliError(
-                f"config.json: {key} is {value!r}, and a number is needed.",
-                "Put the number that the model was made with into config.json.",
-            )
-        return value
+        return Section("config.json", self.text).needed_size(key)
 
     def optional(self, key: str) -> int | None:
         """The same for a size that config.json may leave out; None: it does."""

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ctcli.models.config import Section, shown
+
 # Model types that compute what Llama computes. Others share its tensor names and not its formulas.
 _LLAMAS = ("llama", "mistral")
 _SILU = ("silu", "swish")
@@ -23,7 +25,7 @@ class LlamaConfig:
         rope_theta: base of the rotary frequencies.
         is_tied: whether the classifier is declared to be the embedding.
         deviations: where its formulas are not those of Llama 2.
-        invalid: values that make no sense.
+        invalid: a line for each value that is missing or makes no sense.
     """
 
     sizes: Mapping[str, int]
@@ -36,7 +38,9 @@ class LlamaConfig:
 
 def from_config_json(config: Mapping[str, Any]) -> LlamaConfig:
     """Read transformers' config.json, of version 4 (`rope_theta`) or 5 (`rope_parameters`)."""
-    values = _Values(config)
+    invalid: list[str] = []
+    section = Section("config.json", config, invalid)
+    values = _Values(section)
     sizes = {
         "dim": values.size("hidden_size"),
         "hidden_dim": values.size("intermediate_size"),
@@ -48,24 +52,25 @@ def from_config_json(config: Mapping[str, Any]) -> LlamaConfig:
         "sliding_window": values.size("sliding_window", 0),
     }
     sizes["head_dim"] = values.size("head_dim", sizes["dim"] // max(1, heads))
-    rope = values.table("rope_parameters")
-    scaling = values.table("rope_scaling")
+    rope_parameters = section.section("rope_parameters")
+    rope, scaling = rope_parameters.values, section.section("rope_scaling").values
     theta = values.number("rope_theta", 10000.0)
     if "rope_theta" in rope:
-        theta = _Values(rope, values.invalid).number("rope_theta", 10000.0)
+        theta = _Values(rope_parameters).number("rope_theta", 10000.0)
     return LlamaConfig(
         sizes,
         values.number("rms_norm_eps", 1e-6),  # transformers' own default
         theta,
         config.get("tie_word_embeddings") is True,
         tuple(_deviations(config, rope, scaling)),
-        tuple(values.invalid),
+        tuple(invalid),
     )
 
 
 def from_params_json(params: Mapping[str, Any]) -> LlamaConfig:
     """Read Meta's or Mistral's params.json."""
-    values = _Values(params)
+    invalid: list[str] = []
+    values = _Values(Section("params.json", params, invalid))
     sizes = {
         "dim": values.size("dim"),
         "hidden_dim": values.size("hidden_dim", 0),
@@ -89,7 +94,7 @@ def from_params_json(params: Mapping[str, Any]) -> LlamaConfig:
         values.number("rope_theta", 10000.0),
         params.get("tied_embeddings") is True,
         tuple(deviations),
-        tuple(values.invalid),
+        tuple(invalid),
     )
 
 
@@ -99,8 +104,8 @@ def _deviations(
     found = []
     if config.get("model_type") not in _LLAMAS:
         found.append(
-            f"model_type {config.get('model_type')!r}: only {' and '.join(_LLAMAS)} are known to "
-            "compute what the readers compute."
+            f"model_type {shown(config.get('model_type'))}: only {' and '.join(_LLAMAS)} are known "
+            "to compute what the readers compute."
         )
     kinds = [rope.get("rope_type", rope.get("type"))]
     if scaling:
@@ -116,45 +121,24 @@ def _deviations(
         found.append("partial_rotary_factor: both readers rotate whole heads.")
     activation = config.get("hidden_act", "silu")
     if activation not in _SILU:
-        found.append(f"hidden_act {activation!r}: both readers compute SiLU.")
+        found.append(f"hidden_act {shown(activation)}: both readers compute SiLU.")
     return found
 
 
 class _Values:
-    """Values of a JSON object, with a note of each that makes no sense."""
+    """Values of a JSON object with their defaults, and a note of each that makes no sense."""
 
-    def __init__(self, table: Mapping[str, Any], invalid: list[str] | None = None) -> None:
-        self._table = table
-        self.invalid: list[str] = [] if invalid is None else invalid
+    def __init__(self, section: Section) -> None:
+        self._section = section
 
     def size(self, key: str, default: int | None = None) -> int:
         """A positive integer; the default where it is absent or null."""
-        value = self._table.get(key)
-        if value is None and default is not None:
-            return default
-        if type(value) is int and 0 < value < 2**31:
-            return value
-        self._refuse(key, value, "positive 32-bit integer")
-        return 0
+        if default is None:
+            return self._section.needed_size(key)
+        found = self._section.size(key)
+        return default if found is None else found
 
     def number(self, key: str, default: float) -> float:
         """A positive number; the default where it is absent or null."""
-        value = self._table.get(key)
-        if value is None:
-            return default
-        if type(value) in (int, float) and 0 < value < 2.0**127:
-            return float(value)
-        self._refuse(key, value, "positive number")
-        return default
-
-    def table(self, key: str) -> Mapping[str, Any]:
-        """An object; empty where it is absent or null."""
-        value = self._table.get(key) or {}
-        if isinstance(value, Mapping):
-            return value
-        self._refuse(key, value, "JSON object")
-        return {}
-
-    def _refuse(self, key: str, value: Any, wanted: str) -> None:
-        found = "missing" if value is None else f"{value!r}"
-        self.invalid.append(f"{key} is {found}, not a {wanted}.")
+        found = self._section.number(key)
+        return default if found is None else found

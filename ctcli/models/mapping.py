@@ -92,7 +92,7 @@ _KEYS: Mapping[str, Callable[[object], bool]] = {
     "lm_head": _is_text,
     "norms": _is_tables,
     "attn_head_dim": lambda value: value is None or (type(value) is int and value > 0),
-    "norm_kind": lambda value: value in {"rms", "layer"},
+    "norm_kind": lambda value: value in ("rms", "layer"),
     "gain_offset": lambda value: type(value) in {int, float},
 }
 _NORM_KEYS: Mapping[str, Callable[[object], bool]] = {"norm": _is_text, "linears": _is_texts}

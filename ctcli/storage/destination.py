@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 from ctcli.errors import CtcliError, os_errors_of
+from ctcli.storage.exchange import exchange
 
 _HINT_ELSEWHERE = "Choose another DST."
 
@@ -41,20 +42,24 @@ class Form(Protocol):
         """Make DST of what was made in a folder beside it.
 
         Args:
-            made: the folder.
+            made: the folder; afterwards, it may hold what DST was.
             destination: DST.
-            replaced: where an existing DST goes first; None: it must not be replaced.
+            replaced: where an existing DST may go for a moment; None: it must not be replaced.
         """
 
+    def becomes(self, made: Path, destination: Path) -> Path:
+        """What of the folder becomes DST."""
 
-def check_destination(destination: Path, source: Path | None, overwrite: bool, form: Form) -> None:
-    """Refuse a DST that cannot be published to, before any work is done.
+    def home(self, destination: Path) -> Path:
+        """The folder that the files in `made` lie in once they are published."""
+
+
+def check_place(destination: Path, source: Path | None) -> None:
+    """Refuse a DST that is SRC, inside it or around it, or that no file system could hold.
 
     Args:
         destination: what to make.
         source: the source directory, if it is a local one.
-        overwrite: whether a DST with content may be replaced.
-        form: what DST is to become.
     """
     with os_errors_of(str(destination), "opening"):
         try:
@@ -63,13 +68,26 @@ def check_destination(destination: Path, source: Path | None, overwrite: bool, f
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
         if not target.name:
             raise CtcliError(f"{destination}: the root cannot be replaced.", _HINT_ELSEWHERE)
-        exists = destination.exists()
+        destination.exists()
         partial_of(destination).exists()  # its name is longer, perhaps too long
     if source:
         _check_apart(destination, target, source.resolve())
-    if exists:
+
+
+def check_destination(
+    destination: Path, overwrite: bool, form: Form, is_published: Callable[[], bool]
+) -> None:
+    """Refuse a DST that cannot be published to, before any work is done.
+
+    Args:
+        destination: what to make.
+        overwrite: whether a DST with content may be replaced.
+        form: what DST is to become.
+        is_published: whether DST may be what an earlier run made of the same plan.
+    """
+    if destination.exists() and not is_published():
         form.check(destination, overwrite)
-    parent = _nearest_existing(target.parent)
+    parent = _nearest_existing(destination.resolve().parent)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise CtcliError(
             f"{destination}: cannot write into {parent}.",
@@ -125,9 +143,31 @@ class _Directory:
 
     def publish(self, made: Path, destination: Path, replaced: Path | None) -> None:
         """See `Form`."""
-        if replaced and destination.exists():
-            destination.rename(replaced)
+        if replaced is None or not destination.exists():
+            made.rename(destination)
+        elif not exchange(made, destination):
+            _replace_in_two_steps(made, destination, replaced)
+
+    def becomes(self, made: Path, destination: Path) -> Path:  # noqa: ARG002
+        """See `Form`."""
+        return made
+
+    def home(self, destination: Path) -> Path:
+        """See `Form`."""
+        return destination
+
+
+def _replace_in_two_steps(made: Path, destination: Path, replaced: Path) -> None:
+    """Rename DST out of the way, then what was made to DST; or put DST back.
+
+    A process that is killed between the two leaves no DST; the next one puts it back.
+    """
+    destination.rename(replaced)
+    try:
         made.rename(destination)
+    except BaseException:
+        replaced.rename(destination)
+        raise
 
 
 class _OneFile:
@@ -149,6 +189,14 @@ class _OneFile:
         """See `Form`. DST comes last: once it is there, all is."""
         for path in sorted(made.iterdir(), key=lambda path: path.name == destination.name):
             path.replace(destination.with_name(path.name))
+
+    def becomes(self, made: Path, destination: Path) -> Path:
+        """See `Form`."""
+        return made / destination.name
+
+    def home(self, destination: Path) -> Path:
+        """See `Form`."""
+        return destination.parent
 
 
 DIRECTORY: Form = _Directory()

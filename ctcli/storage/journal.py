@@ -70,7 +70,7 @@ def read_journal(path: Path, key: str) -> Journal:
         first, *entries = [json.loads(line) for line in lines if line.endswith("\n")]
         if first == key:
             return _parse(entries)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         pass
     return Journal({}, {})
 

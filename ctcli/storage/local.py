@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ctcli.errors import CtcliError, os_errors_of
+from ctcli.lazy.tensors import SourceFile
 from ctcli.units import Advance
 
 _NOT_CONTENT = {".cache", ".git", ".gitattributes", "__pycache__", ".DS_Store"}
+_MOST_FILES = 100_000
+_DEEPEST = 64
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file on this machine; `name` is its path inside the checkpoint."""
+    """A file on this machine.
+
+    Attributes:
+        name: path inside the checkpoint.
+        location: where it lies.
+        size: length in bytes.
+        stamp: time of its last change.
+        mode: who may do what with it.
+    """
 
     name: str
     location: Path
     size: int
     stamp: str
+    mode: int = 0o666
     fetch_bytes: int = 0
     is_streamed: bool = False
 
@@ -67,20 +80,58 @@ def local_file(name: str, path: Path) -> LocalFile:
         OSError: it cannot be looked at.
     """
     status = path.stat()
-    return LocalFile(name, path, status.st_size, _stamp(status))
+    return LocalFile(name, path, status.st_size, _stamp(status), stat.S_IMODE(status.st_mode))
 
 
-def list_local(directory: Path) -> dict[str, LocalFile]:
-    """All files below `directory` that belong to a checkpoint, by relative path.
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a local directory.
 
-    Links are followed (a hub cache consists of links), version control and caches left out.
+    Attributes:
+        files: those of a checkpoint, by path inside it.
+        leading_out: paths of links that lead out of it, and are not followed.
+    """
+
+    files: Mapping[str, LocalFile]
+    leading_out: Sequence[str]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to say of the links: each is named, as somebody may rely on it."""
+        if not self.leading_out:
+            return []
+        names = ", ".join(self.leading_out)
+        return [f"left out, since they are links that lead out of SRC: {names}."]
+
+
+def mode_of(sources: Iterable[SourceFile]) -> int:
+    """Who may do what with a file that is made of these: what is allowed for all of them.
+
+    The owner may read and write it; a hub says nothing.
+    """
+    mode = 0o777
+    for source in sources:
+        mode &= source.mode if isinstance(source, LocalFile) else 0o666
+    return mode | 0o600
+
+
+def list_local(directory: Path) -> Listing:
+    """All files below `directory` that belong to a checkpoint.
+
+    Version control and caches are left out. A link is followed where it leads to something inside
+    the directory, or, in a snapshot of a hub cache, to one of the cache's own files. Inside a
+    folder behind a link, no further links to folders are followed: so the walk ends.
 
     Raises:
-        CtcliError: files that cannot be looked at; lists them all.
+        CtcliError: files that cannot be looked at, which are all listed; or too many.
     """
-    files, problems = {}, []
-    for path in _walk(directory, frozenset()):
+    files, leading_out, problems = dict[str, LocalFile](), list[str](), list[str]()
+    homes = _homes(directory)
+    for path in _walk(directory, homes):
         name = path.relative_to(directory).as_posix()
+        if path.is_symlink() and not _is_at_home(path, homes):
+            leading_out.append(name)
+            continue
         try:
             file = local_file(name, path)
         except OSError as error:
@@ -90,18 +141,44 @@ def list_local(directory: Path) -> dict[str, LocalFile]:
             files[name] = file
     if problems:
         raise CtcliError(problems, "Repair or remove these files.")
-    return files
+    return Listing(files, leading_out)
 
 
-def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
-    """All files below `folder`; a link to a folder above it, which would never end, is skipped."""
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    with os_errors_of(str(folder), "reading"):
-        paths = sorted(path for path in folder.iterdir() if path.name not in _NOT_CONTENT)
-    for path in paths:
-        if path.is_dir():
-            yield from _walk(path, above | {real})
-        else:
+def _homes(directory: Path) -> tuple[Path, ...]:
+    """The real folders that links in `directory` may lead to."""
+    real = Path(os.path.realpath(directory))
+    # https://huggingface.co/docs/huggingface_hub/guides/manage-cache: snapshots/COMMIT/NAME is a
+    # link to blobs/HASH.
+    return (real, real.parents[1] / "blobs") if real.parent.name == "snapshots" else (real,)
+
+
+def _is_at_home(path: Path, homes: Sequence[Path]) -> bool:
+    real = Path(os.path.realpath(path))
+    return any(real.is_relative_to(home) for home in homes)
+
+
+def _too_much(directory: Path, what: str) -> CtcliError:
+    return CtcliError(f"{directory}: {what}.", "Name the folder that holds the checkpoint alone.")
+
+
+def _leads_up(link: Path) -> bool:
+    return Path(os.path.realpath(link.parent)).is_relative_to(os.path.realpath(link))
+
+
+def _walk(directory: Path, homes: Sequence[Path]) -> Iterator[Path]:
+    """All files below `directory` in order, and links that lead out of `homes`."""
+    seen, todo = 0, [(directory, False)]
+    while todo:
+        path, is_behind_link = todo.pop()
+        is_link = path.is_symlink() and path != directory
+        if not path.is_dir() or (is_link and not _is_at_home(path, homes)):
             yield path
+        elif not (is_link and (is_behind_link or _leads_up(path))):
+            with os_errors_of(str(path), "reading"):
+                found = sorted(each for each in path.iterdir() if each.name not in _NOT_CONTENT)
+            seen += len(found)
+            if seen > _MOST_FILES:
+                raise _too_much(directory, f"more than {_MOST_FILES:,} files and folders")
+            if len(path.parts) - len(directory.parts) > _DEEPEST:
+                raise _too_much(directory, f"folders nested more than {_DEEPEST} deep")
+            todo += [(each, is_behind_link or is_link) for each in reversed(found)]

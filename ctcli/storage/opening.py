@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +61,27 @@ def open_checkpoint(
         CtcliError: nothing there, or index, headers and files that do not fit together.
     """
     directory = local_directory(source)
-    files: Mapping[str, SourceFile]
     if directory:
-        name, commit, files = directory.resolve().name, None, list_local(directory)
-    else:
-        from ctcli.storage.hub.files import list_hub  # the hub client takes 0.3 s to import
-        from ctcli.storage.hub.streamed import stream_files
+        listing = list_local(directory)
+        with _also_saying(listing.warnings):
+            checkpoint = _assemble(source, listing.files, directory.resolve().name, None)
+        return replace(checkpoint, warnings=(*checkpoint.warnings, *listing.warnings))
+    from ctcli.storage.hub.files import list_hub  # the hub client takes 0.3 s to import
+    from ctcli.storage.hub.streamed import stream_files
 
-        name, (files, commit) = source, list_hub(source, revision)
-        if stream_to:
-            files = stream_files(files.values(), stream_to)
-    return _assemble(source, files, name, commit)
+    files, commit = list_hub(source, revision)
+    if stream_to:
+        files = stream_files(files.values(), stream_to)
+    return _assemble(source, files, source, commit)
+
+
+@contextmanager
+def _also_saying(warnings: Sequence[str]) -> Iterator[None]:
+    """Add warnings to the problems of an error: what was left out may be what is missing."""
+    try:
+        yield
+    except CtcliError as error:
+        raise CtcliError([*error.problems, *warnings], error.hint) from error
 
 
 def _assemble(

@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ctcli.errors import os_errors_of
-from ctcli.storage.layout import OutputFile
+from ctcli.storage.layout import OutputFile, sources_of
+from ctcli.storage.local import mode_of
 from ctcli.storage.transfer import write_bytes
 from ctcli.storage.writer import PartialDirectory
 
@@ -20,11 +21,17 @@ class OutputFiles:
         files: by name.
         partial: where they grow.
         begun: those of which an earlier run wrote parts.
+        mode: who may do what with a file that takes no bytes from the source.
     """
 
     def __init__(
-        self, files: Mapping[str, OutputFile], partial: PartialDirectory, begun: Collection[str]
+        self,
+        files: Mapping[str, OutputFile],
+        partial: PartialDirectory,
+        begun: Collection[str],
+        mode: int = 0o666,
     ) -> None:
+        self._mode = mode
         self._files = files
         self._partial = partial
         self._begun = begun
@@ -61,7 +68,9 @@ class OutputFiles:
     def _open(self, file: OutputFile) -> int:
         if file.name in self._begun:
             return self._partial.reopen(file.name)
-        descriptor = self._partial.create(file.name, file.size)
+        sources = sources_of([file])
+        mode = mode_of(sources) if sources else self._mode
+        descriptor = self._partial.create(file.name, file.size, mode)
         with os_errors_of(file.name, "writing"):
             write_bytes(descriptor, 0, file.head)
             for part in file.known:

@@ -19,6 +19,8 @@ from ctcli.checkpoint.value import RECIPE_NAME, Checkpoint, Step
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.lazy.tensors import SourceFile, content_of
 
+_DEEPEST = 50  # tables and lists inside one another; a recipe of ours has four
+
 
 def encode_recipe(checkpoint: Checkpoint) -> bytes:
     """The recipe of the run that made `checkpoint` out of its source."""
@@ -57,7 +59,7 @@ def read_recipe(path: Path) -> Recipe:
     with os_errors_of(str(path), "reading"):
         content = path.read_bytes()
     try:
-        recipe = _parse(content)
+        recipe = parse_recipe(content)
     except ValueError as error:
         raise CtcliError(f"{path}: no TOML: {error}.", "Correct the file.") from error
     if problems := [f"{path}: {problem}." for problem in _problems(recipe)]:
@@ -73,7 +75,7 @@ def read_history(file: SourceFile | None) -> tuple[tuple[Step, ...], list[str]]:
     if file is None:
         return (), []
     try:
-        recipe = _parse(content_of(file))
+        recipe = parse_recipe(content_of(file))
         problems = [*_problems(recipe)]
     except ValueError as error:
         recipe, problems = {}, [str(error)]
@@ -83,16 +85,27 @@ def read_history(file: SourceFile | None) -> tuple[tuple[Step, ...], list[str]]:
     return (*recipe.get("history", ()), *recipe["steps"]), []
 
 
-def _parse(content: bytes) -> dict[str, Any]:
+def parse_recipe(content: bytes) -> dict[str, Any]:
     """A TOML file's tables; some editors put a byte order mark before them.
 
     Raises:
         ValueError: not UTF-8, not TOML, or nested too deeply.
     """
     try:
-        return tomllib.loads(content.decode("utf-8-sig"))
+        recipe = tomllib.loads(content.decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    inner: list[Any] = [recipe]
+    for _ in range(_DEEPEST):
+        holders = [part for part in inner if isinstance(part, dict | list)]
+        inner = [
+            part
+            for holder in holders
+            for part in (holder.values() if isinstance(holder, dict) else holder)
+        ]
+    if inner:
+        raise ValueError("nested too deeply")
+    return recipe
 
 
 def _problems(recipe: Mapping[str, Any]) -> Iterator[str]:

@@ -8,23 +8,23 @@ only headers are parsed, so that tensors can be copied or computed in pieces.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 from ctcli.checkpoint.value import Shard
 from ctcli.errors import CtcliError
 from ctcli.lazy.nodes import LazyTensor
 from ctcli.lazy.tensors import SourceFile, Stored, TensorSpec
 from ctcli.ops.dtypes import DTYPE_RANK, DTYPES
-from ctcli.storage.strict_json import parse_json
+from ctcli.storage.strict_json import Pairs, parse_json, unique
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the package's own limit
 _ALIGNMENT = 8
+_KEYS = {"dtype", "shape", "data_offsets"}
 _LARGEST = 2**63 - 1  # of a size or an offset
-_KEYS = {"dtype", "shape", "data_offsets"}  # of a tensor's entry
+_LONGEST_NAME = 2_000  # characters; the time that patterns take depends on it
 _FIRST_READ = 64 * 1024  # holds the whole header of most shards
 _HINT = "Fetch the file again, or compare its checksum with the publisher's."
 
@@ -111,7 +111,7 @@ def _read_header_bytes(file: SourceFile) -> bytes:
 
 def _parse_json(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     try:
-        entries = parse_json(header)
+        entries = parse_json(header, _Entries())
     except ValueError as error:
         raise _HeaderError(f"its header is not JSON: {error}.") from error
     if not isinstance(entries, dict):
@@ -124,12 +124,11 @@ def _parse_json(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     return entries, metadata
 
 
-def _parse_entries(
-    entries: Mapping[str, Any], data_bytes: int
-) -> dict[str, tuple[TensorSpec, int]]:
+def _parse_entries(entries: dict[str, Any], data_bytes: int) -> dict[str, tuple[TensorSpec, int]]:
     problems: list[str] = []
     found: dict[str, tuple[TensorSpec, int]] = {}
-    for name, entry in entries.items():
+    for name in [*entries]:
+        entry = entries.pop(name)  # not needed any more, and there may be very many
         try:
             found[name] = _parse_entry(name, entry)
         except _HeaderError as bad:
@@ -141,10 +140,47 @@ def _parse_entries(
     return found
 
 
+class _Entries:
+    """Makes entries of a header while it is parsed: of most, a spec, shared by all that are equal.
+
+    The tables and lists of hundreds of thousands of tensors would take most of the memory.
+    """
+
+    def __init__(self) -> None:
+        self._specs: dict[tuple[str, tuple[int, ...]], TensorSpec] = {}
+
+    def __call__(self, pairs: Pairs) -> Any:
+        table = unique(pairs)
+        if len(table) != 3 or table.keys() != _KEYS:
+            return table
+        dtype, shape, offsets = table["dtype"], table["shape"], table["data_offsets"]
+        if not (isinstance(dtype, str) and dtype in DTYPES and _is_counts(shape)):
+            return table
+        if not _is_counts(offsets) or len(offsets) != 2 or _exceeds_any_file(shape):
+            return table
+        key = dtype, tuple(shape)
+        spec = self._specs.get(key) or self._specs.setdefault(key, TensorSpec(*key))
+        return spec, offsets[0], offsets[1]
+
+
 def _parse_entry(name: str, entry: Any) -> tuple[TensorSpec, int]:
     label = f"tensor {name!r}"
-    if not _is_unicode(name):
-        raise _HeaderError(f"{label}: the name is not valid Unicode.")
+    _check_name(name, label)
+    spec, begin, end = entry if isinstance(entry, tuple) else _refused(label, entry)
+    if end < begin:
+        raise _HeaderError(f"{label}: its offsets {begin}..{end} are reversed.")
+    if 8 * (end - begin) != spec.bits:
+        raise _HeaderError(
+            f"{label}: {spec.dtype} of shape {[*spec.shape]} has {spec.bits / 8:g} bytes, but its "
+            f"offsets hold {end - begin}."
+        )
+    if 8 * begin % DTYPES[spec.dtype].bits:
+        raise _HeaderError(f"{label}: its offset {begin} is not aligned to {spec.dtype}.")
+    return spec, begin
+
+
+def _refused(label: str, entry: Any) -> NoReturn:
+    """Say what is wrong with an entry of which no spec could be made."""
     if not isinstance(entry, dict) or entry.keys() != _KEYS:
         raise _HeaderError(f"{label}: its entry is not dtype, shape and data_offsets.")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -154,25 +190,14 @@ def _parse_entry(name: str, entry: Any) -> tuple[TensorSpec, int]:
         raise _HeaderError(f"{label}: its shape {shape!r} is not a list of sizes.")
     if not _is_counts(offsets) or len(offsets) != 2:
         raise _HeaderError(f"{label}: its data_offsets {offsets!r} are not two positions.")
-    if _exceeds_any_file(shape):
-        raise _HeaderError(f"{label}: its shape {shape} is larger than any file.")
-    spec, (begin, end) = _spec(dtype, tuple(shape)), offsets
-    if end < begin:
-        raise _HeaderError(f"{label}: its offsets {begin}..{end} are reversed.")
-    if 8 * (end - begin) != spec.bits:
-        raise _HeaderError(
-            f"{label}: {dtype} of shape {shape} has {spec.bits / 8:g} bytes, but its offsets "
-            f"hold {end - begin}."
-        )
-    if 8 * begin % DTYPES[dtype].bits:
-        raise _HeaderError(f"{label}: its offset {begin} is not aligned to {dtype}.")
-    return spec, begin
+    raise _HeaderError(f"{label}: its shape {shape} is larger than any file.")
 
 
-@lru_cache(maxsize=4096)
-def _spec(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
-    """Most tensors of a model are like others of it: they share what they look like."""
-    return TensorSpec(dtype, shape)
+def _check_name(name: str, label: str) -> None:
+    if len(name) > _LONGEST_NAME:
+        raise _HeaderError(f"{label}: the name is longer than {_LONGEST_NAME:,} characters.")
+    if not _is_unicode(name):
+        raise _HeaderError(f"{label}: the name is not valid Unicode.")
 
 
 def _is_counts(value: Any) -> bool:
@@ -196,10 +221,22 @@ def _is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
+def _by_position(
+    found: Mapping[str, tuple[TensorSpec, int]],
+) -> Iterable[tuple[str, tuple[TensorSpec, int]]]:
+    """The tensors in the order of their bytes: mostly the header's own."""
+    before = 0
+    for spec, begin in found.values():
+        if begin < before:
+            return sorted(found.items(), key=lambda item: (item[1][1], item[1][0].nbytes))
+        before = begin + spec.nbytes
+    return found.items()
+
+
 def _gaps_and_overlaps(found: Mapping[str, tuple[TensorSpec, int]], data_bytes: int) -> list[str]:
     problems = []
     position, before = 0, "the header"
-    for name, (spec, begin) in sorted(found.items(), key=lambda i: (i[1][1], i[1][0].nbytes)):
+    for name, (spec, begin) in _by_position(found):
         if begin < position:
             problems.append(f"tensor {name!r} overlaps {before}.")
         elif begin > position:

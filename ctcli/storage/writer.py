@@ -1,12 +1,7 @@
 """The output: built beside its final place, journaled, published by a rename.
 
-    .DST.ctcli-partial/
-        journal       what of the output is written already
-        checkpoint/   becomes DST; where DST is a file, what is in here goes to its folder
-        source/       weights files of a hub while they are read (--stream)
-        replaced/     the former DST, for the moment between two renames (--overwrite)
-
-A killed run leaves DST as it was, and a partial directory from which the same command continues.
+A killed run leaves DST as it was, and a partial directory from which the same command continues;
+or DST as it was to become, and something to clear up. `storage.leftover` has the folder's contents.
 """
 
 from __future__ import annotations
@@ -14,88 +9,68 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple
 from pathlib import Path
 from typing import IO, Any
 
 from ctcli.errors import CtcliError, os_errors_of
+from ctcli.interrupts import run_is_done
 from ctcli.storage.destination import Form, partial_of
-from ctcli.storage.journal import Errors, Journal, Part, is_foreign, line_of, read_journal
+from ctcli.storage.journal import Errors, Part, line_of, read_journal
+from ctcli.storage.leftover import (
+    CHECKPOINT,
+    JOURNAL,
+    LOCK,
+    PUBLISHING,
+    REPLACED,
+    SOURCE,
+    Leftover,
+    check_partial,
+    has_published,
+    is_aside,
+    is_published,
+    note_publishing,
+)
 
-
-@dataclass(frozen=True)
-class Leftover:
-    """What an earlier run left behind for the same DST.
-
-    Attributes:
-        journal: the files that need not be written again, and parts of others.
-        reclaimable: disk bytes held by leftover files that this run will delete or finish.
-        foreign: disk bytes of what a run with another plan left, which this one will delete.
-        elsewhere: those of the complete files that need not be on this disk.
-    """
-
-    journal: Journal
-    reclaimable: int
-    foreign: int = 0
-    elsewhere: frozenset[str] = frozenset()
-
-    def without_parts(self) -> Leftover:
-        """Of it, the complete files only."""
-        return replace(self, journal=Journal(self.journal.complete, {}))
-
-
-def look_for_leftover(
-    destination: Path, key: str, sizes: Mapping[str, int], elsewhere: Mapping[str, Errors]
-) -> Leftover:
-    """See what an earlier run left in the partial directory. Changes nothing.
-
-    Args:
-        destination: the directory or file to publish in the end.
-        key: identifies the output's bytes; files made under another key do not count.
-        sizes: length of every output file by name, to check those called complete.
-        elsewhere: files that are on a hub and need not be here, with their errors.
-    """
-    root = partial_of(destination)
-    files = [path for path in (root / "checkpoint").rglob("*") if path.is_file()]
-    found = {path.relative_to(root / "checkpoint").as_posix(): path.stat() for path in files}
-    journal = read_journal(root / "journal", key)
-    sound = {name for name in found if found[name].st_size == sizes.get(name)}
-    complete = {name: errors for name, errors in journal.complete.items() if name in sound}
-    complete |= elsewhere
-    # A file with further names may be the source's own, linked.
-    own = {name for name in sound.difference(complete) if found[name].st_nlink == 1}
-    parts = {place: part for place, part in journal.parts.items() if part.file in own}
-    reclaimable = sum(
-        status.st_blocks * 512
-        for name, status in found.items()
-        if name not in complete and status.st_nlink == 1
-    )
-    streamed = [path.stat() for path in (root / "source").rglob("*") if path.is_file()]
-    reclaimable += sum(status.st_blocks * 512 for status in streamed if status.st_nlink == 1)
-    foreign = reclaimable if is_foreign(root / "journal", key) else 0
-    return Leftover(Journal(complete, parts), reclaimable, foreign, frozenset(elsewhere))
+_ONLY_OURS = 0o700
 
 
 class PartialDirectory:
     """An output that is not yet complete. Use `open_partial` to get one."""
 
     def __init__(
-        self, destination: Path, journal: IO[str], fsync: bool, overwrite: bool, form: Form
+        self,
+        destination: Path,
+        journal: IO[str],
+        key: str,
+        form: Form,
+        *,
+        fsync: bool,
+        overwrite: bool,
+        is_published: bool,
     ) -> None:
         self._destination = destination
         self._root = partial_of(destination)
         self._journal = journal
+        self._key = key
+        self._form = form
         self._fsync = fsync
         self._overwrite = overwrite
-        self._form = form
+        self._is_published = is_published
 
-    def create(self, name: str, size: int) -> int:
-        """Create the file `name` at full length and return its descriptor."""
+    def create(self, name: str, size: int, mode: int = 0o666) -> int:
+        """Create the file `name` at full length and return its descriptor.
+
+        Args:
+            name: path inside the output.
+            size: its length.
+            mode: who may do what with it, as far as the process's umask allows.
+        """
         path = self._fresh_path(name)
         with os_errors_of(name, "creating"):
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, mode)
             try:
                 os.ftruncate(descriptor, size)
             except BaseException:
@@ -106,7 +81,7 @@ class PartialDirectory:
     def reopen(self, name: str) -> int:
         """Open the file `name`, of which an earlier run wrote some parts."""
         with os_errors_of(name, "opening"):
-            return os.open(self._root / "checkpoint" / name, os.O_RDWR | os.O_CLOEXEC)
+            return os.open(self.folder / name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def link(self, name: str, source: Path) -> bool:
         """Hard-link `name` to `source`; False where the file system does not allow it."""
@@ -139,37 +114,71 @@ class PartialDirectory:
 
     @property
     def folder(self) -> Path:
-        """Where the files grow."""
-        return self._root / "checkpoint"
+        """Where the files grow, or lie already."""
+        if self._is_published:
+            return self._form.home(self._destination)
+        return self._root / CHECKPOINT
 
     def drop_sources(self, kept: Collection[Path]) -> None:
         """Delete what earlier runs fetched, but for these files, whole or begun."""
-        source = self._root / "source"
+        source = self._root / SOURCE
         with os_errors_of(str(source), "deleting"):
             for path in [path for path in source.rglob("*") if path.is_file()]:
                 whole = path.with_suffix("") if path.suffix == ".part" else path
                 if whole not in kept:
                     path.unlink()
 
-    def discard(self) -> None:
-        """Delete it all: the output is elsewhere."""
-        shutil.rmtree(self._root, ignore_errors=True)
-
     def publish(self) -> None:
-        """Rename the output to DST, in place of what was there if that was asked for."""
+        """Rename the output to DST, in place of what was there if that was asked for.
+
+        Raises:
+            CtcliError: it could not be done, and DST is as it was; or it was done, and might not
+                survive a power cut.
+        """
+        if self._is_published:
+            return
         with os_errors_of(str(self._destination), "publishing"):
             if self._fsync:
-                for folder, _, _ in os.walk(self._root / "checkpoint"):
+                for folder, _, _ in os.walk(self.folder):
                     _sync_folder(Path(folder))
-            replaced = self._root / "replaced" if self._overwrite else None
-            self._form.publish(self._root / "checkpoint", self._destination, replaced)
+            noted = note_publishing(self._destination, self._form, self._key)
+            _write(self._root / PUBLISHING, noted, self._fsync)
             if self._fsync:
-                _sync_folder(self._destination.parent)
-        shutil.rmtree(self._root, ignore_errors=True)
+                _sync_folder(self._root)
+            replaced = self._root / REPLACED if self._overwrite else None
+            run_is_done()
+            self._form.publish(self.folder, self._destination, replaced)
+        self._is_published = True
+        if self._fsync:
+            self._sync_published()
+
+    def _sync_published(self) -> None:
+        try:
+            _sync_folder(self._destination.parent)
+        except OSError as error:
+            raise CtcliError(
+                f"{self._destination}: it is complete, but syncing its folder failed: "
+                f"{error.strerror}.",
+                "A power cut might undo it: run `sync`, and check the disk.",
+            ) from error
+
+    def clear(self) -> None:
+        """Delete the partial directory: the output is where it belongs.
+
+        What says how far the run had come goes last: it is what a run that follows looks at.
+        """
+        for name in (CHECKPOINT, REPLACED, SOURCE):
+            _remove(self._root / name)
+        notes = (f"{JOURNAL}.new", JOURNAL, PUBLISHING, LOCK)
+        with suppress(OSError):
+            if not {path.name for path in self._root.iterdir()}.difference(notes):
+                for name in notes:
+                    (self._root / name).unlink(missing_ok=True)
+                self._root.rmdir()
 
     def _fresh_path(self, name: str) -> Path:
         """A path to create `name` at. What a killed run left there may be a link to the source."""
-        path = self._root / "checkpoint" / name
+        path = self.folder / name
         with os_errors_of(name, "creating"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
@@ -187,9 +196,10 @@ def open_partial(
     destination: Path,
     key: str,
     leftover: Leftover,
+    form: Form,
+    *,
     fsync: bool,
     overwrite: bool,
-    form: Form,
 ) -> Iterator[PartialDirectory]:
     """Open the partial directory of `destination`, keeping what an earlier run wrote.
 
@@ -197,37 +207,122 @@ def open_partial(
         destination: the directory or file to publish in the end.
         key: identifies the output's bytes.
         leftover: the files and parts to keep, from `look_for_leftover`.
+        form: what DST is to become.
         fsync: whether every file must reach the disk before it is called complete.
         overwrite: whether a DST with content is replaced.
-        form: what DST is to become.
 
     Raises:
         CtcliError: another process is writing the same destination.
     """
-    destination, kept = destination.resolve(), leftover.journal
+    destination = destination.resolve()
     root = partial_of(destination)
-    with os_errors_of(str(destination), "creating"):
-        root.mkdir(parents=True, exist_ok=True)
-        journal = (root / "journal").open("a+", encoding="utf-8")
-    with _closing(journal):
-        _lock(journal, destination)
+    with _locked(destination):
         with os_errors_of(str(root), "preparing"):
-            _restore_replaced(root, destination)
-            if not read_journal(root / "journal", key).contains(kept, leftover.elsewhere):
+            _put_back(destination)
+            if _is_overtaken(destination, key, leftover, form):
                 raise CtcliError(
                     f"{destination}: another ctcli process has just worked on it.",
                     "Run the same command again.",
                 )
-            if destination.exists():
-                form.check(destination, overwrite)
-            if not (kept.complete or kept.parts):
-                shutil.rmtree(root / "checkpoint", ignore_errors=True)
-            (root / "checkpoint").mkdir(exist_ok=True)
-            _drop_others(root / "checkpoint", leftover)
-            journal.truncate(0)
-            journal.writelines(kept.lines(key))
-            journal.flush()
-        yield PartialDirectory(destination, journal, fsync, overwrite, form)
+            if not leftover.is_published:
+                if destination.exists():
+                    form.check(destination, overwrite)
+                _prepare(root, key, leftover)
+            journal = (root / JOURNAL).open("a", encoding="utf-8")
+        with _closing(journal):
+            yield PartialDirectory(
+                destination,
+                journal,
+                key,
+                form,
+                fsync=fsync,
+                overwrite=overwrite,
+                is_published=leftover.is_published,
+            )
+
+
+def put_back(destination: Path) -> bool:
+    """Put DST back if a run that was to replace it died when it was out of the way.
+
+    Returns:
+        Whether it was.
+
+    Raises:
+        CtcliError: what lies there is not an earlier run's, or another process works on it.
+    """
+    destination = destination.resolve()
+    if not check_partial(destination) or not is_aside(destination):
+        return False
+    with _locked(destination), os_errors_of(str(destination), "putting back"):
+        return _put_back(destination)
+
+
+def _put_back(destination: Path) -> bool:
+    if not is_aside(destination):
+        return False
+    root = partial_of(destination)
+    (root / REPLACED).rename(destination)
+    (root / PUBLISHING).unlink(missing_ok=True)
+    return True
+
+
+def _is_overtaken(destination: Path, key: str, leftover: Leftover, form: Form) -> bool:
+    """Whether what was found of an earlier run is not there any more."""
+    if leftover.is_published:
+        return not is_published(destination, form, key)
+    kept = leftover.journal
+    # What is called complete may be what DST was before it was published.
+    here = kept.complete.keys() - leftover.elsewhere or kept.parts
+    if here and has_published(destination, form):
+        return True
+    noted = read_journal(partial_of(destination) / JOURNAL, key)
+    return not noted.contains(kept, leftover.elsewhere)
+
+
+def _prepare(root: Path, key: str, leftover: Leftover) -> None:
+    """Delete what is not kept, and write a journal of what is."""
+    kept = leftover.journal
+    _remove(root / REPLACED)
+    if not (kept.complete or kept.parts):
+        _remove(root / CHECKPOINT)
+    (root / PUBLISHING).unlink(missing_ok=True)
+    (root / CHECKPOINT).mkdir(exist_ok=True)
+    _drop_others(root / CHECKPOINT, leftover)
+    # At no moment is there less in it than before.
+    fresh = root / f"{JOURNAL}.new"
+    _write(fresh, "".join(kept.lines(key)).encode())
+    fresh.replace(root / JOURNAL)
+
+
+@contextmanager
+def _locked(destination: Path) -> Iterator[None]:
+    """Within the block, this process alone works on DST."""
+    root = partial_of(destination)
+    check_partial(destination)
+    with os_errors_of(str(destination), "creating"):
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            root.mkdir(_ONLY_OURS)
+    check_partial(destination)
+    with os_errors_of(str(destination), "creating"):
+        lock = os.open(root / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        if not _lock(lock, root / LOCK):
+            raise CtcliError(
+                f"{destination}: another ctcli process is writing it.", "Wait for it, or stop it."
+            )
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Lock a file, unless another process has, or has deleted it since it was opened."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 @contextmanager
@@ -240,23 +335,6 @@ def _closing(journal: IO[str]) -> Iterator[None]:
             journal.close()
 
 
-def _lock(journal: IO[str], destination: Path) -> None:
-    try:
-        fcntl.flock(journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise CtcliError(
-            f"{destination}: another ctcli process is writing it.", "Wait for it, or stop it."
-        ) from error
-
-
-def _restore_replaced(root: Path, destination: Path) -> None:
-    """Undo the first of two renames if a run died between them."""
-    replaced = root / "replaced"
-    if replaced.exists() and not destination.exists():
-        replaced.rename(destination)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
 def _drop_others(folder: Path, leftover: Leftover) -> None:
     """Delete what would only take up room: files that are elsewhere, or to be made anew."""
     kept = leftover.journal.complete.keys() - leftover.elsewhere
@@ -264,6 +342,20 @@ def _drop_others(folder: Path, leftover: Leftover) -> None:
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         if path.relative_to(folder).as_posix() not in kept:
             path.unlink()
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder as far as that can be done; however deep what DST was may be nested."""
+    with suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(path: Path, content: bytes, fsync: bool = False) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        if fsync:
+            os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,10 +13,12 @@ from ctcli.checkpoint.sharding import is_numbered
 from ctcli.checkpoint.value import CONFIG_NAME, INDEX_SUFFIX, RECIPE_NAME
 from ctcli.lazy.tensors import Stored, content_of
 from ctcli.models.modules import Module, modules_of
-from ctcli.storage.destination import partial_of
+from ctcli.storage.destination import DIRECTORY, partial_of
 from ctcli.storage.index import Index
+from ctcli.storage.leftover import is_published
 from ctcli.storage.local import LocalFile, list_local
 from ctcli.storage.problems import Problem
+from ctcli.storage.recipe import parse_recipe
 from ctcli.storage.strict_json import parse_json
 from ctcli.storage.weights import DEFAULT_WEIGHTS, Weights, read_weights, strays_of
 from ctcli.verifying.findings import Finding
@@ -62,7 +63,8 @@ def look_at(directory: Path) -> tuple[Snapshot, list[Finding]]:
     Raises:
         CtcliError: it cannot be looked at.
     """
-    files, problems = list_local(directory), list[Problem]()
+    listing, problems = list_local(directory), list[Problem]()
+    files = listing.files
     weights = read_weights(str(directory), files, problems.extend)
     parsed, broken = _parsed(files)
     config = parsed.get(CONFIG_NAME)
@@ -70,6 +72,7 @@ def look_at(directory: Path) -> tuple[Snapshot, list[Finding]]:
     snapshot = Snapshot(directory, files, _tensors(weights), known, weights.is_complete)
     findings = [
         *_half_written(directory, files),
+        *(Finding("file", name, "it is a link that leads out.") for name in listing.leading_out),
         *(Finding(problem.kind, problem.where, problem.message) for problem in problems),
         *_names(weights, files),
         *broken,
@@ -86,7 +89,7 @@ def look_at(directory: Path) -> tuple[Snapshot, list[Finding]]:
 
 def _half_written(directory: Path, files: Mapping[str, LocalFile]) -> Iterator[Finding]:
     place = directory.resolve()
-    if partial_of(place).exists():
+    if partial_of(place).exists() and not is_published(place, DIRECTORY):
         yield Finding(
             "file", partial_of(place).name, "a run that makes this checkpoint has not finished."
         )
@@ -148,7 +151,7 @@ def _parsed(files: Mapping[str, LocalFile]) -> tuple[dict[str, Any], list[Findin
             continue
         try:
             content = content_of(file)
-            parsed[name] = parse_json(content) if is_json else tomllib.loads(content.decode())
+            parsed[name] = parse_json(content) if is_json else parse_recipe(content)
         except ValueError as error:
             form = "JSON" if is_json else "TOML"
             findings.append(Finding("config", name, f"it is not {form}: {error}."))

@@ -25,7 +25,7 @@ from ctcli.storage.opening import open_checkpoint
 from tests.conftest import Ctcli
 from tests.helpers.checkpoints import array, file_hashes, write_checkpoint
 from tests.helpers.dying import Done, Moment, end_at, passes, stop_at
-from tests.helpers.processes import HANG_SECONDS
+from tests.helpers.processes import HANG_SECONDS, ctcli_after, environment
 
 LAYERS = 8
 ROLES = [f"self_attn.{role}_proj" for role in "qkv"]
@@ -269,6 +269,117 @@ def test_a_journaled_file_that_was_cut_short_is_written_again(
     assert file_hashes(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.parametrize("by", [SIGINT, SIGTERM])
+@pytest.mark.parametrize("options", [(), ("--overwrite",), ("--fsync",)], ids=str)
+def test_a_signal_once_dst_is_published_changes_nothing_any_more(
+    source: Path,
+    undisturbed: Hashes,
+    tmp_path: Path,
+    by: signal.Signals,
+    options: tuple[str, ...],
+) -> None:
+    destination = tmp_path / "out"
+    if "--overwrite" in options:
+        write_checkpoint(destination, {"old.safetensors": {"a": array(3)}})
+    done = end_at(Moment("published", 1, by), "reindex", source, destination, *options)
+    assert done.returncode == 0, done.stderr
+    assert "interrupted" not in done.stderr
+    assert done.stdout.startswith("reindex: ")
+    assert file_hashes(destination) == undisturbed
+    assert not partial_of(destination).exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",)], ids=str)
+def test_killed_once_dst_is_published_the_same_command_clears_up(
+    ctcli: Ctcli, source: Path, undisturbed: Hashes, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    destination = tmp_path / "out"
+    if options:
+        write_checkpoint(destination, {"old.safetensors": {"a": array(3)}})
+    interrupt(Moment("published", 1), source, destination, *options)
+    made = file_hashes(destination)
+    assert made == undisturbed
+    assert partial_of(destination).exists()
+    assert "not finished" not in ctcli("verify", destination).stdout
+    done = ctcli("reindex", source, destination, *options, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["bytes_written"] == 0
+    assert file_hashes(destination) == made
+    assert not partial_of(destination).exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",)], ids=str)
+def test_what_was_replaced_does_not_come_back_when_dst_is_moved_away(
+    ctcli: Ctcli, source: Path, undisturbed: Hashes, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    destination = tmp_path / "out"
+    if options:
+        shutil.copytree(source, destination)  # files of the same names and sizes
+        (destination / "tokenizer.json").write_text("old")
+    interrupt(Moment("published", 1), source, destination, *options)
+    destination.rename(tmp_path / "moved")
+    dry = ctcli("reindex", source, destination, *options, "--dry-run", "--json")
+    assert json.loads(dry.stdout)["files_continued"] == 0
+    done = ctcli("reindex", source, destination, *options)
+    assert done.returncode == 0, done.stderr
+    assert "put back" not in done.stderr
+    assert file_hashes(destination) == file_hashes(tmp_path / "moved") == undisturbed
+    assert not partial_of(destination).exists()
+
+
+def test_killed_once_dst_is_published_other_options_do_not_replace_it(
+    ctcli: Ctcli, source: Path, undisturbed: Hashes, tmp_path: Path
+) -> None:
+    destination = tmp_path / "out"
+    interrupt(Moment("published", 1), source, destination)
+    done = ctcli("reindex", source, destination, *CUT)
+    assert done.returncode == 1
+    assert "DST exists and is not empty" in done.stderr
+    assert file_hashes(destination) == undisturbed
+
+
+@pytest.mark.parametrize("error", ["ENOSYS", "EINVAL"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_where_folders_cannot_change_places_dst_is_put_back_if_its_successor_cannot_come(
+    source: Path, undisturbed: Hashes, tmp_path: Path, error: str, fails: bool
+) -> None:
+    destination = tmp_path / "out"
+    old = file_hashes(write_checkpoint(destination, {"old.safetensors": {"a": array(3)}}))
+    prepare = f"""
+import errno, os
+from ctcli.storage import exchange
+exchange.renameat2 = lambda one, other: errno.{error}
+rename = os.rename
+def failing(one, other):
+    if {fails} and str(one).endswith("checkpoint"):
+        raise OSError(errno.EIO, "broken")
+    rename(one, other)
+os.rename = failing
+"""
+    command = ctcli_after(prepare, "reindex", source, destination, "--overwrite")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    assert done.returncode == fails, done.stderr
+    assert file_hashes(destination) == (old if fails else undisturbed)
+    if fails:
+        assert done.stderr.startswith(f"error: {destination}: publishing failed: broken.")
+
+
+def test_dst_is_never_absent_while_it_is_replaced(source: Path, tmp_path: Path) -> None:
+    """The folders change places in one system call: no rename touches DST."""
+    destination = tmp_path / "out"
+    write_checkpoint(destination, {"old.safetensors": {"a": array(3)}})
+    prepare = f"""
+import os
+rename = os.rename
+def checked(one, other):
+    assert {str(destination)!r} not in (str(one), str(other))
+    rename(one, other)
+os.rename = checked
+"""
+    command = ctcli_after(prepare, "reindex", source, destination, "--overwrite")
+    subprocess.run(command, capture_output=True, check=True, env=environment())
+
+
 @pytest.fixture
 def between_renames(source: Path, tmp_path: Path) -> Hashes:
     """A run with --overwrite died when the old DST had gone and the new one had not come."""
@@ -279,6 +390,10 @@ def between_renames(source: Path, tmp_path: Path) -> Hashes:
     return old
 
 
+def assert_put_back(done: Done) -> None:
+    assert "a run that was to replace it died when it was out of the way" in done.stderr
+
+
 @pytest.mark.usefixtures("between_renames")
 def test_died_between_the_renames_the_same_command_finishes(
     ctcli: Ctcli, source: Path, undisturbed: Hashes, tmp_path: Path
@@ -286,6 +401,7 @@ def test_died_between_the_renames_the_same_command_finishes(
     complete = journaled(tmp_path / "out")
     assert "old.safetensors" in file_hashes(partial_of(tmp_path / "out") / "replaced")
     done = ctcli("reindex", source, tmp_path / "out", "--overwrite", "--json")
+    assert_put_back(done)
     assert json.loads(done.stdout)["files_continued"] == len(complete)
     assert file_hashes(tmp_path / "out") == undisturbed
     assert not partial_of(tmp_path / "out").exists()
@@ -308,6 +424,7 @@ def test_died_between_the_renames_a_run_without_overwrite_replaces_nothing(
 ) -> None:
     done = ctcli("reindex", source, tmp_path / "out")
     assert done.returncode == 1
+    assert_put_back(done)
     assert "--overwrite" in done.stderr
     assert file_hashes(tmp_path / "out") == between_renames
 
@@ -358,7 +475,7 @@ def test_a_signal_before_the_command_line_is_there_ends_it_without_a_traceback(
     done = ctcli("reindex", pylm, tmp_path / "out", env={"PYTHONPATH": str(early)})
     assert done.returncode == 128 + by
     assert done.stdout == ""
-    assert done.stderr.startswith("warning: interrupted")
+    assert done.stderr == "warning: interrupted; nothing was changed.\n"
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 

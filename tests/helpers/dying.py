@@ -132,6 +132,13 @@ def _files(passed: Passed) -> None:
     _call_after(PartialDirectory, "note_file", passed)
 
 
+def _published(passed: Passed) -> None:
+    """DST is there, and nothing is cleared up."""
+    from ctcli.storage.writer import PartialDirectory
+
+    _call_after(PartialDirectory, "publish", passed)
+
+
 def _jobs(passed: Passed) -> None:
     """A further job is done, and not noted; on any thread."""
     from ctcli.engine import run
@@ -153,6 +160,7 @@ POINTS: Mapping[str, Callable[[Passed], None]] = {
     "note": _notes,
     "file": _files,
     "job": _jobs,
+    "published": _published,
     "change": _changes,
 }
 

@@ -228,9 +228,58 @@ def test_a_dst_that_meets_src_is_refused(refused: Run, src: Path, tmp_path: Path
     refused(src, tmp_path, "--overwrite", said=("SRC lies inside DST",))
 
 
-def test_a_dst_that_holds_files_of_src_is_refused(refused: Run, src: Path, dst: Path) -> None:
+def test_shards_that_are_links_out_of_src_are_missing(refused: Run, src: Path, dst: Path) -> None:
     shutil.copytree(src, dst, copy_function=lambda file, link: Path(link).symlink_to(file))
-    refused(dst, src, "--overwrite", said=(f"{src}: ", FIRST))
+    said = f"links that lead out of SRC: config.json, {FIRST}, {SECOND}, {INDEX}"
+    refused(dst, src, "--overwrite", said=(said,))
+    (dst / INDEX).unlink()
+    shutil.copy(src / INDEX, dst / INDEX)
+    said = f"links that lead out of SRC: config.json, {FIRST}, {SECOND}."
+    refused(dst, src, "--overwrite", said=(f"names {FIRST}, {LOST}", said))
+
+
+def test_a_snapshot_of_a_hub_cache_links_to_its_blobs_and_nowhere_else(
+    made: Run, src: Path, dst: Path, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / ("0" * 40)
+    blobs = snapshot.parent.parent / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for i, path in enumerate(sorted(src.iterdir())):
+        path.rename(blobs / str(i))
+        (snapshot / path.name).symlink_to(f"../../blobs/{i}")
+    (tmp_path / "models--org--name" / "mine.txt").write_text("mine")
+    (snapshot / "yours.txt").symlink_to("../../mine.txt")
+    done = made(snapshot, dst)
+    assert "links that lead out of SRC: yours.txt." in done.stderr
+    assert file_hashes(dst).keys() == {*SHARDS, INDEX, "config.json", "ctcli_recipe.toml"}
+
+
+def test_folders_that_link_to_each_other_end_in_time(made: Run, src: Path, dst: Path) -> None:
+    for folder in map(str, range(12)):
+        (src / folder).mkdir()
+        (src / folder / "x.txt").write_text("x")
+        for other in set(map(str, range(12))) - {folder}:
+            (src / folder / other).symlink_to(f"../{other}")
+    made(src, dst)
+    assert len([path for path in dst.rglob("x.txt") if path.is_file()]) == 12 * 12
+
+
+def test_a_folder_of_a_hundred_thousand_files_is_refused(
+    refused: Run, src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ctcli.storage.local._MOST_FILES", 20)
+    for i in range(20):
+        (src / str(i)).write_text("")
+    refused(src, dst, said=("more than 20 files and folders",))
+
+
+def test_folders_nested_too_deep_are_refused(refused: Run, src: Path, dst: Path) -> None:
+    folder = src
+    for _ in range(80):
+        folder = folder / "d"
+        folder.mkdir()
+    refused(src, dst, said=("folders nested more than 64 deep",))
 
 
 # What is done to a DST that does not exist yet, what is named instead, and what is said.
@@ -241,7 +290,10 @@ BAD_DESTINATIONS: Mapping[str, tuple[Callable[[Path], Path], str]] = {
     "link to itself": (loop_at, "/out: "),
     "name too long": (lambda d: d.with_name("x" * 300), "File name too long"),
     "name too long for its partial directory": (lambda d: d.with_name("x" * 245), "too long"),
-    "partial directory a file": (lambda d: file_at(partial_of(d)).with_name(d.name), "creating f"),
+    "partial directory a file": (
+        lambda d: file_at(partial_of(d)).with_name(d.name),
+        "not a folder",
+    ),
     "where nothing can be made": (lambda _: Path("/proc/out"), "/proc/out"),
     "the root": (lambda _: Path("/"), "/: the root cannot be replaced"),
 }
@@ -258,11 +310,107 @@ def test_a_dst_that_another_run_writes_is_refused(
     refused: Run, made: Run, src: Path, dst: Path
 ) -> None:
     partial_of(dst).mkdir()
-    with (partial_of(dst) / "journal").open("w") as journal:
-        fcntl.flock(journal, fcntl.LOCK_EX)
+    with (partial_of(dst) / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         refused(src, dst, said=(f"{dst}: another ctcli process",))
         refused(src, dst, "--overwrite", said=(f"{dst}: another ctcli process",))
     made(src, dst)
+
+
+def victim_of(dst: Path) -> Path:
+    victim = dst.with_name("victim")
+    (victim / "checkpoint").mkdir(parents=True)
+    for name in ("lock", "journal", "checkpoint/thesis.txt"):
+        (victim / name).write_text("years of work")
+    return victim
+
+
+def mark(dst: Path) -> Path:
+    partial_of(dst).mkdir()
+    (partial_of(dst) / "lock").touch()
+    return partial_of(dst)
+
+
+# What lies where the output is to grow, and is not the folder of an earlier run.
+TRAPS: Mapping[str, Callable[[Path], object]] = {
+    "a link to somebody's folder": lambda d: partial_of(d).symlink_to(victim_of(d)),
+    "a link to nothing": lambda d: partial_of(d).symlink_to("nothing"),
+    "a link to itself": lambda d: loop_at(partial_of(d)),
+    "a file": lambda d: file_at(partial_of(d)),
+    "a pipe": lambda d: os.mkfifo(partial_of(d)),
+    "somebody's folder": lambda d: victim_of(d).rename(partial_of(d)) / gone_lock(partial_of(d)),
+    "a pipe as lock": lambda d: os.mkfifo(gone(mark(d) / "lock")),
+    "a link as lock": lambda d: gone(mark(d) / "lock").symlink_to(victim_of(d) / "lock"),
+    "a pipe as journal": lambda d: os.mkfifo(mark(d) / "journal"),
+    "a link as journal": lambda d: (mark(d) / "journal").symlink_to(victim_of(d) / "journal"),
+    "a pipe as note": lambda d: os.mkfifo(mark(d) / "publishing"),
+    "a link as checkpoint": lambda d: (mark(d) / "checkpoint").symlink_to(victim_of(d)),
+    "a link as former DST": lambda d: (mark(d) / "replaced").symlink_to(victim_of(d)),
+    "a link as fetched files": lambda d: (mark(d) / "source").symlink_to(victim_of(d)),
+    "a file as checkpoint": lambda d: file_at(mark(d) / "checkpoint"),
+}
+
+
+def gone_lock(folder: Path) -> Path:
+    return gone(folder / "lock")
+
+
+@pytest.mark.parametrize("case", TRAPS)
+@pytest.mark.parametrize("options", [(), ("--overwrite",), ("--dry-run",)], ids=str)
+def test_what_is_not_an_earlier_runs_folder_is_left_alone(
+    refused: Run, src: Path, dst: Path, case: str, options: tuple[str, ...]
+) -> None:
+    TRAPS[case](dst)
+    done = refused(src, dst, *options, said=(f"{partial_of(dst)}: it is where the output grows",))
+    assert "Move it away" in done.stderr
+
+
+def test_the_folder_of_another_user_is_left_alone(
+    refused: Run, src: Path, dst: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (mark(dst) / "checkpoint").mkdir()
+    real = Path.lstat
+
+    def lstat(path: Path) -> os.stat_result:
+        found = real(path)
+        return os.stat_result([*found[:4], 12345, *found[5:]]) if path == partial_of(dst) else found
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    refused(src, dst, said=("it is where the output grows, and is not a folder",))
+
+
+def test_an_empty_folder_where_the_output_grows_is_taken(made: Run, src: Path, dst: Path) -> None:
+    partial_of(dst).mkdir()
+    made(src, dst)
+    assert not partial_of(dst).exists()
+
+
+@pytest.mark.parametrize(
+    ("modes", "expected"),
+    [
+        ({}, {}),
+        ({FIRST: 0o600}, {FIRST: 0o600, INDEX: 0o600}),
+        ({"config.json": 0o640}, {"config.json": 0o640}),
+        ({"run.py": 0o755, "mine.py": 0o700}, {"run.py": 0o755, "mine.py": 0o700}),
+        ({FIRST: 0o444, SECOND: 0o400, INDEX: 0o600}, {FIRST: 0o600, SECOND: 0o600, INDEX: 0o600}),
+    ],
+    ids=str,
+)
+def test_files_are_as_private_as_those_that_they_are_made_of(
+    made: Run, src: Path, dst: Path, modes: Mapping[str, int], expected: Mapping[str, int]
+) -> None:
+    for name in ("run.py", "mine.py"):
+        (src / name).write_text("")
+    for path in src.iterdir():
+        path.chmod(modes.get(path.name, 0o644))
+    made(src, dst)
+    found = {path.name: path.stat().st_mode & 0o777 for path in dst.iterdir()}
+    both = {FIRST, SECOND} & modes.keys()
+    generated = {"ctcli_recipe.toml", INDEX} if both else set()
+    # Tensors move from one shard to the other.
+    private = dict.fromkeys({FIRST} & {*modes} or generated, 0o600)
+    wanted = {**dict.fromkeys(found, 0o644), **dict.fromkeys(generated, 0o600), **private}
+    assert found == {**wanted, **expected}
 
 
 def test_the_hint_on_too_little_memory_is_about_memory(refused: Run, src: Path, dst: Path) -> None:
@@ -322,7 +470,7 @@ def test_partial_links_to_src_are_not_written_to(
     (src / "config.json").write_text(BIG_CONFIG)
     file_at(src / "done.txt")
     before, partial = file_hashes(src), partial_of(dst)
-    (partial / "checkpoint").mkdir(parents=True)
+    (mark(dst) / "checkpoint").mkdir()
     if journaled:  # a run that came as far as done.txt, and to the shards only in part
         limited_to(20_000, src, dst)
         key, *lines = (partial / "journal").read_text().splitlines(keepends=True)

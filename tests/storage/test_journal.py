@@ -51,7 +51,8 @@ def test_a_torn_end_costs_what_it_held(path: Path, journal: Journal, share: floa
 
 
 def test_a_journal_that_is_no_journal_is_empty(path: Path) -> None:
-    for text in ("", "\n", "[]\n", f"{line_of('key')}1\n", f"{line_of('key')}[1, 2, 3]\n"):
+    deep = f"{line_of('key')}{'[' * 100_000}\n"
+    for text in ("", "\n", "[]\n", deep, f"{line_of('key')}1\n", f"{line_of('key')}[1, 2, 3]\n"):
         path.write_text(text)
         assert read_journal(path, "key") == Journal({}, {})
     assert read_journal(path.with_name("absent"), "key") == Journal({}, {})
@@ -64,11 +65,12 @@ from pathlib import Path
 from ctcli.errors import CtcliError
 from ctcli.storage.destination import DIRECTORY
 from ctcli.storage.journal import Part
-from ctcli.storage.writer import look_for_leftover, open_partial
+from ctcli.storage.leftover import look_for_leftover
+from ctcli.storage.writer import open_partial
 out = Path(sys.argv[1])
-leftover = look_for_leftover(out, "key", {}, {})
+leftover = look_for_leftover(out, "key", {}, {}, DIRECTORY)
 try:
-    with open_partial(out, "key", leftover, False, False, DIRECTORY) as partial:
+    with open_partial(out, "key", leftover, DIRECTORY, fsync=False, overwrite=False) as partial:
         nbytes = (partial.folder.parent / "journal").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
         partial.note_part(Part("model.safetensors", ("", 0), 4))

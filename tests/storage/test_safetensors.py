@@ -40,7 +40,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def read(path: Path) -> WeightsFile:
-    return read_weights_file(list_local(path.parent)[path.name])
+    return read_weights_file(list_local(path.parent).files[path.name])
 
 
 def entry(dtype: Any = "U8", shape: Any = (1,), offsets: Any = (0, 1)) -> dict[str, Any]:

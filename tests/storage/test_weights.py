@@ -27,7 +27,7 @@ def damaged(tmp_path: Path) -> Path:
 
 def test_a_collecting_sink_hears_of_everything(damaged: Path) -> None:
     problems: list[Problem] = []
-    weights = read_weights("src", list_local(damaged), problems.extend)
+    weights = read_weights("src", list_local(damaged).files, problems.extend)
     assert [(problem.kind, problem.where) for problem in problems] == [
         ("index", FIRST),
         ("file", SECOND),
@@ -38,7 +38,7 @@ def test_a_collecting_sink_hears_of_everything(damaged: Path) -> None:
 
 def test_a_refusing_sink_stops_at_the_first_kind(damaged: Path) -> None:
     with pytest.raises(CtcliError) as caught:
-        read_weights("src", list_local(damaged), Refusing())
+        read_weights("src", list_local(damaged).files, Refusing())
     assert len(caught.value.problems) == 1
     assert FIRST in caught.value.problems[0]
 
@@ -50,11 +50,11 @@ def test_stale_tensors_are_warnings(tmp_path: Path) -> None:
         folder, {THIRD: {"3.weight": array(2, 2), "1.weight": array(2, 2)}}, index=False
     )
     refusing, problems = Refusing(), list[Problem]()
-    weights = read_weights("src", list_local(folder), refusing)
+    weights = read_weights("src", list_local(folder).files, refusing)
     assert [*weights.shards[1].tensors] == ["3.weight"]
     assert len(refusing.warnings) == 1
     assert "'1.weight' is left out" in refusing.warnings[0]
-    read_weights("src", list_local(folder), problems.extend)
+    read_weights("src", list_local(folder).files, problems.extend)
     assert [problem.message.partition(" and in ")[0] for problem in problems] == [
         f"it lies both in {FIRST}",
         f"{THIRD} holds it, and model.safetensors.index.json does not say so.",

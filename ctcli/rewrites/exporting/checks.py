@@ -21,7 +21,7 @@ _EXTRAS = {
     "a bias": re.compile(r".*\bbias"),
     "norms of queries and keys": re.compile(r".*\.(q|k|query|key)_(layer)?norm\..*"),
     "experts": re.compile(r".*(experts?|moe|router|feed_forward\.gate|mlp\.gate)\b.*"),
-    "a layer beyond the number of layers, or an unknown tensor": re.compile(r".*"),
+    "a layer beyond the number of layers, or an unknown tensor": re.compile(r"(?s:.*)"),
 }
 
 

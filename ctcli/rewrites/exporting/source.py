@@ -61,7 +61,7 @@ def read_llama(checkpoint: Checkpoint) -> Llama:
         config = from_params_json(_params_of(checkpoint))
     if config.invalid:
         raise CtcliError(
-            [f"{naming.config}: {problem}" for problem in config.invalid],
+            config.invalid,
             f"Correct {naming.config}, which describes the model.",
         )
     if config.sizes["n_layers"] > len(tensors):

@@ -142,8 +142,7 @@ class _Scheme:
         for module in self._modules(place):
             rows, columns = self._surgery.stored[f"{module}.weight"].spec.shape
             by_columns = place.location == "weight_input" or is_embedding(module)
-            once = self._matrix(columns if by_columns else rows)
-            self._check_divides(module, once, columns if by_columns else rows)
+            once = self._matrix(module, columns if by_columns else rows)
             # W M^T, but E M and M^T W.
             if (place.location == "weight_input") != place.inverse:
                 once = once.inverse
@@ -160,8 +159,7 @@ class _Scheme:
             home = f"{queries[module].module if on_heads else module}.weight"
             size = self._surgery.stored[home].spec.shape[place.location == "input"]
             size = queries[module].size if on_heads else size
-            once = self._matrix(size)
-            self._check_divides(module, once, size)
+            once = self._matrix(module, size)
             if not once.is_hadamard:
                 raise CtcliError(
                     f"{self._scheme.name}: {once.description} is no Hadamard matrix, and readers "
@@ -173,16 +171,15 @@ class _Scheme:
                 name = f"{module}.{self._scheme.name}_{place.location}"
                 self._surgery.added[home] |= matrix(name, once)
 
-    def _check_divides(self, module: str, once: Rotation, size: int) -> None:
-        if size % once.size:
+    def _matrix(self, module: str, coordinates: int) -> Rotation:
+        """The matrix for a module; a size that does not fit it may be too large to be made."""
+        size = self._scheme.block_size or coordinates
+        if coordinates % size:
             raise CtcliError(
-                f"{module}: {self._scheme.name} rotates {once.size} coordinates, which do not "
-                f"divide its {size}.",
+                f"{module}: {self._scheme.name} rotates {size} coordinates, which do not divide "
+                f"its {coordinates}.",
                 _HINT,
             )
-
-    def _matrix(self, size: int) -> Rotation:
-        size = self._scheme.block_size or size
         if size not in self.matrices:
             self.matrices[size] = made(
                 self._scheme.name, self._scheme.transform_type, size, self._draws

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import httpx
 import huggingface_hub
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
 
 from ctcli.errors import CtcliError
 from ctcli.redaction import redact
+from ctcli.storage.hub.guard import DISTRUST, guard_client
 from ctcli.storage.hub.retries import ShortReadError, cause_of
 
 _SAME_COMMAND = "Run the same command again: it continues where it stopped."
@@ -42,9 +44,17 @@ _BY_STATUS = {
     ),
 }
 
+# What the client raises; the last five when an answer is not the JSON that it takes for granted.
+_RAISED = (
+    *(httpx.HTTPError, HFValidationError, OSError, RuntimeError, ShortReadError),
+    *(ValueError, LookupError, TypeError, AttributeError, AssertionError),
+)
 
+
+@cache
 def silence_client() -> None:
     """Let the client draw and log nothing: its warnings would come on top of our report."""
+    guard_client()
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     huggingface_hub.utils.disable_progress_bars()
 
@@ -61,16 +71,11 @@ def hub_errors(repo: str, revision: str | None = None, name: str | None = None) 
     silence_client()
     try:
         yield
-    except (httpx.HTTPError, HFValidationError, OSError, RuntimeError, ShortReadError) as error:
-        found = _explain(cause_of(error), repo, revision, name)
-        if found is None:
-            raise
-        raise found from error
+    except _RAISED as error:
+        raise _explain(cause_of(error), repo, revision, name) from error
 
 
-def _explain(
-    error: BaseException, repo: str, revision: str | None, name: str | None
-) -> CtcliError | None:
+def _explain(error: BaseException, repo: str, revision: str | None, name: str | None) -> CtcliError:
     what = f"{repo}/{name}" if name else repo
     match error:
         case GatedRepoError():
@@ -94,8 +99,13 @@ def _explain(
         case OSError():
             problem = f"{what}: the hub cache cannot be used: {error.strerror or error}."
             hint = "Check HF_HOME, its permissions and its disk."
+        case RuntimeError() if not isinstance(error, RecursionError):
+            # The client's Rust part, which moves the bytes of large files (Xet), knows no other.
+            problem = f"{what}: the hub client failed: {_line(str(error), error)}."
+            hint = _SAME_COMMAND
         case _:
-            return None
+            problem = f"{repo}: what answers is not a model hub: {_line(str(error), error)}."
+            hint = DISTRUST
     return CtcliError(problem, hint)
 
 

@@ -21,6 +21,7 @@ from ctcli.errors import CtcliError
 from ctcli.lazy.tensors import SourceFile
 from ctcli.storage.hub.checksum import Checksum
 from ctcli.storage.hub.errors import hub_errors
+from ctcli.storage.hub.guard import DISTRUST, is_plain
 from ctcli.storage.hub.retries import (
     FEW_TRIES,
     Retries,
@@ -29,7 +30,7 @@ from ctcli.storage.hub.retries import (
     is_passing,
     retrying,
 )
-from ctcli.storage.local import LocalFile, list_local
+from ctcli.storage.local import list_local
 from ctcli.units import Advance
 
 CLIENT: dict[str, Any] = {"library_name": "ctcli", "library_version": __version__}
@@ -205,17 +206,25 @@ def hub_files(repo: str, revision: str | None) -> tuple[dict[str, HubFile], str]
         files_metadata=True,
         timeout=constants.HF_HUB_ETAG_TIMEOUT,
     )
-    commit, files = str(info.sha), {}
+    commit, files = info.sha, {}
+    if not (isinstance(commit, str) and is_plain(commit)):
+        raise CtcliError(f"{repo}: the hub's commit is not a plain name: {commit!r}.", DISTRUST)
     for entry in info.siblings or ():
         digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
         checksum = Checksum(digest, entry.lfs is None) if digest else None
-        name = entry.rfilename
-        if name.startswith("/") or ".." in name.split("/"):
-            raise CtcliError(
-                f"{repo}: a file's name leads out of it: {name!r}.", "Do not trust this hub."
-            )
-        files[name] = HubFile(repo, commit, name, entry.size or 0, digest or commit, checksum)
+        name, size = entry.rfilename, entry.size or 0
+        if not _is_inside(name):
+            raise CtcliError(f"{repo}: a file's name leads out of it: {name!r}.", DISTRUST)
+        if type(size) is not int or size < 0:
+            raise CtcliError(f"{repo}: the hub's size of {name} is {size!r}.", DISTRUST)
+        files[name] = HubFile(repo, commit, name, size, digest or commit, checksum)
     return files, commit
+
+
+def _is_inside(name: Any) -> bool:
+    """Whether a file's name, as a hub tells it, is a path inside the repository."""
+    parts = name.split("/") if isinstance(name, str) and "\0" not in name else [""]
+    return not {"", ".", ".."}.intersection(parts)
 
 
 def _list_cache(repo: str, revision: str | None) -> tuple[dict[str, SourceFile], str]:
@@ -223,8 +232,7 @@ def _list_cache(repo: str, revision: str | None) -> tuple[dict[str, SourceFile],
         repo, CONFIG_NAME, revision=revision, local_files_only=True
     )
     snapshot = Path(config).parent
-    local: dict[str, LocalFile] = list_local(snapshot)
-    return dict(local), snapshot.name
+    return dict(list_local(snapshot).files), snapshot.name
 
 
 def _meter(advance: Advance) -> tuple[type[tqdm], Callable[[], int]]:

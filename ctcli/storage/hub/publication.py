@@ -12,8 +12,10 @@ machine finds there, without any local state, what need not be made again.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import (
@@ -27,6 +29,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from ctcli import __version__
 from ctcli.errors import CtcliError
+from ctcli.interrupts import interrupted_means, run_is_done
 from ctcli.redaction import redact
 from ctcli.storage.hub.branch import Branch
 from ctcli.storage.hub.errors import hub_errors
@@ -37,6 +40,11 @@ from ctcli.storage.hub.retries import Retries, ignore, retrying
 from ctcli.storage.hub.target import ATTRIBUTES, PushTarget, Standing, look_at
 from ctcli.storage.journal import Errors
 from ctcli.units import Advance
+
+_PERHAPS = (
+    "interrupted while the hub was to publish the output: it may have. The same command finds out, "
+    "and continues."
+)
 
 
 class Publication:
@@ -71,8 +79,8 @@ class Publication:
             journal = CommitOperationAdd(JOURNAL, encode_pushed(self._key, ()))
             operations = [journal, CommitOperationAdd(CARD, self._card)]
             work.commit(operations, "Begin", work.name, ignore)
-        except HfHubHTTPError:
-            raise  # some are a ValueError, too
+        except (HfHubHTTPError, json.JSONDecodeError):
+            raise  # both are a ValueError, too
         except ValueError as error:  # the client has the hub check the card's front matter
             said = redact(" ".join(str(error).split()), get_token())
             raise CtcliError(
@@ -152,7 +160,9 @@ class Publication:
                     self._create_branch(target.branch)
                 branch = Branch(self._api, target.repo, target.branch, standing.parent)
                 note = f"Made by ctcli {__version__}, collected on {self._work.name}."
-                commit = branch.commit(self._last(files), target.message, note, advance)
+                with interrupted_means(_PERHAPS):
+                    commit = branch.commit(self._last(files), target.message, note, advance)
+        run_is_done()
         then()
         with hub_errors(target.repo, target.branch):
             self._delete_working_branch()
@@ -203,6 +213,7 @@ def open_publication(target: PushTarget, key: str, card: bytes) -> Publication:
     Raises:
         CtcliError: see `look_at`; no rights; a card with front matter that the hub refuses.
     """
+    target = replace(target, message=redact(target.message, get_token()))
     standing = look_at(target, key)
     api = HfApi(**CLIENT)
     if standing.is_private is None:

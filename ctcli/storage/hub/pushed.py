@@ -50,7 +50,7 @@ def decode_pushed(content: bytes, key: str, there: Mapping[str, HubFile]) -> dic
         if first != key:
             return {}
         files = [Pushed(name, size, sha256, errors) for name, size, sha256, errors in entries]
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return {}
     return {file.name: file for file in files if _is(file, there.get(file.name))}
 

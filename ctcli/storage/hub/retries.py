@@ -51,6 +51,10 @@ def is_passing(error: BaseException) -> bool:
         # Of an upload, storage's own errors count too: the next try gets a new place to put it.
         is_upload = type(error) is RuntimeError
         return is_upload or cause.response.status_code in _STATUSES
+    if type(cause) is RuntimeError:
+        # Of the client's Rust part: it gives up on a network, a store or a token that has expired,
+        # and does not tell which.
+        return True
     passing = (
         httpx.TimeoutException,
         httpx.NetworkError,

@@ -31,6 +31,7 @@ class Answering(BaseHTTPRequestHandler):
     body: bytes
     loses_answer: bool
     ignores_range: bool
+    other_headers: Mapping[str, str]
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 (the base's name)
         """Keep quiet."""
@@ -97,7 +98,7 @@ class Answering(BaseHTTPRequestHandler):
     def send_head(self, status: int, headers: Mapping[str, object]) -> None:
         """Send status and headers."""
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {**headers, **self.other_headers}.items():
             self.send_header(name, str(value))
         self.end_headers()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Event
 
@@ -22,9 +23,9 @@ class Fault:
 
     With ``status``, the request is answered by this error, without a look at what it asks for.
     With ``lose_answer``, it is done, but its answer never arrives; with ``ignores_range``, it is
-    answered by the whole file. The other effects touch the bytes of a file on its way, down or
-    up, and may be combined; a request whose range is too short for the fault to show in is served
-    well and does not count.
+    answered by the whole file; with ``page`` or ``headers``, by something else. The other effects
+    touch the bytes of a file on its way, down or up, and may be combined; a request whose range is
+    too short for the fault to show in is served well and does not count.
     """
 
     path_suffix: str
@@ -35,6 +36,8 @@ class Fault:
     retry_after: int | None = None  # seconds, sent along with status
     reset_after: int | None = None  # likewise, in the header of a spent rate limit
     body: str = "This fault was asked for"  # what the answer with status says
+    page: bytes | None = None  # the whole answer, with status or 200: of something that is no hub
+    headers: Mapping[str, str] | None = None  # in place of the good answer's
     lose_answer: bool = False
     ignores_range: bool = False
     after_bytes: int | None = None  # drop the connection after so much of the body
@@ -46,7 +49,8 @@ class Fault:
     @property
     def touches_bytes(self) -> bool:
         """Whether it is about a file's bytes, rather than the whole request."""
-        return self.status is None and not (self.lose_answer or self.ignores_range)
+        is_of_all = self.page is not None or self.headers is not None
+        return self.status is None and not (self.lose_answer or self.ignores_range or is_of_all)
 
     def applies(self, method: str, path: str, span: range | None) -> bool:
         """Whether to hit this request; ``span`` is the part of a file about to pass, if any."""

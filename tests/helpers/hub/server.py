@@ -105,6 +105,14 @@ class Handler(Reading, Writing):
         fault = self.hub.take_fault(self.command, self.name)
         self.loses_answer = fault is not None and fault.lose_answer
         self.ignores_range = fault is not None and fault.ignores_range
+        self.other_headers = (fault and fault.headers) or {}
+        if fault and fault.page is not None:
+            if self.command == "PUT":
+                self._drain()
+            typed = {"Content-Type": "text/html", "Content-Length": len(fault.page)}
+            self.send_head(fault.status or 200, typed)
+            self.wfile.write(fault.page if self.command != "HEAD" else b"")
+            return
         if fault and fault.status:
             if self.command == "PUT":
                 self._drain()

@@ -53,7 +53,7 @@ from tests.helpers.llamas import (
         ({"partial_rotary_factor": [1]}, "partial_rotary_factor"),
         ({"hidden_act": {}}, "hidden_act {}"),
         ({"rope_theta": 10**400, "rope_parameters": None}, "config.json: rope_theta is 1000"),
-        ({"hidden_size": "64"}, "config.json: hidden_size is '64', not a positive 32-bit integer."),
+        ({"hidden_size": "64"}, "config.json: hidden_size is '64', and not a positive number."),
         ({"num_attention_heads": None}, "config.json: num_attention_heads is missing"),
         ({"max_position_embeddings": None}, "for how many positions"),
         ({"rms_norm_eps": -1.0}, "config.json: rms_norm_eps is -1.0"),

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from ctcli.storage.destination import DIRECTORY
-from ctcli.storage.writer import look_for_leftover, open_partial
+from ctcli.storage.leftover import look_for_leftover
+from ctcli.storage.writer import open_partial
 from tests.conftest import Ctcli
 from tests.helpers.checkpoints import file_hashes
 from tests.helpers.dying import Moment, end_at
@@ -123,6 +124,7 @@ def test_a_whole_shard_that_is_there_is_not_fetched_again_in_pieces(
         env = hub.env(tmp_path / "home")
         there = work / ".out.ctcli-partial" / "source" / commit
         there.mkdir(parents=True)
+        (work / ".out.ctcli-partial" / "lock").touch()
         for name in {*few.values()}:
             shutil.copy(folder / name, there)
         done = ctcli("reindex", REPO, "out", "--stream", env=env)
@@ -135,13 +137,14 @@ def test_files_that_a_hub_has_do_not_stay_here(tmp_path: Path) -> None:
     """A run died between a file's arrival and its end here; another file's key is not ours."""
     out, folder = tmp_path / "out", tmp_path / ".out.ctcli-partial" / "checkpoint"
     folder.mkdir(parents=True)
+    (folder.parent / "lock").touch()
     for name in ("pushed", "complete", "unknown"):
         (folder / name).write_bytes(b"four")
     entries = ["key", ["pushed", {}], ["complete", {}]]
     (folder.parent / "journal").write_text("".join(json.dumps(e) + "\n" for e in entries))
     sizes = dict.fromkeys(("pushed", "complete", "unknown"), 4)
-    leftover = look_for_leftover(out, "key", sizes, {"pushed": {}})
-    with open_partial(out, "key", leftover, fsync=False, overwrite=False, form=DIRECTORY):
+    leftover = look_for_leftover(out, "key", sizes, {"pushed": {}}, DIRECTORY)
+    with open_partial(out, "key", leftover, DIRECTORY, fsync=False, overwrite=False):
         assert [path.name for path in folder.iterdir()] == ["complete"]
 
 
@@ -153,14 +156,23 @@ def run_until_it_cleans_up(hub: Hub, arguments: tuple[str, ...], env: dict[str, 
     hub.heal()
 
 
-def test_killed_after_the_last_commit_nothing_is_left_to_do(
-    hub: Hub, work: Path, env: dict[str, str]
+def test_killed_after_the_last_commit_only_clearing_up_is_left_to_do(
+    hub: Hub, ctcli: Ctcli, work: Path, env: dict[str, str]
 ) -> None:
     """What is here is in its place before the hub forgets whose commit the last one is."""
-    hub.inject(Fault("", method="DELETE", times=9, lose_answer=True))
-    run_until_it_cleans_up(hub, (*QUANTIZE, REPO, "out", "--push", MADE), env)
+    hub.inject(Fault("", method="DELETE", times=9, status=503))
+    arguments = (*QUANTIZE, REPO, "out", "--push", MADE)
+    run_until_it_cleans_up(hub, arguments, env)
+    made = file_hashes(work / "out")
+    assert published(hub) == made
+    hub.forget()
+    done = ctcli(*arguments, "--json", env=env)
+    assert not done.returncode, done.stderr
+    assert json.loads(done.stdout)["bytes_written"] == 0
+    assert hub.repos[MADE].branches.keys() == {"main"}
+    assert not hub.bytes_received()
+    assert published(hub) == made == file_hashes(work / "out")
     assert not list(work.glob(".*"))
-    assert published(hub) == file_hashes(work / "out")
 
 
 def test_killed_before_the_working_branch_goes_the_same_command_ends_well(

@@ -1,0 +1,166 @@
+"""Kill runs of all commands again and again: `python -m tests.bench.kills [RUNS] [JOBS] [MB]`.
+
+Each command is run on a checkpoint of 300 MB until it is killed (TERM, INT, KILL in turn) at a
+random moment of the time that it takes, then again, and after a few kills undisturbed. DST must be
+absent or whole after each, and whole at last. Likewise jobs that publish on a hub.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tests.fuzzing.checkpoints import write_large
+from tests.helpers.checkpoints import file_hashes
+from tests.helpers.hub import Hub
+from tests.helpers.processes import HANG_SECONDS, environment
+
+RECIPES = Path(__file__).parent / "recipes"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+_IN_A_ROW = 4  # kills before a run is let alone
+TOKEN = "hf_" + "Qd3" * 11 + "T"
+COMMANDS: Mapping[str, Sequence[str]] = {
+    "reindex": ("reindex", "--max-shard-size", "40MB"),
+    "reindex --overwrite": ("reindex", "--overwrite"),
+    "reindex --fsync": ("reindex", "--fsync"),
+    "fuse-norms": ("fuse-norms",),
+    "rotate": ("rotate", "--transform-type", "random-hadamard", "--seed", "1"),
+    "quantize FP8_BLOCK": ("quantize", "--scheme", "FP8_BLOCK"),
+    "quantize NVFP4A16": ("quantize", "--scheme", "NVFP4A16"),
+    "run": ("run", str(RECIPES / "rotate-NVFP4A16.toml")),
+}
+
+
+def start(words: Sequence[str | Path], env: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start a `ctcli`."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ctcli", *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(env),
+        cwd=env.get("PWD"),
+    )
+
+
+def finish(words: Sequence[str | Path], env: Mapping[str, str]) -> float:
+    """Run a `ctcli` to its end; returns the seconds that it takes."""
+    begin = time.monotonic()
+    process = start(words, env)
+    _, said = process.communicate(timeout=HANG_SECONDS)
+    assert process.returncode == 0, said
+    return time.monotonic() - begin
+
+
+class Tally:
+    """What became of the runs that were killed."""
+
+    def __init__(self) -> None:
+        self.ends: Counter[str] = Counter()
+
+    def kill(self, words: Sequence[str | Path], seconds: float, env: Mapping[str, str]) -> None:
+        """Run, and kill it after a part of the time that it would take."""
+        number = _SIGNALS[self.ends.total() % len(_SIGNALS)]
+        process = start(words, env)
+        try:
+            process.wait(random.random() * seconds)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+        _, said = process.communicate(timeout=HANG_SECONDS)
+        if "Traceback" in said and f"{os.sep}ctcli{os.sep}" not in said:
+            self.ends["while Python started"] += 1  # which has its own way with SIGINT
+            return
+        assert "Traceback" not in said, said
+        expected = {0, -number, 128 + number} | ({1} if "DST exists" in said else set())
+        assert process.returncode in expected, f"{process.returncode}: {said}"
+        self.ends["done before" if process.returncode in (0, 1) else number.name] += 1
+
+
+def kill_runs(folder: Path, count: int, megabytes: int) -> None:
+    """Kill so many runs of all commands."""
+    source = write_large(folder / "source", megabytes)
+    tally, begin = Tally(), time.monotonic()
+    whole, times = dict[str, Mapping[str, str]](), dict[str, float]()
+    for name, (command, *options) in COMMANDS.items():
+        given = options[:1] if command == "run" else []
+        rest = options[len(given) :]
+        times[name] = finish([command, *given, source, folder / "whole", *rest], {})
+        whole[name] = file_hashes(folder / "whole")
+        shutil.rmtree(folder / "whole")
+    while tally.ends.total() < count:
+        print(dict(tally.ends), flush=True)
+        for name, (command, *options) in COMMANDS.items():
+            out, old = folder / "out", dict[str, str]()
+            given = options[:1] if command == "run" else []
+            words: list[str | Path] = [command, *given, source, out, *options[len(given) :]]
+            if "--overwrite" in options:
+                (out).mkdir()
+                (out / "old.txt").write_text("old")
+                old = file_hashes(out)
+            for _ in range(min(_IN_A_ROW, count - tally.ends.total())):
+                tally.kill(words, times[name], {})
+                found = file_hashes(out) if out.exists() else {}
+                assert found in (old, whole[name]), f"{name}: DST is neither old nor new"
+            if not out.exists() or file_hashes(out) == old:
+                finish(words, {})
+            assert file_hashes(out) == whole[name], f"{name}: other bytes than undisturbed"
+            shutil.rmtree(out)
+            shutil.rmtree(folder / ".out.ctcli-partial", ignore_errors=True)
+    print(
+        f"{tally.ends.total()} runs on {megabytes} MB: {dict(tally.ends)}, all whole in the end, "
+        f"{time.monotonic() - begin:.0f} s"
+    )
+
+
+def kill_jobs(folder: Path, count: int) -> None:
+    """Kill so many jobs that read from a hub and publish there."""
+    source = write_large(folder / "small", 20)
+    tally, begin, number = Tally(), time.monotonic(), 0
+    with Hub() as hub:
+        hub.token = TOKEN
+        hub.add("org/model", source)
+        env = {**hub.env(folder / "home", TOKEN), "PWD": str(folder)}
+        words = ["quantize", "org/model", "--scheme", "FP8_BLOCK", "--stream"]
+        seconds = finish([*words, "hf://org/whole"], env)
+        whole = hub.contents("org/whole")
+        while tally.ends.total() < count:
+            number += 1
+            print(dict(tally.ends), flush=True)
+            made = f"org/made{number}"
+            for _ in range(min(_IN_A_ROW, count - tally.ends.total())):
+                tally.kill([*words, f"hf://{made}", "--overwrite"], seconds, env)
+                found = hub.contents(made) if made in hub.repos else {}
+                names = found.keys() - {".gitattributes"}
+                assert not names or names >= whole.keys() - {".gitattributes"}, "half a model"
+            finish([*words, f"hf://{made}", "--overwrite"], env)
+            found = hub.contents(made)
+            differ = [name for name in whole if name != "README.md" and found[name] != whole[name]]
+            assert not differ, f"other bytes than undisturbed: {differ}"
+            assert set(hub.repos[made].branches) == {"main"}
+    print(
+        f"{tally.ends.total()} jobs on a hub: {dict(tally.ends)}, all published in the end, "
+        f"{time.monotonic() - begin:.0f} s"
+    )
+
+
+def main() -> None:
+    """Kill as many as the arguments say."""
+    runs, jobs, megabytes = [*map(int, sys.argv[1:]), *(1000, 100, 300)[len(sys.argv) - 1 :]]
+    with tempfile.TemporaryDirectory() as folder:
+        if runs:
+            kill_runs(Path(folder), runs, megabytes)
+        if jobs:
+            kill_jobs(Path(folder), jobs)
+
+
+if __name__ == "__main__":
+    main()
