@@ -67,20 +67,25 @@ def encode_header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) 
     offset = 0
     for name, spec in specs.items():
         end = offset + spec.nbytes
-        shape = ",".join(map(str, spec.shape))
-        entries.append(
-            f'{quote(name)}:{{"dtype":"{spec.dtype}","shape":[{shape}],'
-            f'"data_offsets":[{offset},{end}]}}'
-        )
+        looks = _looks(spec.dtype, spec.shape)
+        entries.append(f'{quote(name)}:{{{looks},"data_offsets":[{offset},{end}]}}')
         offset = end
     text = f"{{{','.join(entries)}}}".encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def file_order(name: str, tensor: LazyTensor) -> tuple[int, bytes]:
-    """Sort key of a tensor inside its file: wide dtypes first, then by name, as the package."""
-    return -DTYPE_RANK[tensor.spec.dtype], name.encode()
+def in_file_order(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Tensors as they lie in a file: wide dtypes first, then by name, as the package does it."""
+    by_name = sorted(tensors)  # code points have the order of their UTF-8 bytes
+    by_dtype = sorted(by_name, key=lambda name: -DTYPE_RANK[tensors[name].spec.dtype])
+    return {name: tensors[name] for name in by_dtype}
+
+
+@lru_cache(maxsize=4096)
+def _looks(dtype: str, shape: tuple[int, ...]) -> str:
+    """What a header says of all tensors that look so."""
+    return f'"dtype":"{dtype}","shape":[{",".join(map(str, shape))}]'
 
 
 class _HeaderError(Exception):
