@@ -25,6 +25,7 @@ MAX_HEADER_BYTES = 100_000_000  # the package's own limit
 _ALIGNMENT = 8
 _LARGEST = 2**63 - 1  # of a size or an offset
 _KEYS = {"dtype", "shape", "data_offsets"}  # of a tensor's entry
+_INTEGERS = {int}  # JSON's true is a bool, which is none of them
 _FIRST_READ = 64 * 1024  # holds the whole header of most shards
 _HINT = "Fetch the file again, or compare its checksum with the publisher's."
 
@@ -181,9 +182,9 @@ def _spec(dtype: str, shape: tuple[int, ...]) -> TensorSpec:
 
 
 def _is_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        type(item) is int and 0 <= item <= _LARGEST for item in value
-    )
+    if not isinstance(value, list) or not {*map(type, value)} <= _INTEGERS:
+        return False
+    return not value or (min(value) >= 0 and max(value) <= _LARGEST)
 
 
 def _exceeds_any_file(shape: list[int]) -> bool:
