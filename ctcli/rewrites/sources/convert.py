@@ -78,7 +78,10 @@ def _as_compressed(
     """The checkpoint in compressed-tensors' layouts, and its quantization_config."""
     schemes = {c.module: c.scheme for c in reading.coded.values() if c.scheme}
     tied = [] if "lm_head" in {*schemes, *kept} else ["lm_head"]
-    said = quantization_config(schemes, kept, tied, kv_cache=bool(reading.cache), release=release)
+    named = {name for name, m in checkpoint.modules.items() if m.kind in ("embedding", "head")}
+    said = quantization_config(
+        schemes, kept, tied, named=named, kv_cache=bool(reading.cache), release=release
+    )
     return replaced(checkpoint, reading, lambda c: _named(c, c.stored)), said
 
 
