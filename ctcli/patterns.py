@@ -21,6 +21,17 @@ def matches(pattern: str, module: str) -> bool:
     return pattern == module
 
 
+def matching(patterns: Iterable[str], modules: Collection[str]) -> set[str]:
+    """The modules that one of the patterns names."""
+    found: set[str] = set()
+    for pattern in patterns:
+        if pattern.startswith("re:"):
+            found.update(filter(re.compile(pattern[3:]).match, modules))
+        elif pattern in modules:
+            found.add(pattern)
+    return found
+
+
 def check_patterns(patterns: Iterable[str], modules: Collection[str], kind: str = "module") -> None:
     """Refuse patterns that are no expressions, or that match nothing, naming what is near.
 

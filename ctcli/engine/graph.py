@@ -38,6 +38,16 @@ class Graph:
         return cls({file.name: file for file in files}, link)
 
     @cached_property
+    def homes(self) -> Mapping[Node, tuple[str, ...]]:
+        """The names of the files that take outputs of each node."""
+        found: dict[Node, tuple[str, ...]] = {}
+        for name, file in self.files.items():
+            only = (name,)
+            for node in file.nodes:
+                found[node] = (*found[node], name) if node in found else only
+        return found
+
+    @cached_property
     def targets(self) -> Mapping[str, tuple[Target, ...]]:
         """Where the outputs of each node go, by its key; those of complete files are left out."""
         found: dict[str, list[Target]] = {}
@@ -50,9 +60,8 @@ class Graph:
     @cached_property
     def nodes(self) -> Mapping[str, Node]:
         """Every node that a job may name: those that are written, and their values."""
-        written = [part.tensor.node for file in self.files.values() for part in file.computed]
         found: dict[str, Node] = {}
-        for node in all_nodes(written):
+        for node in all_nodes(node for file in self.files.values() for node in file.nodes):
             assert found.setdefault(node.key, node) is node, f"two nodes have the key {node.key}"
         return found
 

@@ -66,9 +66,9 @@ class NodeJob:
 Job = CopyJob | NodeJob
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Task:
-    """Jobs that read the same tensors and write the same files.
+    """Jobs that read the same tensors and write the same files. Like a node, it is not changed.
 
     Attributes:
         files: names of the output files, the first of which keeps the journal of it.
@@ -85,9 +85,12 @@ class Task:
     whole: bool = False
     done: frozenset[Place] = frozenset()
     cut: Cut | None = field(init=False)
+    memory: int = field(init=False)
+    """Bytes that each of its jobs holds while it runs."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cut", cut(self.node) if self.node else None)
+        self.cut = cut(self.node) if self.node else None
+        self.memory = self.cut.memory if self.cut else BUFFER_BYTES
 
     def jobs(self) -> Iterator[Job]:
         """The jobs that are to be done, in order."""
@@ -107,11 +110,6 @@ class Task:
     def count(self) -> int:
         """How many jobs are to be done."""
         return sum(1 for _ in self.jobs()) if self.done or not self.cut else self.cut.jobs
-
-    @property
-    def memory(self) -> int:
-        """Bytes that each of its jobs holds while it runs."""
-        return self.cut.memory if self.cut else BUFFER_BYTES
 
     @property
     def needs(self) -> tuple[Node, ...]:
@@ -155,14 +153,15 @@ def make_tasks(graph: Graph, done: Collection[tuple[str, Place]] = ()) -> list[T
         if not copies and not file.computed:
             copies = [Task((name,))]
         tasks += [task for task in copies if not kept or task.count]
-        for node in dict.fromkeys(part.tensor.node for part in file.computed):
-            files = tuple(dict.fromkeys(target.file for target in graph.targets[node.key]))
+        for node in file.nodes:
+            files = graph.homes[node]
             if files[0] != name:
                 continue
             task = Task(files, node, done=kept)
             if kept and not task.count:
                 continue
-            tasks += [*(Task((), value) for value in all_nodes(node.values, made)), task]
+            tasks += [Task((), value) for value in all_nodes(node.values, made)]
+            tasks.append(task)
     return tasks
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 from ctcli.engine.graph import Graph
@@ -80,15 +81,16 @@ class Plan:
     def peak_memory(self) -> int:
         """Upper bound in bytes for what the jobs under way hold together."""
         left, total = self.settings.workers, 0
-        for task in heapq.nlargest(left, self.every_task, key=lambda task: task.memory):
+        for task in self.largest_tasks:
             total += task.memory * (count := min(left, task.count))
             left -= count
         return min(self.settings.max_memory, total)
 
-    @property
-    def every_task(self) -> Iterator[Task]:
-        """What is to be done for all files."""
-        return (task for tasks in self.tasks for task in tasks)
+    @cached_property
+    def largest_tasks(self) -> list[Task]:
+        """Those whose jobs hold most; there is one for each worker."""
+        every = (task for tasks in self.tasks for task in tasks)
+        return heapq.nlargest(self.settings.workers, every, key=attrgetter("memory"))
 
     @cached_property
     def peak_disk(self) -> int:
@@ -207,7 +209,7 @@ def check_resources(plan: Plan) -> None:
     check_sources(plan.destination, (source.location for source in plan.sources))
     check_beside(plan.destination, plan.layout.beside, plan.settings.overwrite)
     problems, hints = [], []
-    if too_little := memory_problem(plan.every_task, plan.settings.max_memory):
+    if too_little := memory_problem(plan.largest_tasks, plan.settings.max_memory):
         problems.append(too_little)
         hints.append(MORE_MEMORY)
     least = plan.peak_disk

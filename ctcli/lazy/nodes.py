@@ -195,9 +195,11 @@ class Output:
     is_whole: bool = False
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class Node:
-    """Tensors that are computed together.
+    """Tensors that are computed together. Nobody changes one.
+
+    It is not frozen, for plans make a hundred thousand of them, and that takes half the time so.
 
     Attributes:
         key: `<module>/<tensor>/<steps>`, unique in a run, and the same in every process that makes
@@ -263,13 +265,12 @@ class Node:
                 columns, rows = max(columns, below.across[0]), max(rows, below.across[1])
                 down = math.lcm(down, item.granules(self, ROWS))
                 width = math.lcm(width, item.granules(self, COLUMNS))
-        found = object.__setattr__
-        found(self, "along", tuple(along))
-        found(self, "together", (down, width))
-        found(self, "across", (columns, rows))
-        found(self, "values", _each_once(values))
-        found(self, "reads", _each_once(reads))
-        found(self, "least_rows", least)
+        self.along = tuple(along)
+        self.together = down, width
+        self.across = columns, rows
+        self.values = _each_once(values)
+        self.reads = _each_once(reads)
+        self.least_rows = least
 
     @property
     def is_value(self) -> bool:

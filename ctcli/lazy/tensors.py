@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ctcli.ops.dtypes import DTYPES
 from ctcli.units import Advance
@@ -75,8 +75,7 @@ def content_of(file: SourceFile) -> bytes:
     return file.fetch(lambda _: None).read_bytes()
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):
     """A tensor that lies in a source file as `spec.nbytes` bytes from `start`."""
 
     spec: TensorSpec

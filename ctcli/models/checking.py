@@ -53,10 +53,10 @@ def _problem(demand: Demand, shapes: Shapes) -> str | None:
     shape = shapes[name]
     if shape == expected:
         return None
-    if len(shape) == len(expected) and all(
-        want in {None, size} for size, want in zip(shape, expected, strict=True)
-    ):
-        return None
+    if len(shape) == len(expected):
+        pairs = zip(shape, expected, strict=True)
+        if not [size for size, want in pairs if want is not None and want != size]:
+            return None
     wanted = ", ".join("any" if want is None else str(want) for want in expected)
     return f"{name} has the shape {list(shape)}, not [{wanted}]."
 

@@ -6,13 +6,11 @@ together want its members side by side. This table is the only place that says w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class FusedRoles:
+class FusedRoles(NamedTuple):
     """Module names that make up one set under a common parent module."""
 
     members: tuple[str, ...]
@@ -30,8 +28,7 @@ FUSED_ROLES = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class FusedSet:
+class FusedSet(NamedTuple):
     """The members of a set that a checkpoint holds, with all their tensors."""
 
     parent: str
@@ -46,15 +43,15 @@ class FusedSet:
 
 
 _ROLES_OF = {member: roles for roles in FUSED_ROLES for member in roles.members}
-_MEMBER = re.compile(rf"(?<![^.])(?:{'|'.join(_ROLES_OF)})(?![^.])")
 
 
 def _membership(name: str) -> tuple[str, FusedRoles, str] | None:
     """The parent module, roles and member that a tensor's name stands for, if any."""
-    for found in _MEMBER.finditer(name):
-        parent, roles = name[: max(0, found.start() - 1)], _ROLES_OF[found[0]]
-        if not roles.parents or parent.rpartition(".")[2] in roles.parents:
-            return parent, roles, found[0]
+    modules = name.split(".")
+    for place, member in enumerate(modules):
+        roles = _ROLES_OF.get(member)
+        if roles and (not roles.parents or (place and modules[place - 1] in roles.parents)):
+            return ".".join(modules[:place]), roles, member
     return None
 
 

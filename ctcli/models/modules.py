@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ctcli.lazy.tensors import TensorSpec
 from ctcli.models.experts import packed_experts
@@ -21,24 +20,20 @@ T_co = TypeVar("T_co", bound=_Specified, covariant=True)
 _WEIGHTS = ("weight", "weight_packed", "qweight", "")
 
 
-@dataclass(frozen=True, slots=True)
-class Module(Generic[T_co]):
+class Module(NamedTuple, Generic[T_co]):
     """A module that has tensors of its own.
 
     Attributes:
         name: its full name; of experts that are packed without a module, the tensor's.
         kind: what it is.
         parts: its tensors by the last component of their names; `` is a tensor of its own name.
+        weight: its weight as it stands.
     """
 
     name: str
     kind: Kind
     parts: Mapping[str, T_co]
-
-    @property
-    def weight(self) -> T_co | None:
-        """Its weight as it stands."""
-        return self.parts.get("weight") or self.parts.get("")
+    weight: T_co | None
 
     @property
     def weight_name(self) -> str:
@@ -74,7 +69,7 @@ def modules_of(tensors: Mapping[str, T_co], config: Mapping[str, Any]) -> dict[s
         config: config.json.
     """
     parts: dict[str, dict[str, T_co]] = {}
-    order: dict[str, None] = {}
+    order: dict[str, object] = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
         if leaf != "weight" and packed_experts(name, tensor.spec):
@@ -83,10 +78,12 @@ def modules_of(tensors: Mapping[str, T_co], config: Mapping[str, Any]) -> dict[s
         if leaf in _WEIGHTS:
             order[module] = None
     layers = layers_of(config)
-    return {
-        name: Module(name, _kind(name, parts[name], layers), parts[name])
-        for name in {**order, **dict.fromkeys(parts)}
-    }
+    found: dict[str, Module[T_co]] = {}
+    for name in {**order, **parts}:
+        own = parts[name]
+        weight = own.get("weight") or own.get("")
+        found[name] = Module(name, _kind(name, own, layers), own, weight)
+    return found
 
 
 def _kind(name: str, parts: Mapping[str, _Specified], layers: int | None) -> Kind:

@@ -46,7 +46,7 @@ REASONS: Mapping[Kind, str] = {
 _DIGITS = re.compile("[0-9]+")
 # Model types whose layers hold [in, out] weights in a class of their own instead of linears.
 TRANSPOSED_LINEARS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-_LAYER = re.compile(r"(?:.*\.)?layers\.([0-9]+)\..*")
+_LAYER = re.compile(r"(?:.*\.)?layers\.([0-9]+)\.")
 
 
 def kind_of(module: str, layers: int | None = None) -> _Protected | None:
@@ -56,10 +56,20 @@ def kind_of(module: str, layers: int | None = None) -> _Protected | None:
         module: its name.
         layers: how many layers the model has; those beyond predict further tokens.
     """
-    kind = _kind_of(_DIGITS.sub("0", module))
-    if kind is None and layers and (layer := _LAYER.fullmatch(module)):
-        return "draft" if int(layer[1]) >= layers else None
-    return kind
+    parent, dot, leaf = module.rpartition(".")
+    alike, layer = _numbers_of(parent)
+    kind = _kind_of(alike + dot + leaf)
+    return "draft" if kind is None and layers and layer >= layers else kind
+
+
+@lru_cache(maxsize=10_000)
+def _numbers_of(parent: str) -> tuple[str, int]:
+    """A module's name without its numbers, and the number of its layer; -1: it is in none.
+
+    Names are taken apart once for all modules inside another.
+    """
+    layer = _LAYER.match(f"{parent}.")
+    return _DIGITS.sub("0", parent), int(layer[1]) if layer else -1
 
 
 @lru_cache(maxsize=10_000)

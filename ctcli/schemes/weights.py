@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ctcli.lazy.nodes import (
     COLUMNS,
+    Axis,
     Computed,
     Input,
     Node,
     Output,
+    Shape,
     Where,
     axis_of,
     matrix_shape,
@@ -28,53 +30,64 @@ if TYPE_CHECKING:
 Weight = Stored | Computed
 
 
-def quantized(
-    module: str,
-    weight: Weight,
-    numerics: Numerics,
-    execution: Execution,
-    shared: Node | None,
-) -> Node:
-    """The tensors that stand for one weight.
+@dataclass(frozen=True, eq=False)
+class Quantizer:
+    """How weights are quantized.
 
-    Args:
-        module: its module.
-        weight: [rows, columns], not rounded.
-        numerics: how to quantize it.
+    Attributes:
+        numerics: in numbers.
         execution: how to compute.
-        shared: the largest magnitude of its fused set, for strategy tensor_group.
     """
-    strategy = numerics.scheme.weights.strategy
-    shape, axis = matrix_shape(weight.spec.shape), axis_of(weight)
-    outputs, granule, kernel = _facts(numerics, execution, weight.spec.dtype, shape)
-    whole = shared
-    if format_of(numerics.scheme).whole(numerics.scheme, axis == COLUMNS) == "range":
-        whole = _range_of(module, weight, numerics, execution)
-    if strategy == "channel" and axis == COLUMNS:
-        outputs = {name: _whole_for_rows(output) for name, output in outputs.items()}
-    inputs = {"weight": Input(weight, shape)}
-    if whole:
-        inputs["range"] = _value(whole)
-    return Node(
-        key=step_key(module, "weight", weight, "quantize"),
-        module=module,
-        shape=shape,
-        inputs=inputs,
-        outputs=outputs,
-        kernel=kernel,
-        granule=granule,
-        axis=axis,
-    )
+
+    numerics: Numerics
+    execution: Execution
+
+    def __call__(self, module: str, weight: Weight, shared: Input | None) -> Node:
+        """The tensors that stand for one weight.
+
+        Args:
+            module: its module.
+            weight: [rows, columns], not rounded.
+            shared: the largest magnitude of its fused set, for strategy tensor_group.
+        """
+        shape, axis = matrix_shape(weight.spec.shape), axis_of(weight)
+        alike = _alike(self, weight.spec.dtype, shape, axis)
+        inputs = {"weight": Input(weight, shape)}
+        if alike.needs_range:
+            inputs["range"] = value(_range_of(module, weight, self.numerics, self.execution))
+        elif shared:
+            inputs["range"] = shared
+        return Node(
+            key=step_key(module, "weight", weight, "quantize"),
+            module=module,
+            shape=shape,
+            inputs=inputs,
+            outputs=alike.outputs,
+            kernel=alike.kernel,
+            granule=alike.granule,
+            axis=axis,
+        )
+
+
+class _Alike(NamedTuple):
+    """What weights of one dtype and shape have in common: many of a model are alike."""
+
+    outputs: Mapping[str, Output]
+    kernel: Quantize
+    granule: Shape
+    needs_range: bool
 
 
 @lru_cache(maxsize=256)
-def _facts(
-    numerics: Numerics, execution: Execution, tag: str, shape: tuple[int, int]
-) -> tuple[Mapping[str, Output], tuple[int, int], Quantize]:
-    """What the weights of one shape have in common: many of a model are alike."""
-    form = format_of(numerics.scheme)
+def _alike(quantizer: Quantizer, tag: str, shape: Shape, axis: Axis) -> _Alike:
+    numerics, scheme = quantizer.numerics, quantizer.numerics.scheme
+    form = format_of(scheme)
     outputs = form.outputs(numerics, TensorSpec(numerics.dtype, shape))
-    return outputs, form.granule(numerics.scheme), Quantize(tag, numerics, execution)
+    if scheme.weights.strategy == "channel" and axis == COLUMNS:
+        outputs = {name: _whole_for_rows(output) for name, output in outputs.items()}
+    kernel = Quantize(tag, numerics, quantizer.execution)
+    needs_range = form.whole(scheme, axis == COLUMNS) == "range"
+    return _Alike(outputs, kernel, form.granule(scheme), needs_range)
 
 
 def largest_magnitude(name: str, weights: Mapping[str, Weight], execution: Execution) -> Node:
@@ -91,7 +104,7 @@ def largest_magnitude(name: str, weights: Mapping[str, Weight], execution: Execu
     ]
     if len(nodes) == 1:
         return nodes[0]
-    inputs = {node.module: _value(node) for node in nodes}
+    inputs = {node.module: value(node) for node in nodes}
     outputs = _value_outputs("F32", (1,))
     return Node(f"{name}/amax", name, (1, 1), inputs, outputs, Largest(), combine="max")
 
@@ -111,7 +124,7 @@ def _range_of(module: str, weight: Weight, numerics: Numerics, execution: Execut
     errors = _over(
         module, weight, "errors", Errors(tag, numerics, execution), (31, rows), extremes, "sum"
     )
-    inputs = {"range": _value(extremes), "errors": _value(errors)}
+    inputs = {"range": value(extremes), "errors": value(errors)}
     outputs = _value_outputs("F32", (2, rows))
     key = step_key(module, "weight", weight, "shrink")
     return Node(key, module, (1, 1), inputs, outputs, Shrink(), combine="max")
@@ -130,7 +143,7 @@ def _over(
     matrix = matrix_shape(weight.spec.shape)
     inputs = {"weight": Input(weight, matrix)}
     if whole:
-        inputs["range"] = _value(whole)
+        inputs["range"] = value(whole)
     dtype = "F32" if combine == "max" else "F64"
     return Node(
         key=step_key(module, "weight", weight, step),
@@ -154,7 +167,8 @@ def _amax(tag: str, execution: Execution) -> Amax:
     return Amax(tag, execution)
 
 
-def _value(node: Node) -> Input:
+def value(node: Node) -> Input:
+    """How another node reads a value."""
     return Input(Computed(node, "value"), (1, 1), "whole")
 
 

@@ -11,12 +11,12 @@ from typing import NamedTuple, Protocol
 
 from ctcli import __version__
 from ctcli.checkpoint.value import CONFIG_NAME, RECIPE_NAME, Checkpoint, Origin, Shard
-from ctcli.lazy.nodes import Computed, LazyTensor, Stacked, all_nodes
+from ctcli.lazy.nodes import Computed, LazyTensor, Node, Stacked, all_nodes
 from ctcli.lazy.tensors import Known, SourceFile, Stored
 from ctcli.storage.destination import DIRECTORY, Form
 from ctcli.storage.index import encode_index
 from ctcli.storage.recipe import encode_recipe
-from ctcli.storage.safetensors import encode_header, file_order
+from ctcli.storage.safetensors import encode_header, in_file_order
 
 _CLOSING_FILES = (CONFIG_NAME, "params.json")
 
@@ -48,11 +48,6 @@ class Placed(NamedTuple):
     tensor: Computed
     offset: int
 
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return self.tensor.spec.nbytes
-
 
 @dataclass(frozen=True, slots=True)
 class KnownBytes:
@@ -75,10 +70,17 @@ class OutputFile:
 
     @cached_property
     def size(self) -> int:
-        """Length in bytes."""
-        copied = sum(copy.nbytes for copy in self.copies)
-        known = len(self.head) + sum(len(part.content) for part in self.known)
-        return known + copied + sum(part.nbytes for part in self.computed)
+        """Length in bytes: where the last part ends."""
+        ends = [len(self.head)]
+        ends += [copy.offset + copy.nbytes for copy in self.copies[-1:]]
+        ends += [part.offset + part.tensor.spec.nbytes for part in self.computed[-1:]]
+        ends += [part.offset + len(part.content) for part in self.known[-1:]]
+        return max(ends)
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """What its computed tensors are outputs of, each once."""
+        return tuple(dict.fromkeys(part.tensor.node for part in self.computed))
 
     @property
     def verbatim(self) -> SourceFile | None:
@@ -142,8 +144,8 @@ class Layout:
 def sources_of(files: Collection[OutputFile]) -> list[SourceFile]:
     """The source files that bytes of `files` come from, each once."""
     sources = dict.fromkeys(copy.source for file in files for copy in file.copies)
-    nodes = dict.fromkeys(part.tensor.node for file in files for part in file.computed)
-    sources |= dict.fromkeys(read.file for node in all_nodes(nodes) for read in node.reads)
+    nodes = all_nodes(node for file in files for node in file.nodes)
+    sources |= dict.fromkeys(read.file for node in nodes for read in node.reads)
     return [*sources]
 
 
@@ -187,7 +189,7 @@ def _weights_file(shard: Shard, source: SourceFile | None) -> OutputFile:
     """The source file that the shard equals, else a new header and runs of bytes."""
     if source:
         return replace(_whole(shard.name, source), is_shard=True)
-    tensors = dict(sorted(shard.tensors.items(), key=lambda item: file_order(*item)))
+    tensors = in_file_order(shard.tensors)
     # Readers of safetensors in the wild insist on a format wherever there is metadata.
     metadata = {"format": "pt", **shard.metadata}
     head = encode_header({name: tensor.spec for name, tensor in tensors.items()}, metadata)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn
 
 from ctcli.checkpoint.value import Shard
@@ -25,6 +26,7 @@ _ALIGNMENT = 8
 _KEYS = {"dtype", "shape", "data_offsets"}
 _LARGEST = 2**63 - 1  # of a size or an offset
 _LONGEST_NAME = 2_000  # characters; the time that patterns take depends on it
+_INTEGERS = {int}  # JSON's true is a bool, which is none of them
 _FIRST_READ = 64 * 1024  # holds the whole header of most shards
 _HINT = "Fetch the file again, or compare its checksum with the publisher's."
 
@@ -67,20 +69,25 @@ def encode_header(specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]) 
     offset = 0
     for name, spec in specs.items():
         end = offset + spec.nbytes
-        shape = ",".join(map(str, spec.shape))
-        entries.append(
-            f'{quote(name)}:{{"dtype":"{spec.dtype}","shape":[{shape}],'
-            f'"data_offsets":[{offset},{end}]}}'
-        )
+        looks = _looks(spec.dtype, spec.shape)
+        entries.append(f'{quote(name)}:{{{looks},"data_offsets":[{offset},{end}]}}')
         offset = end
     text = f"{{{','.join(entries)}}}".encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def file_order(name: str, tensor: LazyTensor) -> tuple[int, bytes]:
-    """Sort key of a tensor inside its file: wide dtypes first, then by name, as the package."""
-    return -DTYPE_RANK[tensor.spec.dtype], name.encode()
+def in_file_order(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Tensors as they lie in a file: wide dtypes first, then by name, as the package does it."""
+    by_name = sorted(tensors)  # code points have the order of their UTF-8 bytes
+    by_dtype = sorted(by_name, key=lambda name: -DTYPE_RANK[tensors[name].spec.dtype])
+    return {name: tensors[name] for name in by_dtype}
+
+
+@lru_cache(maxsize=4096)
+def _looks(dtype: str, shape: tuple[int, ...]) -> str:
+    """What a header says of all tensors that look so."""
+    return f'"dtype":"{dtype}","shape":[{",".join(map(str, shape))}]'
 
 
 class _HeaderError(Exception):
@@ -201,9 +208,9 @@ def _check_name(name: str, label: str) -> None:
 
 
 def _is_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        type(item) is int and 0 <= item <= _LARGEST for item in value
-    )
+    if not isinstance(value, list) or not {*map(type, value)} <= _INTEGERS:
+        return False
+    return not value or (min(value) >= 0 and max(value) <= _LARGEST)
 
 
 def _exceeds_any_file(shape: list[int]) -> bool:

@@ -36,7 +36,7 @@ from ctcli.schemes import format_of
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.family import Execution, Numerics
 from ctcli.schemes.format import Restored
-from ctcli.schemes.weights import Weight, largest_magnitude, quantized
+from ctcli.schemes.weights import Quantizer, Weight, largest_magnitude, value
 from ctcli.storage.local import local_file
 from tests.helpers import reference
 from tests.helpers.reference import E2M1, E4M3, F32, Arguments, Quantized, Tiles, around, between
@@ -164,8 +164,8 @@ def quantize(
     source, reader = stored_weight(weight.shape, how.dtype, bool(axis)), InMemory(weight, how.dtype)
     shared = None
     if how.scheme.weights == NVFP4:
-        shared = largest_magnitude("module", {"module": source}, execution)
-    node = quantized("module", source, how, execution, shared)
+        shared = value(largest_magnitude("module", {"module": source}, execution))
+    node = Quantizer(how, execution)("module", source, shared)
     evaluator = Evaluator(reader, values_of(node, reader, together, others))
     length = weight.shape[axis]
     starts = range(0, length, together)
@@ -458,7 +458,8 @@ def test_sums_of_squares_come_with_the_outputs_and_nonfinite_weights_are_refused
     weights: QuantizationArgs, layout: str, size: float
 ) -> None:
     how = numerics(weights, layout, "F32", "float32")
-    node = quantized("module", stored_weight((6, 32), "F32"), how, CPU, None)
+    stored = stored_weight((6, 32), "F32")
+    node = Quantizer(how, CPU)("module", stored, None)
     weight = np.random.default_rng(1).normal(size=(6, 32)).astype(np.float32) * np.float32(size)
     reader = InMemory(weight, "F32")
     (found,) = Evaluator(reader, {}).compute(node, 0, 6)
@@ -466,9 +467,7 @@ def test_sums_of_squares_come_with_the_outputs_and_nonfinite_weights_are_refused
     expected = [(x.astype(np.float64) ** 2).sum() for x in (values - weight, weight)]
     # In float32: a difference, its square, and the sum of all 192 of them.
     np.testing.assert_allclose(found.measures[0], expected, rtol=194 * 2.0**-24)
-    allowing = quantized(
-        "module", stored_weight((6, 32), "F32"), how, replace(CPU, allow_nonfinite=True), None
-    )
+    allowing = Quantizer(how, replace(CPU, allow_nonfinite=True))("module", stored, None)
     for wrong in (np.nan, -np.inf):
         weight[4, 0] = wrong
         with pytest.raises(NonFiniteError):

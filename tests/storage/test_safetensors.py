@@ -26,7 +26,7 @@ from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.ops.dtypes import DTYPES
 from ctcli.storage.index import find_index, parse_index
 from ctcli.storage.local import LocalFile, list_local
-from ctcli.storage.safetensors import WeightsFile, encode_header, file_order, read_weights_file
+from ctcli.storage.safetensors import WeightsFile, encode_header, in_file_order, read_weights_file
 from ctcli.storage.transfer import BUFFER_BYTES, buffered_copy, copy_bytes
 from tests.helpers.checkpoints import write_raw
 
@@ -73,7 +73,7 @@ def spec_of(tensor: torch.Tensor) -> TensorSpec:
 
 def ordered_specs(tensors: Tensors) -> dict[str, TensorSpec]:
     stored = {name: Stored(spec_of(t), NOWHERE, 0) for name, t in tensors.items()}
-    return {n: t.spec for n, t in sorted(stored.items(), key=lambda item: file_order(*item))}
+    return {n: t.spec for n, t in in_file_order(stored).items()}
 
 
 @st.composite

@@ -189,7 +189,8 @@ class _Experts:
         scale = _piece(self.scale, expert, at, count)
         parts["weight_scale_inv"] = scale
         parts |= self._input_scales(expert)
-        linear = Module(f"{self.module.name}.{expert}.{name}", "linear", parts)
+        name = f"{self.module.name}.{expert}.{name}"
+        linear = Module(name, "linear", parts, parts["weight"])
         codes = part(linear, "weight")
         assert codes, "it was put there"
         return float8(linear, codes, "weight_scale_inv", scale, self.source)

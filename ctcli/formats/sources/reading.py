@@ -79,6 +79,8 @@ def read_quantized(
         CtcliError: lists all weights that cannot be read.
     """
     name, config = checkpoint.origin.name, checkpoint.config
+    if not quantized_format(checkpoint.specs.items(), config):
+        return None
     said = _said(checkpoint)
     return read_modules(name, checkpoint.modules, config, dtype, presharded, said)
 

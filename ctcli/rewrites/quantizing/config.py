@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from ctcli.errors import CtcliError
-from ctcli.models.protected import kind_of
+from ctcli.models.protected import is_embedding
 from ctcli.patterns import cover
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 
@@ -27,6 +27,7 @@ def quantization_config(
     left_alone: Iterable[str],
     unlisted: Iterable[str],
     *,
+    named: Collection[str],
     kv_cache: bool,
     release: Release,
 ) -> dict[str, Any]:
@@ -37,18 +38,19 @@ def quantization_config(
         left_alone: the linears and embeddings that are not.
         unlisted: linears of the model that have no weight of their own in the checkpoint and that
             a reader must not take for quantized (a tied lm_head).
+        named: heads and embeddings, which are no class Linear.
         kv_cache: whether the checkpoint holds the scales of an FP8 key-value cache.
         release: of compressed-tensors: from 0.20 on, arguments that say nothing are left out.
 
     Raises:
         CtcliError: the release does not know a format.
     """
-    kept = {module: kind_of(module) for module in left_alone}
-    groups = _groups(schemes, kept)
+    kept = [*left_alone]
+    groups = _groups(schemes, kept, named)
     formats = {scheme.format for scheme, _ in groups}
     if release == "0.19" and _NEWER in formats:
         raise CtcliError(f"{_NEWER}: compressed-tensors 0.19 has no such format.", _HINT)
-    linears = [module for module, kind in kept.items() if kind != "embedding"]
+    linears = [module for module in kept if not is_embedding(module)]
     spelled = {
         name: scheme.to_config(targets)
         for name, (scheme, targets) in zip(_names(groups), groups, strict=True)
@@ -78,11 +80,13 @@ def _without_nulls(group: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _groups(schemes: Mapping[str, Scheme], kept: Collection[str]) -> list[tuple[Scheme, list[str]]]:
-    """Each scheme with its targets; heads and embeddings, which are no class Linear, by name."""
+def _groups(
+    schemes: Mapping[str, Scheme], kept: Collection[str], named: Collection[str]
+) -> list[tuple[Scheme, list[str]]]:
+    """Each scheme with its targets; what is no class Linear by name."""
     members: dict[tuple[Scheme, str], list[str]] = {}
     for module, scheme in schemes.items():
-        special = module if kind_of(module) in ("embedding", "head") else ""
+        special = module if module in named else ""
         members.setdefault((scheme, special), []).append(module)
     if len(members) == 1 and not any(special for _, special in members):
         return [(scheme, ["Linear"]) for scheme, _ in members]

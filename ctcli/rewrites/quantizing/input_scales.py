@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from ctcli.errors import CtcliError, os_errors_of
@@ -31,7 +30,7 @@ def read_scales(path: Path) -> dict[str, LazyTensor]:
         elif tensor.spec.shape not in ((), (1,)):
             problems.append(f"{path}: {name} has shape {list(tensor.spec.shape)}, not one number.")
         else:
-            scales[name] = replace(tensor, spec=TensorSpec(tensor.spec.dtype, (1,)))
+            scales[name] = tensor._replace(spec=TensorSpec(tensor.spec.dtype, (1,)))
     if problems:
         raise CtcliError(problems, "Give one float for each scale.")
     return scales

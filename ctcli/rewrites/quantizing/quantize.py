@@ -14,7 +14,7 @@ from ctcli.checkpoint.value import Checkpoint, Modules, Shard
 from ctcli.errors import CtcliError
 from ctcli.formats.sources.coded import Coded
 from ctcli.formats.sources.reading import Reading, dense, read_quantized
-from ctcli.lazy.nodes import Computed, LazyTensor, Node, Stacked, starting_point
+from ctcli.lazy.nodes import Computed, Input, LazyTensor, Node, Stacked, starting_point
 from ctcli.lazy.tensors import Stored
 from ctcli.models.config import table
 from ctcli.models.experts import (
@@ -33,7 +33,7 @@ from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.selection import Choice, Selection, select
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Execution, Numerics
-from ctcli.schemes.weights import Weight, largest_magnitude, quantized
+from ctcli.schemes.weights import Quantizer, Weight, largest_magnitude, value
 from ctcli.units import format_bytes
 
 _WORST = 10  # modules with the largest error that the summary shows
@@ -139,6 +139,7 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
         selection.schemes,
         selection.kept,
         unlisted,
+        named={name for name, m in linears.items() if m.kind in ("embedding", "head")},
         kv_cache=kv_cache,
         release=options.ct_version,
     )
@@ -235,8 +236,10 @@ def _expert_linears(
 def _untie(checkpoint: Checkpoint, choice: Choice) -> Checkpoint:
     """Give a tied lm_head a weight of its own if the user names it."""
     named = {pattern for pattern, _ in choice.schemes} | {*choice.targets}
+    if "lm_head" not in named or "lm_head.weight" in checkpoint.specs:
+        return checkpoint
     embeddings = [m for m in checkpoint.modules.values() if m.kind == "embedding" and m.weight]
-    if "lm_head" not in named or "lm_head.weight" in checkpoint.specs or not embeddings:
+    if not embeddings:
         return checkpoint
     name = f"{embeddings[0].name}.weight"
     shards = tuple(
@@ -256,7 +259,7 @@ def _linears(checkpoint: Checkpoint) -> dict[str, Module[LazyTensor]]:
     return {
         name: module
         for name, module in checkpoint.modules.items()
-        if len(module.shape) == 2 and module.weight and starting_point(module.weight)
+        if (weight := module.weight) and len(weight.spec.shape) == 2 and starting_point(weight)
     }
 
 
@@ -278,25 +281,23 @@ def _quantized_weights(
     """What each module becomes, by the name of its weight."""
 
     @cache
-    def numerics(scheme: Scheme, dtype: str) -> Numerics:
-        return Numerics(scheme, dtype, options.compute_dtype, options.observer)
+    def quantizer_of(scheme: Scheme, dtype: str) -> Quantizer:
+        numerics = Numerics(scheme, dtype, options.compute_dtype, options.observer)
+        return Quantizer(numerics, options.execution)
 
     schemes = {m: scheme for m, scheme in selection.schemes.items() if m not in as_stored}
-    stored = {module: weight for module in schemes if (weight := linears[module].weight)}
     exact = {
-        module: start for module, weight in stored.items() if (start := starting_point(weight))
+        module: start
+        for module in schemes
+        if (weight := linears[module].weight) and (start := starting_point(weight))
     }
     shared = _shared_magnitudes(exact, schemes, selection.fused, options.execution)
-    made: dict[str, Node | Coded] = {
-        linears[module].weight_name: quantized(
-            module,
-            exact[module],
-            numerics(scheme, stored[module].spec.dtype),
-            options.execution,
-            shared.get(module),
-        )
-        for module, scheme in schemes.items()
-    }
+    made: dict[str, Node | Coded] = {}
+    for module, scheme in schemes.items():
+        linear, weight = linears[module], exact[module]
+        assert linear.weight, "it has one"
+        quantizer = quantizer_of(scheme, linear.weight.spec.dtype)
+        made[linear.weight_name] = quantizer(module, weight, shared.get(module))
     return made | {linears[module].weight_name: coded for module, coded in as_stored.items()}
 
 
@@ -305,17 +306,17 @@ def _shared_magnitudes(
     schemes: Mapping[str, Scheme],
     sets: Sequence[FusedSet],
     execution: Execution,
-) -> dict[str, Node]:
+) -> dict[str, Input]:
     """For schemes with a global scale: the value that each fused set, or lone module, shares."""
     modules = {m: weights[m] for m, s in schemes.items() if s.weights.strategy == "tensor_group"}
-    shared: dict[str, Node] = {}
-    for fused in sets:
+    shared: dict[str, Input] = {}
+    for fused in sets if modules else ():
         members = {module: modules[module] for module in fused.tensors if module in modules}
         if len(members) > 1:
-            magnitude = largest_magnitude(fused.name, members, execution)
+            magnitude = value(largest_magnitude(fused.name, members, execution))
             shared |= dict.fromkeys(members, magnitude)
     for module in modules.keys() - shared.keys():
-        shared[module] = largest_magnitude(module, {module: modules[module]}, execution)
+        shared[module] = value(largest_magnitude(module, {module: modules[module]}, execution))
     return shared
 
 
@@ -365,15 +366,17 @@ def _quantized(
     """A shard with its quantized weights, where the weights were."""
     tensors: dict[str, LazyTensor] = {}
     for name, tensor in shard.tensors.items():
-        parts = {each.weight_name: each.weight for each in experts.get(name, {}).values()}
-        if not parts.keys() & made.keys():
-            parts = {name: tensor}
+        parts: dict[str, LazyTensor] = {name: tensor}
+        if split := experts.get(name):
+            linears = {m.weight_name: m.weight for m in split.values() if m.weight}
+            parts = linears if linears.keys() & made.keys() else parts
         for part, stored in parts.items():
             if found := made.get(part):
                 tensors |= _tensors(found)
-            elif stored:
+            else:
                 tensors[part] = stored
-            tensors |= added.get(part, {})
+            if part in added:
+                tensors |= added[part]
     return replace(shard, tensors=tensors)
 
 

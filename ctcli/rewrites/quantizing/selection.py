@@ -13,7 +13,7 @@ from ctcli.models.fused import FusedSet, fused_sets
 from ctcli.models.modules import Module
 from ctcli.models.protected import REASONS
 from ctcli.ops.dtypes import WEIGHT_FLOATS
-from ctcli.patterns import check_patterns, matches
+from ctcli.patterns import check_patterns, matching
 from ctcli.schemes.arguments import Scheme
 
 OnIndivisible = Literal["error", "skip", "smaller-group"]
@@ -71,15 +71,18 @@ def select(linears: Modules, choice: Choice, known: Collection[str]) -> Selectio
     schemes: dict[str, Scheme] = {}
     kept: dict[str, str] = {}
     ranked = sorted(choice.schemes, key=lambda entry: _rank(entry[0]))
+    chosen: dict[str, Scheme] = {}
+    for pattern, scheme in reversed(ranked):
+        found = linears if pattern is None else matching([pattern], linears)
+        chosen |= dict.fromkeys(found, scheme)
+    ignored = matching(choice.ignore, linears)
+    named = {*(pattern for pattern, _ in choice.schemes), *matching(choice.targets, linears)}
     for name, module in linears.items():
-        scheme = next((s for p, s in ranked if p is None or matches(p, name)), None)
-        reason = _reason_to_keep(module, choice)
-        if scheme is None:
+        reason = "--ignore" if name in ignored else _reason_to_keep(module, choice, name in named)
+        if reason or name not in chosen:
             kept[name] = reason or "no scheme for it"
-        elif reason:
-            kept[name] = reason
         else:
-            schemes[name] = scheme
+            schemes[name] = chosen[name]
     _divide(linears, schemes, kept, choice.on_indivisible)
     fused = fused_sets([*schemes, *kept])
     _check_fused(fused, schemes)
@@ -96,15 +99,12 @@ def _rank(pattern: str | None) -> int:
     return 1 if pattern.startswith("re:") else 0
 
 
-def _reason_to_keep(module: Module[LazyTensor], choice: Choice) -> str | None:
+def _reason_to_keep(module: Module[LazyTensor], choice: Choice, is_named: bool) -> str | None:
     assert module.weight, "it has a weight of two dimensions"
-    name, spec = module.name, module.weight.spec
-    if any(matches(pattern, name) for pattern in choice.ignore):
-        return "--ignore"
+    spec = module.weight.spec
     if not spec.nbytes:
         return "it is empty"
-    named = name in (pattern for pattern, _ in choice.schemes)
-    if named or any(matches(pattern, name) for pattern in choice.targets):
+    if is_named:
         return None
     if choice.default_ignore and module.kind in REASONS:
         return REASONS[module.kind]

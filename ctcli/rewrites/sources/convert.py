@@ -88,7 +88,10 @@ def _as_compressed(
     leaves = [leaf for coded in reading.coded.values() for leaf in coded.leaves]
     schemes = {coded.module: coded.scheme for coded in leaves if coded.scheme}
     tied = [] if "lm_head" in {*schemes, *kept} else ["lm_head"]
-    said = quantization_config(schemes, kept, tied, kv_cache=bool(reading.cache), release=release)
+    named = {name for name, m in checkpoint.modules.items() if m.kind in ("embedding", "head")}
+    said = quantization_config(
+        schemes, kept, tied, named=named, kv_cache=bool(reading.cache), release=release
+    )
     result = replaced(checkpoint, reading, lambda c: _named(c, "weight_scale"))
     shards = (
         replace(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Literal
+from functools import cache, cached_property, lru_cache
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ctcli.lazy.nodes import (
     Axis,
@@ -60,9 +60,13 @@ class Gain:
     bias: Exact | None = None
     divides: bool = False
 
+    @cached_property
+    def read(self) -> Input:
+        """How an edit reads it."""
+        return _whole(vector(self.module, "weight", self.weight))
 
-@dataclass(frozen=True, eq=False)
-class Edit:
+
+class Edit(NamedTuple):
     """What happens to a matrix: its columns times a gain, then the maps."""
 
     gain: Gain | None = None
@@ -129,15 +133,10 @@ def edited(
     shape = _matrix_of(leaf, tensor, edit)
     inputs = {leaf: Input(tensor, shape)}
     if edit.gain:
-        inputs["gain"] = Input(
-            Computed(vector(edit.gain.module, "weight", edit.gain.weight), "value"),
-            (1, 1),
-            "whole",
-            label=_LABEL,
-        )
+        inputs["gain"] = edit.gain.read
     granule = (
-        math.lcm(1, *(each.granule for each in edit.rows)),
-        math.lcm(1, *(each.block_size for each in edit.columns)),
+        math.lcm(*[each.granule for each in edit.rows]),
+        math.lcm(*[each.block_size for each in edit.columns]),
     )
     tag = arithmetic.tag(tensor, edit)
     gain = (edit.gain.offset, edit.gain.divides) if edit.gain else None
@@ -226,7 +225,7 @@ def rounded(module: str, leaf: str, tensor: Exact, spec: TensorSpec, device: str
     """
     shape, tag = matrix_shape(tensor.spec.shape), tensor.spec.dtype
     inputs: Mapping[str, Input] = {leaf: Input(tensor, shape)}
-    kernel = ScaleAndRound(leaf, tag, spec.dtype, None, tag != "F64", device)
+    kernel = _rounding(leaf, tag, spec.dtype, device)
     if isinstance(tensor, Computed) and (below := _gain_alone(tensor)):
         # What only applies a gain rounds in the same pass.
         inputs = tensor.node.inputs
@@ -242,6 +241,11 @@ def rounded(module: str, leaf: str, tensor: Exact, spec: TensorSpec, device: str
         exact=tensor,
     )
     return Computed(node, leaf)
+
+
+@lru_cache(maxsize=256)
+def _rounding(leaf: str, tag: str, target: str, device: str) -> ScaleAndRound:
+    return ScaleAndRound(leaf, tag, target, None, tag != "F64", device)
 
 
 def _gain_alone(tensor: Computed) -> ScaleAndRound | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ctcli.lazy.nodes import NonFiniteError, Where
 from ctcli.models.architecture import HeadRows
@@ -72,8 +72,7 @@ def repeated(once: Map, size: int) -> Map:
     return replace(once, repeats=size // once.block_size)
 
 
-@dataclass(frozen=True, eq=False)
-class EditBlock:
+class EditBlock(NamedTuple):
     """Edit rows (columns) of a matrix.
 
     Attributes:
