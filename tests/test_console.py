@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,9 +52,7 @@ def test_people_get_lines_on_stdout_and_nothing_on_stderr(
 
 
 def test_json_is_one_object_on_stdout(cli: Ctcli, pylm: Path, tmp_path: Path) -> None:
-    (tmp_path / "source").mkdir()
-    for path in pylm.iterdir():
-        (tmp_path / "source" / path.name).symlink_to(path)
+    shutil.copytree(pylm, tmp_path / "source")
     (tmp_path / "source" / "old.bin").write_text("")
     done = cli("reindex", tmp_path / "source", tmp_path / "out", "--json")
     assert json.loads(done.stdout)["warnings"] == [

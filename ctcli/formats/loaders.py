@@ -141,7 +141,8 @@ def _fp4_machine(weights: QuantizationArgs, inputs: QuantizationArgs | None) -> 
     if kind == ("tensor_group", 16) and weights.symmetric:
         given = inputs and (inputs.num_bits, inputs.strategy, inputs.group_size)
         return _GPU if given in (None, (4, *kind)) else None
-    return _GPU if kind == ("group", 32) and weights.symmetric else None
+    is_known = inputs is None or inputs.num_bits == 4
+    return _GPU if kind == ("group", 32) and weights.symmetric and is_known else None
 
 
 def _packed_machine(weights: QuantizationArgs, inputs: QuantizationArgs | None) -> str | None:

@@ -53,6 +53,7 @@ SAMPLES: Mapping[str, tuple[str, Any]] = {
     "format": ("int-quantized", "int-quantized"),
     "input_scales": ("scales.safetensors", Path("scales.safetensors")),
     "mapping": ("mapping.toml", Path("mapping.toml")),
+    "presharded": ("re:.*qkv=2", ("re:.*qkv=2",)),
     "push": ("org/name", "org/name"),
     "rotation_file": ("learned.safetensors", Path("learned.safetensors")),
     "rotations": ("r4,R1", ("R1", "R4")),

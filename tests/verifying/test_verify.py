@@ -12,12 +12,12 @@ from compressed_tensors.compressors import ModelCompressor
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from ctcli.schemes.presets import PRESETS, preset
+from ctcli.schemes.presets import preset
 from ctcli.schemes.tiles import tile_of
 from ctcli.storage.opening import open_checkpoint
 from tests.conftest import ROOT
 from tests.helpers.operating import run_steps
-from tests.helpers.quantizing import run_quantize, tensors_of
+from tests.helpers.quantizing import KNOWN_PRESETS, run_quantize, tensors_of
 from tests.helpers.reference import Tiles
 from tests.helpers.tiny_models import MODELS, Models, make
 from tests.helpers.verifying import INDEX, edit_json, lines, run_verify
@@ -35,7 +35,7 @@ def input_scales(name: str, folder: Path) -> Path | None:
     return folder / "scales"
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", KNOWN_PRESETS)
 def test_every_preset_is_sound_and_its_errors_are_those_that_quantize_measured(
     name: str, tmp_path: Path
 ) -> None:

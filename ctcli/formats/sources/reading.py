@@ -249,8 +249,8 @@ def _weights(module: Module[LazyTensor], source: Source) -> list[Coded]:
 
 def _check_transforms(origin: str, source: Source) -> None:
     """Refuse weights that are rotated: their floats are not the model's."""
-    transforms = table(source.said.get("transform_config")).get("config_groups")
-    if transforms:
+    said = table(source.said.get("transform_config"))
+    if transforms := table(said.get("config_groups")):
         raise CtcliError(
             f"{origin}: its weights are rotated ({', '.join(transforms)}), and the "
             "server rotates what they read: as floats they would be another model's.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import httpx
 import huggingface_hub
@@ -51,7 +50,6 @@ _RAISED = (
 )
 
 
-@cache
 def silence_client() -> None:
     """Let the client draw and log nothing: its warnings would come on top of our report."""
     guard_client()

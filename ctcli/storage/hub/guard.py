@@ -7,6 +7,7 @@ token along to any port of a hub's host. Both is looked at here, before the clie
 from __future__ import annotations
 
 import re
+from functools import cache
 from urllib.parse import urlsplit
 
 import httpx
@@ -26,6 +27,7 @@ _PORTS = {"http": 80, "https": 443}
 Origin = tuple[str, str, int | None]
 
 
+@cache
 def guard_client() -> None:
     """Have every request and every answer of the client looked at from now on."""
     huggingface_hub.set_client_factory(_make_client)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from compressed_tensors.quantization import QuantizationConfig, preset_name_to_scheme
 
-from ctcli.schemes.presets import PRESETS, preset
+from ctcli.schemes.presets import preset
 from tests.conftest import ROOT
-from tests.helpers.quantizing import config_of, run_quantize, tensors_of
+from tests.helpers.quantizing import KNOWN_PRESETS, config_of, run_quantize, tensors_of
 
 GOLDEN = ROOT / "fixtures" / "golden"
 DIGESTS: dict[str, Any] = json.loads((GOLDEN / "digests.json").read_text())
@@ -58,7 +58,7 @@ def test_what_vllm_cannot_load_as_int8_is_packed(name: str, equal: str, tmp_path
     assert config_of(tmp_path / "out")["format"] == "pack-quantized"
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", KNOWN_PRESETS)
 def test_compressed_tensors_parses_the_same_scheme(name: str, tmp_path: Path) -> None:
     scales = tmp_path / "scales.safetensors"
     scheme = preset(name.lower())

@@ -133,6 +133,7 @@ def test_another_machine_continues_when_it_is_told_to(
     shutil.rmtree(first)
     stale = second / ".org--made.ctcli-partial" / "journal"
     stale.parent.mkdir()
+    (stale.parent / "lock").touch()
     stale.write_text('"the key of another job"\n')
     refused = subprocess.run(
         command, env={**os.environ, **env}, cwd=second, check=False, capture_output=True, text=True
