@@ -25,7 +25,7 @@ from tests.storage.hub.test_stream import COMMANDS, REPO, SHARDS, source  # noqa
 
 TOKEN = "hf_" + "Qd3" * 11 + "T"
 MADE = "org/made"
-KILLED_AT = (10, 24, 40, 28, 12)  # requests of each run before it is killed
+KILLED_AT = (10, 20, 24, 14, 6)  # requests of each run before it is killed
 QUANTIZE = COMMANDS["quantize"]
 
 
