@@ -24,7 +24,6 @@ from ctcli.ops.elements import (
     KINDS,
     bits_of,
     from_e2m1,
-    from_e2m3,
     from_e4m3,
     from_e8m0,
     to_bf16,
@@ -125,12 +124,6 @@ def float6_table(exponent_bits: int) -> Array:
 
 
 @cache
-def e2m3_table() -> Array:
-    """The values of E2M3 codes."""
-    return np.array([from_e2m3(uint8(code)) for code in range(64)], np.float32)
-
-
-@cache
 def integer_table(bits: int, zero: int) -> Array:
     """Unsigned integers of some bits less a zero point that all have in common."""
     return np.arange(2**bits, dtype=np.float32) - np.float32(zero)
@@ -178,12 +171,6 @@ def row_pairs(packed: Array) -> Array:
     np.bitwise_and(packed, 15, out=codes[0::2])
     np.right_shift(packed, 4, out=codes[1::2])
     return codes
-
-
-def is_power_of_two(scales: Array) -> bool:
-    """Whether all float32 numbers are powers of two."""
-    bits = np.ascontiguousarray(scales, np.float32).view(np.uint32)
-    return not bool((bits & np.uint32(0x807FFFFF)).any())
 
 
 @merged

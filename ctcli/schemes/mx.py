@@ -67,8 +67,9 @@ class Microscaling(NumericFormat):
         from ctcli.ops import decoding
 
         bits = scheme.weights.num_bits
-        tables = {4: decoding.e2m1_table, 6: decoding.e2m3_table, 8: decoding.e4m3_table}
-        return bits, tables[bits]()
+        if bits == 6:
+            return bits, decoding.float6_table(2)
+        return bits, decoding.e2m1_table() if bits == 4 else decoding.e4m3_table()
 
     def _read(
         self,

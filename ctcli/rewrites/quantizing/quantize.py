@@ -129,7 +129,7 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     selection = replace(selection, kept={**selection.kept, **online})
     selection, as_stored = _unchanged(selection, reading, options.rest)
     made = _quantized_weights(linears, selection, as_stored, options)
-    added = _placed_scales(untied, linears, selection, options.scales)
+    added = _placed_scales(untied, linears, selection, as_stored, options.scales)
     inside = {untied.modules[name].weight_name: split for name, split in experts.items()}
     shards = tuple(_quantized(shard, inside, made, added) for shard in untied.shards)
     kv_cache = any(name.endswith(CACHE_SCALES) for name in options.scales)
@@ -171,11 +171,19 @@ def _unchanged(
             continue
         old = coded.scheme
         if chosen and (old.weights, old.format) == (chosen.weights, chosen.format):
-            found[module] = coded
+            found[module] = _with_inputs_of(chosen, coded)
         elif module in kept and rest == "keep":
             found[module], schemes[module] = coded, coded.scheme
             del kept[module]
     return replace(selection, schemes=schemes, kept=kept), found
+
+
+def _with_inputs_of(scheme: Scheme, coded: Coded) -> Coded:
+    """A weight without the scales of its inputs, where a scheme has no place for them."""
+    if coded.scheme and coded.scheme.needs_input_scale == scheme.needs_input_scale:
+        return coded
+    stored = {leaf: t for leaf, t in coded.stored.items() if not leaf.startswith("input_")}
+    return replace(coded, stored=stored)
 
 
 def _check_source(checkpoint: Checkpoint) -> None:
@@ -324,9 +332,12 @@ def _placed_scales(
     checkpoint: Checkpoint,
     linears: Modules,
     selection: Selection,
+    as_stored: Mapping[str, Coded],
     scales: Mapping[str, LazyTensor],
 ) -> dict[str, dict[str, LazyTensor]]:
     """The given scales by the tensor beside which they belong.
+
+    Weights that stay as they are stored may have theirs.
 
     Raises:
         CtcliError: static schemes lack theirs, or scales are given that nothing takes.
@@ -336,9 +347,9 @@ def _placed_scales(
         for module, scheme in selection.schemes.items()
         if scheme.needs_input_scale
     }
-    problems = [
-        f"{name}: the scheme is static and needs it." for name in sorted({*beside} - {*scales})
-    ]
+    there = {f"{module}.{leaf}" for module, each in as_stored.items() for leaf in each.stored}
+    lacking = {*beside} - {*scales} - there
+    problems = [f"{name}: the scheme is static and needs it." for name in sorted(lacking)]
     parents = {name.rpartition(".")[0].rpartition(".")[0]: name for name in checkpoint.specs}
     placed: dict[str, dict[str, LazyTensor]] = {}
     for name, tensor in scales.items():

@@ -261,3 +261,42 @@ def test_newer_spelling_of_config_leaves_out_what_is_null(cli: Ctcli, tmp_path: 
         weights = {k: v for k, v in group["weights"].items() if v is not None and v != {}}
         assert new[name]["weights"] == {**weights, "group_size": None}
         assert "observer_kwargs" in group["weights"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (("W4A16", "--group-size", "16", "--ignore", "re:.*down_proj"), ("mlp.down_proj.",)),
+        (("FP8",), ("mlp.down_proj.", "self_attn.q_proj.")),
+    ],
+)
+def test_scales_of_static_inputs_stay_with_what_is_kept(
+    given: tuple[str, ...], kept: tuple[str, ...], cli: Ctcli, tmp_path: Path
+) -> None:
+    source = SourceCase("modelopt-fp8").checkpoint
+    done = cli("quantize", source, tmp_path / "made", "--scheme", *given)
+    assert done.returncode == 0, done.stderr
+    before, made = tensors_of(source), tensors_of(tmp_path / "made")
+    for module in kept:
+        scale = made[f"{LAYER}{module}input_scale"]
+        assert torch.equal(scale.view(-1), before[f"{LAYER}{module}input_scale"].view(-1))
+    assert cli("verify", tmp_path / "made").returncode == 0
+
+
+def test_scales_of_static_inputs_go_where_the_scheme_has_none(cli: Ctcli, tmp_path: Path) -> None:
+    source = SourceCase("modelopt-fp8").checkpoint
+    given = (
+        "--type",
+        "float",
+        "--bits",
+        "8",
+        "--strategy",
+        "tensor",
+        "--format",
+        "float-quantized",
+    )
+    done = cli("quantize", source, tmp_path / "made", *given)
+    assert done.returncode == 0, done.stderr
+    assert "as stored" in done.stdout
+    assert not [name for name in tensors_of(tmp_path / "made") if name.endswith("input_scale")]
+    assert cli("verify", tmp_path / "made").returncode == 0
