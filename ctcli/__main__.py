@@ -36,22 +36,22 @@ def main() -> None:
 def _run(interrupts: Interrupts) -> NoReturn:
     try:
         # Imported only now: that takes long enough for a user to change their mind.
-        from ctcli.cli import app
+        from ctcli.cli import main as run_command_line
         from ctcli.ops.runtime import keep_all_objects, limit_blas, reuse_memory
 
         reuse_memory()
         limit_blas()
         keep_all_objects()
         interrupts.loaded()
-        app()
+        status = run_command_line()
     except SystemExit as done:
         _leave(int(done.code or 0))
     except CtcliError as error:
         from ctcli.console import Terminal
 
         Terminal().fail(error)
-        _leave(1)
-    _leave(0)
+        _leave(error.exit_code)
+    _leave(status)
 
 
 def _leave(exit_code: int) -> NoReturn:

@@ -94,6 +94,8 @@ def _explain(error: BaseException, repo: str, revision: str | None, name: str | 
         case HfHubHTTPError() | httpx.HTTPError() | ShortReadError():
             problem, hint = _failed_request(error)
             problem = f"{what}: {problem}."
+            if name is None and hint is _SAME_COMMAND:  # nothing has begun that could continue
+                hint = "Check the spelling, the network and HF_ENDPOINT; then try again."
         case OSError():
             problem = f"{what}: the hub cache cannot be used: {error.strerror or error}."
             hint = "Check HF_HOME, its permissions and its disk."
