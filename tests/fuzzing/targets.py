@@ -151,6 +151,7 @@ def _hub_listing(folder: Path, content: bytes) -> None:  # noqa: ARG001 (as all 
         with suppress(CtcliError):
             list_hub("org/name", None)
     finally:
+        guard_client.cache_clear()  # or it would hold that its factory is set
         guard_client()
 
 
