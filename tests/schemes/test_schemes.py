@@ -139,7 +139,7 @@ def values_of(node: Node, reader: InMemory, together: int, others: float) -> dic
     values: dict[str, Any] = {}
     for each in [*all_nodes([node])][:-1]:
         assert each.combine
-        length = each.shape[each.axis] if each.along else 1
+        length = each.shape[each.axis] if any(i.run != "whole" for i in each.inputs.values()) else 1
         starts = range(0, length, together)
         evaluator = Evaluator(reader, values)
         parts = [evaluator.value(each, at, min(at + together, length)) for at in starts]

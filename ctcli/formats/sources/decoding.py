@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ctcli.lazy.nodes import (
     Axis,
@@ -16,6 +16,7 @@ from ctcli.lazy.nodes import (
     NonFiniteError,
     Output,
     Shape,
+    Unrounded,
     Where,
     matrix_shape,
     preferred_axis,
@@ -153,32 +154,35 @@ def decoded(
         dtype: safetensors tag of the result; None: the kernel's target.
         axis: the direction in which it runs; None: that of the smaller blocks.
     """
-    axis, exact = preferred_axis(shape, granule) if axis is None else axis, None
-    for step, tag in (("decode", "F32"), ("dequantize", dtype or kernel.target)):
-        node = Node(
-            key=f"{module}/weight/{step}",
-            module=module,
-            shape=shape,
-            inputs=inputs,
-            outputs=_outputs(tag, shape),
-            kernel=_rounding(kernel, tag),
-            granule=granule,
-            axis=axis,
-            exact=exact,
-        )
-        exact = Computed(node, "weight")
-    assert exact, "there are two steps"
-    return exact
+    axis = preferred_axis(shape, granule) if axis is None else axis
+    alike = _alike(kernel, dtype or kernel.target, shape)
+    node = Node(
+        key=f"{module}/weight/dequantize",
+        module=module,
+        shape=shape,
+        inputs=inputs,
+        outputs=alike.outputs,
+        kernel=alike.kernel,
+        granule=granule,
+        axis=axis,
+        before=alike.before,
+    )
+    return Computed(node, "weight")
+
+
+class _Alike(NamedTuple):
+    """What weights of one shape and layout have in common: many of a model are alike."""
+
+    outputs: Mapping[str, Output]
+    kernel: Decoding
+    before: Unrounded
 
 
 @lru_cache(maxsize=256)
-def _outputs(tag: str, shape: Shape) -> Mapping[str, Output]:
-    return {"weight": Output(TensorSpec(tag, shape))}
-
-
-@lru_cache(maxsize=256)
-def _rounding(kernel: Decoding, tag: str) -> Decoding:
-    return replace(kernel, target=tag)
+def _alike(kernel: Decoding, tag: str, shape: Shape) -> _Alike:
+    exact, outputs = ({"weight": Output(TensorSpec(each, shape))} for each in ("F32", tag))
+    before = Unrounded("/decode", exact, replace(kernel, target="F32"))
+    return _Alike(outputs, replace(kernel, target=tag), before)
 
 
 def scale_input(scale: Stored, tile: Shape, shape: Shape) -> Input:

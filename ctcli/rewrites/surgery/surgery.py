@@ -21,7 +21,7 @@ from ctcli.models.mapped import resolve_mapping
 from ctcli.models.mapping import ArchitectureMapping
 from ctcli.models.resolve import resolve
 from ctcli.ops.dtypes import DTYPES, FLOATS
-from ctcli.rewrites.surgery.edits import Arithmetic, Edit, Exact, Gain, bias_of, edited, rounded
+from ctcli.rewrites.surgery.edits import Arithmetic, Edit, Exact, Gain, bias_of, edited
 from ctcli.rewrites.surgery.kernels import Map, RowMap
 
 
@@ -222,9 +222,8 @@ class _Operation:
     def _changed(self, name: str, tensor: Exact, edit: Edit, spec: TensorSpec) -> Computed:
         module, _, leaf = name.rpartition(".")
         arithmetic = self.arithmetic.of(spec)
-        result = edited(module, leaf, tensor, edit, arithmetic, self.surgery.step)
         own = spec if self._tag(spec) == spec.dtype else TensorSpec(self._tag(spec), spec.shape)
-        return rounded(module, leaf, result, own, arithmetic.device)
+        return edited(module, leaf, tensor, edit, own, arithmetic, self.surgery.step)
 
     def _constant(self, spec: TensorSpec, is_one: bool = False) -> LazyTensor:
         """Ones or zeros; as their bytes are known, a further step sees that nothing is to do."""
