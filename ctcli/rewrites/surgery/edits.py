@@ -63,6 +63,11 @@ class Gain:
         """How an edit reads it."""
         return _whole(vector(self.module, "weight", self.weight))
 
+    @cached_property
+    def looks(self) -> tuple[float, bool, bool]:
+        """What an edit is told of it: offset, whether it divides, whether it has 16 bits."""
+        return self.offset, self.divides, _is_short(self.weight)
+
 
 class Edit(NamedTuple):
     """What happens to a matrix: its columns times a gain, then the maps."""
@@ -72,8 +77,7 @@ class Edit(NamedTuple):
     rows: tuple[RowMap, ...] = ()
 
 
-@dataclass(frozen=True)
-class Arithmetic:
+class Arithmetic(NamedTuple):
     """How edits are computed.
 
     Attributes:
@@ -85,60 +89,60 @@ class Arithmetic:
     precision: Literal["exact", "auto", "float32", "float64"]
     device: str
 
-    def of(self, tensor: TensorSpec) -> Arithmetic:
-        """With `auto` decided for a tensor."""
-        if self.precision != "auto":
-            return self
-        return Arithmetic("float32" if tensor.dtype in SHORT_FLOATS else "float64", self.device)
-
-    def tag(self, tensor: Exact, edit: Edit) -> str:
+    def tag(self, dtype: str, *, is_one_product: bool) -> str:
         """Safetensors tag of the floats in which an edit is computed: F32 or F64.
 
         In float32 no bit of a product of two 16-bit floats is lost before the last rounding (below
         2**-126, the last one may be): it has at most 22 significant bits, and float32 has 24.
+
+        Args:
+            dtype: tag of the tensor in the source.
+            is_one_product: whether the edit is no more than such products.
         """
-        if self.precision != "exact":
-            return "F32" if self.precision == "float32" else "F64"
-        gain, parts = edit.gain, [tensor]
-        is_plain = not (edit.columns or edit.rows)
-        if gain:
-            parts.append(gain.weight)
-            is_plain = is_plain and not gain.offset
-        stored = all(isinstance(t, Stored) and t.spec.dtype in SHORT_FLOATS for t in parts)
-        return "F32" if is_plain and stored else "F64"
+        is_narrow = {
+            "exact": is_one_product,
+            "auto": dtype in SHORT_FLOATS,
+            "float32": True,
+            "float64": False,
+        }
+        return "F32" if is_narrow[self.precision] else "F64"
+
+
+def _is_short(tensor: Exact) -> bool:
+    return isinstance(tensor, Stored) and tensor.spec.dtype in SHORT_FLOATS
 
 
 def edited(
-    module: str,
-    leaf: str,
+    name: str,
     tensor: Exact,
     edit: Edit,
     spec: TensorSpec,
+    target: str,
     arithmetic: Arithmetic,
     step: str,
 ) -> Computed:
     """A matrix after an edit, with the one rounding.
 
     Args:
-        module: its module.
-        leaf: the tensor's name in the module.
+        name: of the tensor.
         tensor: what is edited.
         edit: what happens to it, perhaps nothing.
-        spec: dtype and shape of the result.
+        spec: what the tensor is in the source; the result has its shape.
+        target: safetensors tag of the result.
         arithmetic: how to compute.
         step: the command, for the key.
     """
-    gain = edit.gain
+    module, _, leaf = name.rpartition(".")
+    gain, read = edit.gain, tensor.spec
     alike = _alike(
         leaf,
-        tensor.spec,
+        (read.dtype, read.shape, _is_short(tensor)),
         tensor.node.together if isinstance(tensor, Computed) else (1, 1),
-        (gain.offset, gain.divides) if gain else None,
+        gain.looks if gain else None,
         edit.columns,
         edit.rows,
-        arithmetic.tag(tensor, edit),
-        spec,
-        arithmetic.device,
+        (spec.dtype, spec.shape, target),
+        arithmetic,
     )
     inputs = {leaf: Input(tensor, alike.shape)}
     if gain:
@@ -180,33 +184,37 @@ class _Alike(NamedTuple):
 @lru_cache(maxsize=1024)
 def _alike(
     leaf: str,
-    tensor: TensorSpec,
+    tensor: tuple[str, tuple[int, ...], bool],
     together: Shape,
-    gain: tuple[float, bool] | None,
+    gain: tuple[float, bool, bool] | None,
     columns: tuple[Map, ...],
     rows: tuple[RowMap, ...],
-    tag: str,
-    spec: TensorSpec,
-    device: str,
+    result: tuple[str, tuple[int, ...], str],
+    arithmetic: Arithmetic,
 ) -> _Alike:
-    """See `edited`; `tag` is that of the floats to compute in."""
-    shape = matrix_shape(tensor.shape)
+    """See `edited`; the tensor, the gain and the result by what there is to know of them."""
+    (dtype, read, is_short), (own, made, target) = tensor, result
+    shape, device = matrix_shape(read), arithmetic.device
     if leaf == "bias" and not (columns or gain):  # maps of rows take a vector for a column
         shape = math.prod(shape), 1
     granule = (
         math.lcm(*[each.granule for each in rows]),
         math.lcm(*[each.block_size for each in columns]),
     )
-    axis = preferred_axis(
-        shape, (math.lcm(granule[0], together[0]), math.lcm(granule[1], together[1]))
-    )
-    outputs = {leaf: Output(spec, is_whole=len(spec.shape) == 1 and shape[0] == 1)}
+    down, across = (math.lcm(*each) for each in zip(granule, together, strict=True))
+    axis = preferred_axis(shape, (down, across))
+    is_whole = len(made) == 1 and shape[0] == 1
+    outputs = {leaf: Output(TensorSpec(target, made), is_whole)}
     if not (gain or columns or rows):
-        kernel = ScaleAndRound(leaf, tensor.dtype, spec.dtype, None, tensor.dtype != "F64", device)
+        kernel = ScaleAndRound(leaf, dtype, target, None, dtype != "F64", device)
         return _Alike(shape, granule, axis, kernel, outputs, None)
-    edit = EditBlock(leaf, tensor.dtype, tag, gain, columns, rows, device)
+    is_one_product = is_short and not (columns or rows)
+    if gain:
+        is_one_product = is_one_product and gain[2] and not gain[0]
+    tag = arithmetic.tag(own, is_one_product=is_one_product)
+    edit = EditBlock(leaf, dtype, tag, gain[:2] if gain else None, columns, rows, device)
     before = Unrounded("", {leaf: Output(TensorSpec(tag, shape))}, edit)
-    both = _gain_and_round(edit, spec.dtype) or EditAndRound(edit, spec.dtype)
+    both = _gain_and_round(edit, target) or EditAndRound(edit, target)
     return _Alike(shape, granule, axis, both, outputs, before)
 
 
@@ -224,7 +232,7 @@ def bias_of(
     weight: Exact,
     gain: Gain,
     bias: Exact | None,
-    arithmetic: Arithmetic,
+    device: str,
     step: str,
 ) -> Computed:
     """A linear's bias [rows, 1] that takes in the bias of the norm it reads: W b_norm + b.
@@ -234,7 +242,7 @@ def bias_of(
         weight: W before the norm's gain goes into it.
         gain: the norm's, whose bias moves.
         bias: the linear's own, [rows].
-        arithmetic: how to compute.
+        device: where to compute.
         step: the command, for the key.
     """
     assert gain.bias, "the norm has a bias that moves"
@@ -251,7 +259,7 @@ def bias_of(
         shape=(rows, columns),
         inputs=inputs,
         outputs={"bias": Output(TensorSpec("F64", (rows, 1)))},
-        kernel=Project(weight.spec.dtype, arithmetic.device),
+        kernel=Project(weight.spec.dtype, device),
         granule=(1, columns),
     )
     return Computed(node, "bias")
