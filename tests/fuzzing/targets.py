@@ -185,8 +185,14 @@ def _rotation_seed(folder: Path) -> bytes:
 
 
 READING = (("inspect",), ("verify",))
-WRITING = (
-    *(("reindex",), ("fuse-norms",), ("rotate",), ("quantize", "--scheme", "FP8_DYNAMIC")),
+WRITING: tuple[tuple[str, ...], ...] = (
+    *(
+        ("reindex",),
+        ("fuse-norms",),
+        ("rotate",),
+        ("equalize",),
+        ("quantize", "--scheme", "FP8_DYNAMIC"),
+    ),
     *(("quantize", "--scheme", "NVFP4A16"), ("export-bin",), ("export-bin", "--version", "2")),
 )
 
