@@ -11,6 +11,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from contextlib import suppress
+from io import TextIOWrapper
 
 from ctcli.errors import CtcliError, Stopped
 from ctcli.interrupts import Interrupts
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the command line, and end the process with the exit code that it has come to."""
+    _write_whatever_comes()
     try:
         interrupts = Interrupts()
         interrupts.install()
@@ -52,6 +54,13 @@ def _run(interrupts: Interrupts) -> NoReturn:
         Terminal().fail(error)
         _leave(error.exit_code)
     _leave(status)
+
+
+def _write_whatever_comes() -> None:
+    """Show characters that the locale does not have as escapes, instead of ending at them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _leave(exit_code: int) -> NoReturn:

@@ -171,3 +171,21 @@ def test_logs_tell_of_progress_whether_or_not_it_moves(
     first, *_, last = map(json.loads, capsys.readouterr().err.splitlines())
     assert (first["event"], last["bytes"]) == ("progress", 25)
     assert last["message"].startswith("25 % of 100 B, ")
+
+
+@pytest.mark.parametrize(
+    "env",
+    [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}],
+    ids=str,
+)
+def test_no_locale_ends_a_command(
+    ctcli: Ctcli, pylm: Path, tmp_path: Path, env: dict[str, str]
+) -> None:
+    shutil.copytree(pylm, tmp_path / "modèle")
+    shown = ctcli("inspect", tmp_path / "modèle", env=env)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "llama (LlamaForCausalLM)" in shown.stdout
+    page = ctcli("help", "schemes", env=env)
+    assert (page.returncode, page.stderr) == (0, "")
+    refused = ctcli("inspect", f"./{tmp_path.name}/modèlx", env=env)
+    assert refused.stderr.startswith("error: ./")

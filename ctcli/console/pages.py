@@ -54,6 +54,9 @@ def show_page(text: str) -> None:
     from rich.markdown import Markdown  # not free, and for pages only
 
     console = Console(highlight=False)
+    if not console.encoding.lower().startswith("utf"):  # which has neither bullets nor lines
+        console.file.write(text)
+        return
     width = min(console.width, _WIDEST)
     console.print(Markdown(text, code_theme="ansi_dark", hyperlinks=False), width=width)
 

@@ -152,9 +152,9 @@ def _values(tensor: Stored, advance: Advance) -> Iterator[NDArray[np.float64] | 
         elif tag in _INTEGERS:
             yield np.frombuffer(block, f"<{_INTEGERS[tag]}").astype(np.float64)
         elif tag == "F8_E4M3":
-            from ctcli.ops.decoding import e4m3_table
+            from ctcli.ops.decoding import e4m3_elements
 
-            yield e4m3_table()[np.frombuffer(block, "u1")].astype(np.float64)
+            yield e4m3_elements().table[np.frombuffer(block, "u1")].astype(np.float64)
         else:
             yield None
 

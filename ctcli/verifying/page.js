@@ -13,7 +13,7 @@
       modules.push({ name, cells: [relative, sqnr, rms, largest, excess] });
     }
   }
-  const digits = [(x) => x.toFixed(5), (x) => x.toFixed(2), (x) => x.toPrecision(3),
+  const digits = [(x) => x.toPrecision(4), (x) => x.toFixed(2), (x) => x.toPrecision(3),
     (x) => x.toPrecision(3), (x) => x.toFixed(2)];
   const body = document.querySelector(".errors tbody");
   const more = document.getElementById("more");
@@ -38,7 +38,9 @@
       const row = document.createElement("tr");
       const head = document.createElement("th");
       head.scope = "row";
-      head.textContent = module.name;
+      module.name.split(/(?<=[.])/).forEach((part) => {
+        head.append(part, document.createElement("wbr"));
+      });
       row.append(head, ...module.cells.map((cell, i) => {
         const data = document.createElement("td");
         data.textContent = cell === null ? (i === 1 ? "" : "not finite") : digits[i](cell);

@@ -92,7 +92,7 @@ def _rank(relative: float) -> float:
 
 def _told(error: LayerError) -> tuple[str, ...]:
     return (
-        f"{error.relative:.5f}",
+        f"{error.relative:#.4g}",
         f"{error.sqnr:.2f}" if error.sqnr is not None else "",
         f"{error.rms:.3g}",
         f"{error.largest:.3g}",
@@ -100,15 +100,20 @@ def _told(error: LayerError) -> tuple[str, ...]:
     )
 
 
+def _breakable(name: str) -> str:
+    """A name that narrow screens break at its dots alone."""
+    return escape(name).replace(".", ".<wbr>")
+
+
 def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]], kind: str) -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heads)
     lines = "\n".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
+        f'<tr><th scope="row">{_breakable(first)}</th>'
         + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
         + "</tr>"
         for first, *rest in rows
     )
     return (
-        f'<div class="wide"><table class="{kind}"><caption>{escape(caption)}</caption>'
+        f'<p class="caption">{escape(caption)}</p><div class="wide"><table class="{kind}">'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody></table></div>"
     )
