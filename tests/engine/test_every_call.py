@@ -15,13 +15,10 @@ from tests.helpers.sources import SourceCase
 
 SOURCES = {"dequantize": "fp8-llama", "convert": "gptq-llama"}
 COMMANDS = (
-    *("reindex", "reindex --link", "reindex --fsync", "fuse-norms", "rotate", "run"),
-    *(
-        "quantize --scheme FP8_DYNAMIC",
-        "quantize --scheme NVFP4A16",
-        "quantize --scheme W4A16 --fsync",
-    ),
-    *("dequantize", "convert", "export-bin", "export-bin --fsync"),
+    *("reindex", "reindex --link", "reindex --fsync", "fuse-norms", "rotate", "equalize", "run"),
+    *("quantize --scheme FP8_DYNAMIC", "quantize --scheme NVFP4A16"),
+    *("quantize --scheme W4A16 --fsync", "dequantize", "convert"),
+    *("export-bin", "export-bin --fsync"),
 )
 # `nox -s calls` disturbs all calls of all commands: an error, of one kind or the other, a signal to
 # end, one or the other, and a kill. Elsewhere, some of those at the end of a run, at which DST is
