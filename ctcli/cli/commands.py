@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.checkpoint.value import Step as Table
 from ctcli.console import Report
+from ctcli.rewrites.equalizing.options import EqualizeOptions
 from ctcli.rewrites.exporting.options import ExportOptions
 from ctcli.rewrites.options import RewriteOptions
 from ctcli.rewrites.quantizing.options import QuantizeOptions
@@ -68,6 +69,7 @@ REWRITES: Mapping[str, Rewrite[Any]] = {
     "reindex": Rewrite(ReindexOptions, "reindex:reindex"),
     "fuse-norms": Rewrite(FuseOptions, "surgery.fuse_norms:fuse_norms"),
     "rotate": Rewrite(RotateOptions, "surgery.rotate:rotate"),
+    "equalize": Rewrite(EqualizeOptions, "equalizing.equalize:equalize"),
     "quantize": Rewrite(QuantizeOptions, "quantizing.quantize:quantize"),
     "dequantize": Rewrite(DequantizeOptions, "sources.dequantize:dequantize"),
     "convert": Rewrite(ConvertOptions, "sources.convert:convert"),

@@ -160,7 +160,8 @@ def make_tasks(graph: Graph, done: Collection[tuple[str, Place]] = ()) -> list[T
             task = Task(files, node, done=kept)
             if kept and not task.count:
                 continue
-            tasks += [Task((), value) for value in all_nodes(node.values, made)]
+            if node.values:
+                tasks += [Task((), value) for value in all_nodes(node.values, made)]
             tasks.append(task)
     return tasks
 

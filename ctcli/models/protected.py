@@ -7,7 +7,7 @@ Quantizing them costs more than it saves (routers, heads), is not what servers e
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -17,6 +17,9 @@ _Protected = Literal[
     "embedding", "head", "router", "norm", "convolution", "tower", "rotation", "draft"
 ]
 Kind = Literal[_Protected, "experts", "linear", "other"]
+# What names of towers begin with, and what leads from them to the text.
+_TOWERS = ("vision", "visual", "audio", "speech", "image")
+_BRIDGES = ("multi_modal_projector", "mm_projector", "img_projection", "connector")
 # Kind of module -> pattern of its whole name; the first that matches counts. None tells digits
 # apart.
 _KINDS: Mapping[_Protected, str] = {
@@ -26,8 +29,7 @@ _KINDS: Mapping[_Protected, str] = {
     "router": r".*\.(gate|(shared_)?expert_gate|gate\.wg)|(.*\.)?router(\..*)?",
     "norm": r"(.*\.)?[^.]*(norm|(^|\.)ln_?[a-z0-9]*)[^.]*",
     "convolution": r".*\bconv[0-9a-z_]*(\..*)?",
-    "tower": r"(.*\.)?(vision|visual|audio|speech|image)[a-z_]*\..*"
-    r"|(.*\.)?(multi_modal_projector|mm_projector|img_projection|connector)(\..*)?",
+    "tower": rf"(.*\.)?({'|'.join(_TOWERS)})[a-z_]*\..*|(.*\.)?({'|'.join(_BRIDGES)})(\..*)?",
     "rotation": r".*\.[^.]+_(input|output|q_attn|k_cache)",
     "draft": r"(.*\.)?(mtp|nextn)[a-z_0-9]*(\..*)?",
 }
@@ -92,9 +94,12 @@ def is_head(module: str) -> bool:
     return kind_of(module) == "head"
 
 
-def is_tower(name: str) -> bool:
-    """Whether a tensor belongs to a vision or audio tower, or leads from one to the text."""
-    return _is_tower(_DIGITS.sub("0", name))
+def towers(names: Collection[str]) -> frozenset[str]:
+    """The tensors that belong to a vision or audio tower, or lead from one to the text."""
+    text = "\n".join(names)
+    if not any(word in text for word in (*_TOWERS, *_BRIDGES)):
+        return frozenset()
+    return frozenset(name for name in names if _is_tower(_DIGITS.sub("0", name)))
 
 
 @lru_cache(maxsize=10_000)

@@ -160,10 +160,10 @@ class Layout:
 
 def sources_of(files: Collection[OutputFile]) -> list[SourceFile]:
     """The source files that bytes of `files` come from, each once."""
-    sources = dict.fromkeys(copy.source for file in files for copy in file.copies)
+    every = {id(copy.source): copy.source for file in files for copy in file.copies}
     nodes = all_nodes(node for file in files for node in file.nodes)
-    sources |= dict.fromkeys(read.file for node in nodes for read in node.reads)
-    return [*sources]
+    every |= {id(read.file): read.file for node in nodes for read in node.reads}
+    return [*dict.fromkeys(every.values())]
 
 
 class OneFileOutput(Protocol):
@@ -228,12 +228,12 @@ def output_file(name: str, head: bytes, tensors: Iterable[LazyTensor]) -> Output
     offset = len(head)
     for tensor in tensors:
         nbytes = tensor.spec.nbytes
-        if isinstance(tensor, Stacked):
-            nbytes = tensor.parts[0].spec.nbytes
-            computed += (Placed(part, offset + i * nbytes) for i, part in enumerate(tensor.parts))
-            nbytes *= len(tensor.parts)
-        elif isinstance(tensor, Computed):
+        if isinstance(tensor, Computed):
             computed.append(Placed(tensor, offset))
+        elif isinstance(tensor, Stacked):
+            each = tensor.parts[0].spec.nbytes
+            computed += (Placed(part, offset + i * each) for i, part in enumerate(tensor.parts))
+            nbytes = each * len(tensor.parts)
         elif isinstance(tensor, Known):
             known.append(KnownBytes(tensor.content, offset))
         elif copies and copies[-1].is_followed_by(tensor, offset):

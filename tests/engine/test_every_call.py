@@ -12,7 +12,8 @@ from tests.helpers.checkpoints import array, write_checkpoint
 from tests.helpers.failing import WAYS, Outcome, walk
 
 COMMANDS = (
-    *("reindex", "reindex --link", "reindex --fsync", "fuse-norms", "rotate", "export-bin", "run"),
+    *("reindex", "reindex --link", "reindex --fsync", "fuse-norms", "rotate", "equalize"),
+    *("export-bin", "run"),
     *("quantize --scheme FP8_DYNAMIC", "quantize --scheme NVFP4A16"),
 )
 # All calls of all commands are disturbed by `nox -s calls`; elsewhere, some of those at the end of
