@@ -27,8 +27,9 @@ OPTIONS = [
     if option.param_type_name == "option"
 ]
 # Commands that write no checkpoint, and their own options.
-READING = {
+READING: dict[str, set[str]] = {
     "inspect": {"--tensors", "--sort", "--stats"},
+    "finish": set(),
     "help": set(),
     "verify": {"--against", "--max-error", "--target", "--tp", "--sha256", "--html"},
 }

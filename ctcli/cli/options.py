@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from ctcli.engine.plan import Settings
+from ctcli.engine.shares import Share
 from ctcli.options import (
     OptionError,
     argument,
@@ -73,6 +74,21 @@ def _target(text: str) -> Destination:
         return _directory(text)
     repo = _repo(text.removeprefix(_ON_HUB))
     return Destination(Path(repo.replace("/", "--")), repo)
+
+
+def _share(text: str) -> Share:
+    number, slash, count = text.partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return Share(int(number), int(count))
+    raise OptionError(f"{text!r} is no part: give I/N, such as 1/4 to 4/4.")
+
+
+def _cluster(text: str) -> str:
+    kind, _, count = text.partition(":")
+    is_local = kind == "local" and count.isdecimal() and int(count) > 0
+    if is_local or "://" in text or Path(text).is_file():
+        return text
+    raise OptionError(f"{text!r}: give tcp://HOST:PORT, a scheduler file that exists, or local:N.")
 
 
 def source() -> str:
@@ -163,6 +179,24 @@ class Shared:
     resume_from_hub: bool = on_hub(
         False, "Continue what a run on another machine pushed before it died."
     )
+    part: Share | None = option(
+        None,
+        "Make the I-th of N equal shares of the files; any machines, in any order, that see DST. "
+        "The last one publishes.",
+        "all of it",
+        metavar="I/N",
+        parse=_share,
+        panel="Machine",
+    )
+    cluster: str | None = option(
+        None,
+        "Have the workers of a Dask cluster make the files: a scheduler's address or file, or "
+        "local:N for N processes here.",
+        "this process",
+        metavar="WHERE",
+        parse=_cluster,
+        panel="Machine",
+    )
     dry_run: bool = _on_output(False, "Check everything and say what would be done.")
     overwrite: bool = _on_output(False, "Replace DST, once its successor is complete.")
     fsync: bool = _on_output(
@@ -176,6 +210,11 @@ class Shared:
         "runners.",
         panel="Messages",
     )
+
+    def __post_init__(self) -> None:
+        """Refuse two ways at once."""
+        if self.part and self.cluster:
+            raise OptionError("--part and --cluster are two ways to the same; give one.")
 
     def settings(self, link: bool, keeps: bool) -> Settings:
         """These options as the engine takes them."""

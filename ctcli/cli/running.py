@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.cli.commands import Made, Step
+from ctcli.cli.layouts import layout_of
 from ctcli.cli.next_steps import next_steps
 from ctcli.cli.options import Destination, Shared, source_directory
 from ctcli.cli.pushing import begin_push, check_push, repository, with_push
@@ -18,7 +20,6 @@ from ctcli.engine.run import execute
 from ctcli.errors import CtcliError
 from ctcli.events import Event
 from ctcli.options import OptionError
-from ctcli.storage.card import with_card
 from ctcli.storage.destination import (
     Form,
     check_destination,
@@ -28,8 +29,7 @@ from ctcli.storage.destination import (
 )
 from ctcli.storage.hub.kinds import publishable
 from ctcli.storage.journal import Errors
-from ctcli.storage.layout import lay_out
-from ctcli.storage.leftover import check_partial, is_aside, is_published
+from ctcli.storage.leftover import check_partial, is_aside, is_published, refuse_gathering
 from ctcli.storage.opening import open_checkpoint
 from ctcli.storage.writer import put_back
 from ctcli.units import counted, format_bytes, format_seconds
@@ -42,7 +42,8 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
     """Open, rewrite, plan, check; then, unless it is a dry run, write and publish."""
     terminal = Terminal(shared.quiet, shared.json, shared.log_format == "json")
     with terminal.logging_errors():
-        repo = _check_options(terminal, source, target, shared, step.form)
+        repo = check_options(terminal, source, target, shared, step.form)
+        refuse_gathering(target.path)
         folder = stream_folder_of(target.path) if shared.stream else None
         opened = open_checkpoint(source, shared.revision, folder, shared.subfolder)
         made, report = step.rewrite(opened)
@@ -51,8 +52,7 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
             made = publishable(made, shared.include)
         for warning in made.warnings:
             terminal.warn(warning)
-        written = with_card(made) if isinstance(made, Checkpoint) else made
-        layout = lay_out(written, target.path.resolve().name)
+        layout = layout_of(made, target.path)
         plan = make_plan(layout, target.path, shared.settings(step.link, target.repo is None))
         if nbytes := plan.leftover.foreign:
             name = partial_of(target.path).name
@@ -70,7 +70,7 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
             report = report.with_errors(_execute(terminal, command, plan, publication))
         seconds = time.monotonic() - start
         place = f"hf://{target.repo}" if target.repo else str(target.path)
-        result = _result(command, source, place, made, report, plan, shared, seconds)
+        result = result_of(command, source, place, made, report, plan, shared, seconds)
         if repo:
             commit = publication.commit if publication else None
             result = with_push(result, repo, shared.branch, commit)
@@ -90,7 +90,7 @@ def _lacking(plan: Plan, dry_run: bool) -> CtcliError | None:
     return None
 
 
-def _check_options(
+def check_options(
     terminal: Terminal, source: str, target: Destination, shared: Shared, form: Form
 ) -> str | None:
     """Refuse what does not go together; returns the repository to publish on, if there is one."""
@@ -102,7 +102,11 @@ def _check_options(
     check_place(target.path, directory)
     if check_partial(target.path):
         _put_back(terminal, target.path, shared.dry_run)
-    published = partial(is_published, target.path, form)
+    published: Callable[[], bool] = partial(is_published, target.path, form)
+    if (
+        shared.part or shared.cluster
+    ):  # whether DST is what they make can be told once it is planned
+        published = target.path.exists
     check_destination(target.path, shared.overwrite, form, published)
     return repository(target, shared, form)
 
@@ -132,7 +136,7 @@ def _execute(
     return errors
 
 
-def _result(
+def result_of(
     command: str,
     source: str,
     place: str,
@@ -142,6 +146,7 @@ def _result(
     shared: Shared,
     seconds: float,
 ) -> Result:
+    """What a run has to say at its end."""
     written = plan.write_bytes
     resumed = len(plan.leftover.journal.complete)
     rows = report.rows()
