@@ -1,4 +1,4 @@
-"""What each scheme costs the bundled model: python -m tests.bench.quality.
+"""What each scheme costs the bundled model: python -m tests.bench.scheme_costs.
 
 Prints the rows of the guide's table: size, largest relative weight error, rise of the perplexity on
 Python source (8 windows of 512 bytes).
