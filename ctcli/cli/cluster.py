@@ -26,7 +26,8 @@ from ctcli.storage.destination import stream_folder_of
 from ctcli.storage.gathering import Gathering, attempt_of, give_up, missing_files, publish
 from ctcli.storage.journal import Errors
 from ctcli.storage.layout import lay_out
-from ctcli.storage.opening import local_directory, open_checkpoint
+from ctcli.storage.naming import parse_source
+from ctcli.storage.opening import open_checkpoint
 
 
 def run_cluster(command: str, step: Step, source: str, target: Destination, shared: Shared) -> None:
@@ -39,7 +40,9 @@ def run_cluster(command: str, step: Step, source: str, target: Destination, shar
             )
         attempt = attempt_of(target.path, "client")
         folder = stream_folder_of(attempt) if shared.stream else None
-        made, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
+        made, report = step.rewrite(
+            open_checkpoint(source, shared.revision, folder, shared.subfolder)
+        )
         for warning in made.warnings:
             terminal.warn(warning)
         layout = lay_out(made, target.path.resolve().name)
@@ -54,8 +57,9 @@ def run_cluster(command: str, step: Step, source: str, target: Destination, shar
         if gathering and not shared.dry_run:
             work = Work(
                 agreement.key,
-                str(Path(source).resolve()) if local_directory(source) else source,
+                str(Path(source).resolve()) if parse_source(source).path else source,
                 shared.revision,
+                shared.subfolder,
                 str(target.path.resolve()),
                 step.tables,
                 {**asdict(settings), "workers": shared.num_workers or 0},

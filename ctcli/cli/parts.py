@@ -49,7 +49,7 @@ def _run_part(
         raise OptionError("--part is for a DST on a disk that all machines see, not on a hub.")
     attempt = attempt_of(target.path, part.label)
     folder = stream_folder_of(attempt) if shared.stream else None
-    made, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
+    made, report = step.rewrite(open_checkpoint(source, shared.revision, folder, shared.subfolder))
     for warning in made.warnings:
         terminal.warn(warning)
     layout = lay_out(made, target.path.resolve().name)

@@ -121,7 +121,7 @@ def _make_plan(work: Work) -> _Made:
         # No two processes stream through the same folder.
         folder = stream_folder_of(partial_of(destination) / ATTEMPTS / f"stream-{uuid4().hex}")
     step = chain(work.tables)
-    made, _ = step.rewrite(open_checkpoint(work.source, work.revision, folder))
+    made, _ = step.rewrite(open_checkpoint(work.source, work.revision, folder, work.subfolder))
     layout = lay_out(made, destination.name)
     settings = Settings(**work.settings)
     if not settings.workers:
