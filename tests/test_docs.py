@@ -28,8 +28,8 @@ OPTIONS = [
 ]
 # Commands that write no checkpoint, and their own options.
 READING: dict[str, set[str]] = {
-    "finish": set(),
     "inspect": {"--tensors", "--sort", "--stats"},
+    "finish": set(),
     "help": set(),
     "verify": {"--against", "--max-error", "--target", "--tp", "--sha256", "--html"},
 }

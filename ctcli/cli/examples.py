@@ -40,6 +40,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("ctcli run recipe.toml SRC DST", "all steps in one read and one write"),
         ("ctcli run DST/ctcli_recipe.toml SRC AGAIN", "the same bytes again"),
     ),
+    "finish": (("ctcli finish DST", "once every part of --part I/N is made"),),
     "inspect": (
         ("ctcli inspect org/name", "of a hub: headers only"),
         ("ctcli inspect SRC --tensors '*.mlp.*'", "tensors whose names match"),

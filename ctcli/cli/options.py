@@ -24,7 +24,6 @@ from ctcli.storage.naming import HUB_ID, parse_source
 
 _ON_HUB = "hf://"
 on_hub = partial(option, panel="Hub")
-_MACHINES_PANEL = "Several machines"
 _on_output = partial(option, panel="Output")
 
 
@@ -187,7 +186,7 @@ class Shared:
         "all of it",
         metavar="I/N",
         parse=_share,
-        panel=_MACHINES_PANEL,
+        panel="Machine",
     )
     cluster: str | None = option(
         None,
@@ -196,7 +195,7 @@ class Shared:
         "this process",
         metavar="WHERE",
         parse=_cluster,
-        panel=_MACHINES_PANEL,
+        panel="Machine",
     )
     dry_run: bool = _on_output(False, "Check everything and say what would be done.")
     overwrite: bool = _on_output(False, "Replace DST, once its successor is complete.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.cli.commands import Made, Step
+from ctcli.cli.layouts import layout_of
 from ctcli.cli.next_steps import next_steps
 from ctcli.cli.options import Destination, Shared, source_directory
 from ctcli.cli.pushing import begin_push, check_push, repository, with_push
@@ -19,7 +20,6 @@ from ctcli.engine.run import execute
 from ctcli.errors import CtcliError
 from ctcli.events import Event
 from ctcli.options import OptionError
-from ctcli.storage.card import with_card
 from ctcli.storage.destination import (
     Form,
     check_destination,
@@ -29,7 +29,6 @@ from ctcli.storage.destination import (
 )
 from ctcli.storage.hub.kinds import publishable
 from ctcli.storage.journal import Errors
-from ctcli.storage.layout import lay_out
 from ctcli.storage.leftover import check_partial, is_aside, is_published, refuse_gathering
 from ctcli.storage.opening import open_checkpoint
 from ctcli.storage.writer import put_back
@@ -53,8 +52,7 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
             made = publishable(made, shared.include)
         for warning in made.warnings:
             terminal.warn(warning)
-        written = with_card(made) if isinstance(made, Checkpoint) else made
-        layout = lay_out(written, target.path.resolve().name)
+        layout = layout_of(made, target.path)
         plan = make_plan(layout, target.path, shared.settings(step.link, target.repo is None))
         if nbytes := plan.leftover.foreign:
             name = partial_of(target.path).name

@@ -18,7 +18,6 @@ class Work:
         key: of the plan; a worker that comes to another one has another SRC.
         source: SRC.
         revision: of a hub SRC.
-        subfolder: inside SRC.
         destination: DST, absolute.
         tables: what is done to SRC, as steps of a recipe.
         settings: how, as `engine.plan.Settings` has it; 0 workers: as many as the worker's threads.
@@ -28,7 +27,6 @@ class Work:
     key: str
     source: str
     revision: str | None
-    subfolder: str | None
     destination: str
     tables: Sequence[Mapping[str, Any]]
     settings: Mapping[str, Any]

@@ -59,6 +59,11 @@ class SourceName:
     revision: str | None = None
     folder: str = ""
 
+    @property
+    def elsewhere(self) -> str:
+        """What names the same, but for the revision, in another current directory or machine."""
+        return str(self.path.resolve()) if self.path else f"{_ON_HUB}{self.repo}/{self.folder}"
+
 
 def parse_source(text: str, revision: str | None = None, folder: str | None = None) -> SourceName:
     """Read what was given as SRC; looks at the file system, and at no hub.
