@@ -11,13 +11,15 @@ from ctcli.errors import CtcliError
 from ctcli.formats.sources.reading import Reading, dense
 from ctcli.models.architecture import Architecture
 from ctcli.models.llama import naming_of
+from ctcli.rewrites.equalizing.equalize import equalizable
+from ctcli.rewrites.equalizing.parts import PARTS
 from ctcli.rewrites.exporting.export_bin import export_bin
 from ctcli.rewrites.exporting.options import ExportOptions
 from ctcli.rewrites.surgery.matrices import Matrices
 from ctcli.rewrites.surgery.surgery import architecture_of, editable
 
 _NAMES = (
-    *("fuse-norms", "rotate R1", "rotate R2", "rotate R3", "rotate R4", "export-bin"),
+    *("fuse-norms", "rotate R1", "rotate R2", "rotate R3", "rotate R4", "equalize", "export-bin"),
     *("dequantize", "convert"),
 )
 # Up to this odd part every size has a rotation, and a multiple of 4 a Hadamard matrix if four
@@ -44,8 +46,8 @@ class Ability:
 
 
 def abilities(checkpoint: Checkpoint, reading: Reading | CtcliError | None) -> list[Ability]:
-    """What fuse-norms, rotate (R1 to R4), export-bin, and for quantized sources dequantize and
-    convert would say.
+    """What fuse-norms, rotate (R1 to R4), equalize, export-bin, and for quantized sources
+    dequantize and convert would say.
 
     Args:
         checkpoint: the checkpoint.
@@ -80,11 +82,23 @@ def _dense_abilities(checkpoint: Checkpoint) -> list[Ability]:
     }
     export = _asked("export-bin", lambda: _check_export(checkpoint))
     try:
-        architecture = architecture_of(editable(checkpoint), None)
+        editing = editable(checkpoint)
+        architecture = architecture_of(editing, None)
     except CtcliError as error:
-        return [*(Ability(name, error.problems, error.hint) for name in checks), export]
+        names = (*checks, "equalize")
+        return [*(Ability(name, error.problems, error.hint) for name in names), export]
     asked = (_asked(name, partial(check, architecture)) for name, check in checks.items())
-    return [*asked, export]
+    return [*asked, _equalize(editing, architecture), export]
+
+
+def _equalize(checkpoint: Checkpoint, architecture: Architecture) -> Ability:
+    try:
+        found = equalizable(checkpoint, architecture)
+    except CtcliError as error:
+        return Ability("equalize", error.problems, error.hint)
+    parts = [part for part in PARTS if found.count(part)]
+    reasons = [f"not {part}: {reason}" for part, reason in found.reasons.items()]
+    return Ability("equalize", note="; ".join([", ".join(parts), *reasons]))
 
 
 def _asked(name: str, check: Callable[[], object]) -> Ability:

@@ -1,4 +1,4 @@
-"""Edits of a block in one pass: times a norm's gain, rounded to what is stored; projections.
+"""Edits of a block in one pass: columns and rows times factors, rounded once; projections.
 
 Blocks are stored bits (unsigned integers of the element's size) or floats; see `loading.operand`.
 """
@@ -32,10 +32,11 @@ def edited(
     *,
     gain: Floats | None = None,
     divides: bool = False,
+    by_row: Floats | None = None,
     in_float32: bool = False,
     device: str = "cpu",
 ) -> tuple[Bits, bool]:
-    """Multiply columns by a gain, or divide them, and round once to what is stored.
+    """Multiply columns by a gain, or divide them; multiply rows; round once to what is stored.
 
     Args:
         block: [rows, columns], stored or floats.
@@ -43,6 +44,7 @@ def edited(
         target: the result's.
         gain: [columns]; None: only the dtype changes.
         divides: divide by the gain.
+        by_row: factors of the rows [rows], after the gain; None: they have none.
         in_float32: compute in float32, in which products of two 16-bit floats are exact (but below
             2**-126), instead of float64.
         device: `cpu`, or what torch calls another one.
@@ -54,17 +56,24 @@ def edited(
         from ctcli.ops.device import edits
 
         return edits.edited(
-            block, tag, target, gain=gain, divides=divides, in_float32=in_float32, device=device
+            block,
+            tag,
+            target,
+            gain=gain,
+            divides=divides,
+            by_row=by_row,
+            in_float32=in_float32,
+            device=device,
         )
     elements, kind = operand(block, tag)
     dtype = np.float32 if in_float32 else np.float64
-    factors = np.empty(0, dtype)
-    if gain is not None:
-        with np.errstate(over="ignore"):
-            factors = np.ascontiguousarray(gain, dtype)
+    nothing = np.empty(0, dtype)
+    with np.errstate(over="ignore"):
+        factors = nothing if gain is None else np.ascontiguousarray(gain, dtype)
+        of_rows = nothing if by_row is None else np.ascontiguousarray(by_row, dtype)
     out = np.empty(elements.shape, _RESULTS[target])
     buffer = np.empty(_PIECE, dtype)
-    is_finite = _edit(elements, kind, factors, divides, buffer, out, KINDS[target])
+    is_finite = _edit(elements, kind, factors, divides, of_rows, buffer, out, KINDS[target])
     return out.view(f"u{out.itemsize}"), bool(is_finite)
 
 
@@ -103,6 +112,7 @@ def _edit(
     kind: int,
     factors: NDArray[Any],
     divides: bool,
+    of_rows: NDArray[Any],
     buffer: NDArray[Any],
     out: NDArray[Any],
     target: int,
@@ -117,6 +127,10 @@ def _edit(
             load(line, elements[i, start:stop], kind)
             if factors.size:
                 _times(line, factors[start:stop], divides)
+            if of_rows.size:
+                factor = of_rows[i]
+                for j in range(line.size):
+                    line[j] *= factor
             if factors.itemsize == 8:
                 _store_wide(result, line, target)
             else:

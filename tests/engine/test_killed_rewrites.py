@@ -17,6 +17,7 @@ from tests.helpers.dying import Moment, end_at
 COMMANDS = {
     "quantize": ("quantize", "--scheme", "NVFP4A16"),
     "fuse-norms": ("fuse-norms",),
+    "equalize": ("equalize",),
     "rotate": ("rotate", "--transform-type", "random-hadamard", "--seed", "1"),
     "run": ("run", str(ROOT / "tests/bench/recipes/rotate-NVFP4A16.toml")),
 }

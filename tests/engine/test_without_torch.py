@@ -96,6 +96,7 @@ def test_surgery_loads_no_torch(folder: Path) -> None:
     lines = ["fuse-norms golden fused", "fuse-norms pylm wide --dtype float32"]
     lines += ["fuse-norms centred centred-fused --center"]
     lines += [f"rotate {each} rotated-{n}" for n, each in enumerate(ROTATED)]
+    lines += ["equalize golden even", "equalize centred even-centred --rounds 2"]
     assert "torch" not in loaded_by(folder, *(f"{line} --quiet" for line in lines))
 
 
@@ -118,13 +119,15 @@ def test_kernels_that_are_compiled_load_no_numba(folder: Path, tmp_path: Path) -
 
 
 def test_what_computes_nothing_loads_neither(folder: Path) -> None:
-    commands = ("fuse-norms", "quantize", "rotate", "export-bin", "run", "reindex", "inspect")
-    lines = ["--help", *(f"{command} --help" for command in (*commands, "verify"))]
+    commands = ["fuse-norms", "quantize", "rotate", "export-bin", "run", "reindex", "inspect"]
+    commands += ["equalize", "verify"]
+    lines = ["--help", *(f"{command} --help" for command in commands)]
     lines += [
         "reindex golden plain --quiet",
         "inspect golden --tensors",
         "run run.toml golden out --dry-run --quiet",
         "fuse-norms centred out --center --dry-run --quiet",
+        "equalize golden out --dry-run --quiet",
         "export-bin pylm out.bin --dry-run --quiet",
     ]
     lines += [f"quantize golden out --scheme {name} --dry-run --quiet" for name in SCHEMES.values()]

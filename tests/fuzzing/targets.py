@@ -151,6 +151,7 @@ def _hub_listing(folder: Path, content: bytes) -> None:  # noqa: ARG001 (as all 
         with suppress(CtcliError):
             list_hub("org/name", None)
     finally:
+        guard_client.cache_clear()  # or it would hold that its factory is set
         guard_client()
 
 
@@ -184,8 +185,14 @@ def _rotation_seed(folder: Path) -> bytes:
 
 
 READING = (("inspect",), ("verify",))
-WRITING = (
-    *(("reindex",), ("fuse-norms",), ("rotate",), ("quantize", "--scheme", "FP8_DYNAMIC")),
+WRITING: tuple[tuple[str, ...], ...] = (
+    *(
+        ("reindex",),
+        ("fuse-norms",),
+        ("rotate",),
+        ("equalize",),
+        ("quantize", "--scheme", "FP8_DYNAMIC"),
+    ),
     *(("quantize", "--scheme", "NVFP4A16"), ("export-bin",), ("export-bin", "--version", "2")),
 )
 

@@ -119,6 +119,9 @@ def _surgery() -> dict[str, Job]:
         "fuse-norms float32": "fuse-norms @pylm @out --dtype float32",
         "run fuse quantize": "run fuse-quantize.toml @golden @out",
         "rotate R3": "rotate @golden @out --rotations R3",
+        "equalize golden": "equalize @golden @out",
+        "equalize pylm": "equalize @pylm @out --rounds 2",
+        "run equalize quantize": "run equalize.toml @golden @out",
     }
     rounded = {
         "fuse-norms center": "fuse-norms @centred @out --center",

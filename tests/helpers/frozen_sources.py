@@ -26,6 +26,7 @@ RECIPES = {
     "fuse-quantize.toml": (
         'steps = [{use = "fuse-norms"}, {use = "quantize", scheme = "FP8_BLOCK", block = [64, 32]}]'
     ),
+    "equalize.toml": 'steps = [{use = "equalize"}, {use = "quantize", scheme = "W4A16"}]',
     "rotate.toml": 'steps = [{use = "rotate"}, {use = "quantize", scheme = "W8A8"}]',
     "export.toml": 'steps = [{use = "fuse-norms"}, {use = "export-bin", version = 1}]',
     "config.json": json.dumps(

@@ -1,4 +1,4 @@
-"""`ctcli fuse-norms` and `ctcli rotate` in this process."""
+"""`ctcli fuse-norms`, `ctcli rotate` and `ctcli equalize` in this process."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from ctcli.cli.commands import Made
 from ctcli.cli.recipes import make_steps
 from ctcli.engine.plan import Settings, make_plan
 from ctcli.engine.run import execute
+from ctcli.rewrites.equalizing.equalize import equalize
+from ctcli.rewrites.equalizing.options import EqualizeOptions
 from ctcli.rewrites.surgery.fuse_norms import SurgeryReport, fuse_norms
 from ctcli.rewrites.surgery.options import FuseOptions, RotateOptions
 from ctcli.rewrites.surgery.rotate import rotate
@@ -30,6 +32,12 @@ def run_rotate(source: Path, destination: Path, workers: int = 2, **options: Any
     """Rotate `source` into `destination`; options are those of `RotateOptions`."""
     chosen = RotateOptions(**options)
     return _run(source, destination, lambda checkpoint: rotate(checkpoint, chosen), workers)
+
+
+def run_equalize(source: Path, destination: Path, workers: int = 2, **options: Any) -> Path:
+    """Equalize `source` into `destination`; options are those of `EqualizeOptions`."""
+    chosen = EqualizeOptions(**options)
+    return _run(source, destination, lambda checkpoint: equalize(checkpoint, chosen), workers)
 
 
 def _run(source: Path, destination: Path, rewrite: Rewrite, workers: int) -> Path:

@@ -33,6 +33,8 @@ from ctcli.lazy.tensors import Known, TensorSpec
 from ctcli.models.modules import modules_of
 from ctcli.ops.draws import Draws
 from ctcli.ops.transforms import make_rotation
+from ctcli.rewrites.equalizing.equalize import equalize
+from ctcli.rewrites.equalizing.options import EqualizeOptions
 from ctcli.rewrites.exporting.export_bin import export_bin
 from ctcli.rewrites.exporting.options import ExportOptions
 from ctcli.rewrites.reindex import ReindexOptions, reindex
@@ -105,6 +107,7 @@ def commands() -> Mapping[str, Callable[[Checkpoint], object]]:
     return {
         "fuse-norms": lambda checkpoint: fuse_norms(checkpoint, fuse),
         **{f"rotate {r}": rotating(r) for r in ("R1", "R2", "R3", "R4")},
+        "equalize": lambda checkpoint: equalize(checkpoint, EqualizeOptions()),
         "export-bin": lambda checkpoint: export_bin(checkpoint, bin_file),
     }
 
@@ -114,18 +117,18 @@ def rotating(name: RotationName) -> Callable[[Checkpoint], object]:
     return lambda checkpoint: rotate(checkpoint, options)
 
 
-# Name of a model -> config keys, and which of the six can run.
+# Name of a model -> config keys, and which of the seven can run.
 ABLE: Mapping[str, tuple[dict[str, Any], str]] = {
-    "llama": ({}, "fuse-norms R1 R2 R3 R4"),
-    "mistral": ({"head_dim": 16}, "fuse-norms R1 R2 R3 R4"),
+    "llama": ({}, "fuse-norms R1 R2 R3 R4 equalize"),
+    "mistral": ({"head_dim": 16}, "fuse-norms R1 R2 R3 R4 equalize"),
     # 90 has no Hadamard matrix, and no rotation above a prime of 1024 is made.
-    "starcoder2": ({"intermediate_size": 90}, "fuse-norms R1 R2 R3"),
-    "qwen3": ({"intermediate_size": 1031, "head_dim": 10}, "fuse-norms R1 R2"),
-    "gemma": ({"hidden_size": 2062}, "fuse-norms R2 R3 R4"),
-    "gemma2": ({}, "fuse-norms R2 R3 R4"),
-    "gemma3": ({}, "fuse-norms R2 R3 R4"),
-    "deepseek_v3": ({}, "fuse-norms R1 R2 R4"),
-    "opt_post_norm": ({}, "R2 R3 R4"),
+    "starcoder2": ({"intermediate_size": 90}, "fuse-norms R1 R2 R3 equalize"),
+    "qwen3": ({"intermediate_size": 1031, "head_dim": 10}, "fuse-norms R1 R2 equalize"),
+    "gemma": ({"hidden_size": 2062}, "fuse-norms R2 R3 R4 equalize"),
+    "gemma2": ({}, "fuse-norms R2 R3 R4 equalize"),
+    "gemma3": ({}, "fuse-norms R2 R3 R4 equalize"),
+    "deepseek_v3": ({}, "fuse-norms R1 R2 R4 equalize"),
+    "opt_post_norm": ({}, "R2 R3 R4 equalize"),
 }
 
 

@@ -42,6 +42,22 @@ def plain(
         return from_floats(x, target).tobytes(), is_finite
 
 
+@pytest.mark.parametrize("in_float32", [False, True])
+@pytest.mark.parametrize("tag", TAGS)
+def test_rows_are_multiplied_after_columns(tag: str, in_float32: bool) -> None:
+    bits = stored(tag, 7, 4100)
+    generator = np.random.default_rng(2)
+    gain, by_row = generator.uniform(0.5, 2, 4100), generator.uniform(0.5, 2, 7)
+    how: dict[str, Any] = {"gain": gain, "by_row": by_row, "in_float32": in_float32}
+    found, is_finite = edited(bits, tag, tag, **how)
+    x = to_floats(bits, tag, np.float32 if in_float32 else np.float64)
+    expected = x * gain.astype(x.dtype) * by_row.astype(x.dtype)[:, None]
+    assert is_finite
+    assert found.tobytes() == from_floats(expected, tag).tobytes()
+    elsewhere, _ = edited(bits, tag, tag, device="cpu:0", **how)
+    assert elsewhere.tobytes() == found.tobytes()
+
+
 @pytest.mark.parametrize("divides", [False, True])
 @pytest.mark.parametrize("in_float32", [False, True])
 @pytest.mark.parametrize("target", TAGS)

@@ -24,8 +24,8 @@ from ctcli.lazy.nodes import (
 from ctcli.lazy.tensors import Stored, TensorSpec
 
 if TYPE_CHECKING:
-    from ctcli.lazy.nodes import Block, Blocks
-    from ctcli.ops.decoding import Codes
+    from ctcli.lazy.nodes import Blocks
+    from ctcli.ops.decoding import Codes, Elements
 
 HINT = "A code or a scale is NaN or infinite, or too large: repair the checkpoint."
 Table = Literal["e4m3", "e2m1", "e2m3", "e3m2", "signed", "unsigned", "offset"]
@@ -110,28 +110,28 @@ class Scaled(Decoding):
             scales = scales[row // self.part * down + row % self.part // tile[0]]
             tile = (1, tile[1])
         stream = stream.view(np.uint8).reshape(len(stream), -1)
-        table, bits = table_of(self.table, self.bits), self.bits
+        elements, bits = elements_of(self.table, self.bits), self.bits
         if self.pairs_rows:
             stream, bits = decoding.row_pairs(stream), 8
         factors = blocks.get("factor")
         if factors is not None:
             factors = decoding.scales_of(factors.reshape(-1), self.factor)
-        return decoding.Codes(stream, bits, table, scales, zeros, tile, factors)
+        return decoding.Codes(stream, bits, elements, scales, zeros, tile, factors)
 
 
-def table_of(name: Table, bits: int) -> Block:
-    """What the codes of a format stand for: float32 [2 ** bits]."""
+def elements_of(name: Table, bits: int) -> Elements:
+    """What the codes of a format stand for."""
     from ctcli.ops import decoding
 
     if name == "e4m3":
-        return decoding.e4m3_table()
+        return decoding.e4m3_elements()
     if name == "e2m1":
-        return decoding.e2m1_table()
+        return decoding.e2m1_elements()
     if name in ("e2m3", "e3m2"):
-        return decoding.float6_table(int(name[1]))
+        return decoding.float6_elements(int(name[1]))
     if name == "signed":
-        return decoding.signed_table(bits)
-    return decoding.integer_table(bits, 1 << (bits - 1) if name == "offset" else 0)
+        return decoding.signed_elements(bits)
+    return decoding.integer_elements(bits, 1 << (bits - 1) if name == "offset" else 0)
 
 
 def decoded(

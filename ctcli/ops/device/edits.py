@@ -31,6 +31,7 @@ def edited(
     *,
     gain: Floats | None,
     divides: bool,
+    by_row: Floats | None,
     in_float32: bool,
     device: str,
 ) -> tuple[Bits, bool]:
@@ -39,6 +40,8 @@ def edited(
     if gain is not None:
         factors = torch.from_numpy(gain).to(x)
         x = x / factors if divides else x * factors
+    if by_row is not None:
+        x = x * torch.from_numpy(by_row).to(x)[:, None]
     result = round_once(x, _DTYPES[target])
     is_finite = not result.numel() or bool(largest_along(result.reshape(-1), 0).isfinite())
     stored = result.cpu().contiguous()

@@ -40,6 +40,7 @@ NORMS = ("input", "post_attention")
 COMMANDS = {
     "reindex": ("reindex",),
     "fuse-norms": ("fuse-norms",),
+    "equalize": ("equalize",),
     "quantize": ("quantize", "--scheme", "NVFP4A16"),
     "run": ("run", str(ROOT / "tests/bench/recipes/rotate-FP8_DYNAMIC.toml")),
 }

@@ -1,0 +1,1 @@
+"""The rewrite that evens out the columns of linears without changing the model."""
