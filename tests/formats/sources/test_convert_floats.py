@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from tests.conftest import Ctcli
 from tests.helpers.decompressing import decompressed
@@ -24,9 +26,9 @@ REFUSED = {
     "modelopt-w4a8": "no such weights with FP8 inputs",
     "modelopt-nvfp4-gpt-oss": "no tensors of packed experts",
     "modelopt-nvfp4-llama4-text": "no tensors of packed experts",
-    "quark": "ctcli does not pack Quark's signed words anew",
-    "gpt-oss": "no loader is known to take gpt-oss's experts one by one",
-    "gpt-oss-original": "no loader is known to take gpt-oss's experts one by one",
+    "quark": "compressed-tensors' elements of six bits are E2M3",
+    "gpt-oss": "vLLM and transformers load gpt-oss's MXFP4 as it is",
+    "gpt-oss-original": "vLLM and transformers load gpt-oss's MXFP4 as it is",
 }
 OPTIONS = {"fp8-presharded": ("--presharded", "re:.*qkv_proj=4")}
 CASES = [
@@ -62,6 +64,34 @@ def test_compressed_tensors_reads_the_same_numbers(
     missing = [each for each in found_by_verify if each["where"] == "config.json"]
     assert found_by_verify == missing, found_by_verify
     assert not missing or len(expected) < LINEARS
+
+
+def test_quark_keeps_its_numbers_but_for_e3m2(cli: Ctcli, tmp_path: Path) -> None:
+    case, attention = SourceCase("quark"), "model.layers.0.self_attn"
+    expected = case.expected()
+
+    def without(*modules: str) -> Path:
+        source = shutil.copytree(case.checkpoint, tmp_path / "-".join(modules))
+        left = {n: t for n, t in tensors_of(source).items() if not n.startswith(modules)}
+        save_file(left, source / "model.safetensors")
+        for module in modules:
+            expected.pop(f"{module}.weight", None)
+        return source
+
+    source, dense = without(f"{attention}.v_proj"), tmp_path / "dense"
+    done = cli("convert", source, tmp_path / "all", "--ct-version", "0.20")
+    assert done.returncode == 0, done.stderr
+    assert cli("dequantize", tmp_path / "all", dense, "--dtype", "float32").returncode == 0
+    found = tensors_of(dense)
+    for name, weight in expected.items():
+        np.testing.assert_array_equal(found[name].numpy().view("u4"), weight.view("u4"), name)
+    # compressed-tensors 0.19 reads all but FP6.
+    source = without(f"{attention}.v_proj", f"{attention}.o_proj")
+    assert cli("convert", source, tmp_path / "known").returncode == 0
+    by_others = decompressed(tmp_path / "known")
+    assert by_others.keys() == expected.keys()
+    for name, weight in expected.items():
+        np.testing.assert_array_equal(by_others[name].view("u4"), weight.view("u4"), name)
 
 
 def packed(found: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
