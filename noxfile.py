@@ -68,7 +68,7 @@ def calls(session: nox.Session) -> None:
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Fuzz all that is read, ten minutes of the processor each; arguments: seconds, targets."""
-    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.install("-c", CONSTRAINTS, "-e", ".[test]", "atheris")
     session.run("python", "-m", "tests.fuzzing", *session.posargs)
 
 
