@@ -1,7 +1,8 @@
 """compressed-tensors' convert_checkpoint as a contender: `python convert_checkpoint.py SRC DST X`.
 
 X is fp8 (blocks become floats) or awq (becomes pack-quantized). Runs in an environment of its
-own, which has compressed-tensors 0.20 and not this project.
+own, which has compressed-tensors 0.20 and not this project: `python -m tests.bench dequantize-FP8
+--peer "dequantize-FP8:peer=PYTHON tests/bench/convert_checkpoint.py {made} {dst} fp8"`.
 """
 
 import sys
