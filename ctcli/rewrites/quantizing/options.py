@@ -23,6 +23,7 @@ from ctcli.rewrites.options import (
 from ctcli.rewrites.quantizing.config import Release
 from ctcli.rewrites.quantizing.input_scales import read_scales
 from ctcli.rewrites.quantizing.selection import Choice, OnIndivisible
+from ctcli.schemes import format_of
 from ctcli.schemes.family import ComputeDtype, Execution, Observer
 from ctcli.schemes.parsing import Overrides, parse_schemes
 
@@ -103,7 +104,8 @@ class QuantizeOptions(RewriteOptions):
     observer: Observer = option(
         "minmax",
         "Range of a group: its extremes, or the shrunk range with the least squared error (mse, "
-        "slower).",
+        "slower). For symmetric integers and 16-bit activations: signed, where scales may be "
+        "negative, and pnorm, which searches such scales by fourth powers of errors.",
     )
     compute_dtype: ComputeDtype = option(
         "float32",
@@ -123,6 +125,7 @@ class QuantizeOptions(RewriteOptions):
     def __post_init__(self) -> None:
         """Hash, parse and read what the options name."""
         _ = self.recipe, self.choice
+        self._check_observer()
         check_device(self.device)
         _ = self.scales
 
@@ -151,6 +154,20 @@ class QuantizeOptions(RewriteOptions):
             schemes, left_alone = parse_config(self.config.name, read_json(self.config))
         ignore = (*self.ignore, *left_alone)
         return Choice(schemes, self.targets, ignore, self.default_ignore, self.on_indivisible)
+
+    def _check_observer(self) -> None:
+        """Refuse an observer that a scheme has no use for.
+
+        Raises:
+            CtcliError: names each scheme, and why.
+        """
+        problems = [
+            f"{scheme.name}: --observer {self.observer}: {problem}."
+            for scheme in dict.fromkeys(scheme for _, scheme in self.choice.schemes)
+            if (problem := format_of(scheme).observer_problem(scheme, self.observer))
+        ]
+        if problems:
+            raise CtcliError(problems, "Give --observer minmax, or a scheme such as W4A16.")
 
     @property
     def execution(self) -> Execution:
