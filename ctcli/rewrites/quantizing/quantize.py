@@ -27,6 +27,7 @@ from ctcli.models.fused import FusedSet
 from ctcli.models.modules import Module, modules_of
 from ctcli.models.protected import TRANSPOSED_LINEARS
 from ctcli.patterns import matches
+from ctcli.rewrites.quantizing.advice import advice
 from ctcli.rewrites.quantizing.config import quantization_config
 from ctcli.rewrites.quantizing.input_scales import CACHE_SCALES
 from ctcli.rewrites.quantizing.options import QuantizeOptions
@@ -147,7 +148,10 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     declared = table(untied.config.get("quantization_config"))
     config["transform_config"] = declared.get("transform_config", {})
     step = {"use": "quantize", **options.recipe}
-    result = replace(untied, shards=shards, steps=(*untied.steps, step))
+    new = (s for module, s in selection.schemes.items() if module not in as_stored)
+    found = advice(new, options.observer, (*untied.history, *untied.steps))
+    warnings = (*untied.warnings, *found)
+    result = replace(untied, shards=shards, steps=(*untied.steps, step), warnings=warnings)
     if options.max_shard_size:
         result = cut_to_size(result, options.max_shard_size)
     result = result.with_config({**untied.config, "quantization_config": config})
