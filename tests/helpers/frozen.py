@@ -108,6 +108,8 @@ def _quantizing() -> dict[str, Job]:
         f"quantize mse {name}": f"quantize @golden @out --scheme {name} --observer mse"
         for name in ("W8A8", "INT8 --strategy tensor")
     }
+    found["sparsify fours"] = "sparsify @golden @out --pattern 2:4"
+    found["sparsify rows"] = "sparsify @pylm @out --density 0.3"
     found["quantize signed"] = "quantize @golden @out --scheme W4A16 --observer signed"
     mse["quantize pnorm"] = (
         "quantize @golden @out --scheme W4A16 --format int-quantized --observer pnorm"

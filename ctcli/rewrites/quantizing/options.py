@@ -117,6 +117,12 @@ class QuantizeOptions(RewriteOptions):
         "safetensors file with <module>.input_scale or .input_global_scale for static schemes, and "
         "k_scale and v_scale for an FP8 key-value cache.",
     )
+    constant_input_scale: bool = option(
+        False,
+        "NVFP4 activations without calibration: input_global_scale is 1.0 for every module, so "
+        "that only the scale of each group follows the activations.",
+        recorded="unless default",
+    )
     ct_version: Release = ct_version()
     allow_nonfinite: bool = option(False, "Let NaN and infinite weights through.")
     max_shard_size: int | None = shard_size()
@@ -126,6 +132,7 @@ class QuantizeOptions(RewriteOptions):
         """Hash, parse and read what the options name."""
         _ = self.recipe, self.choice
         self._check_observer()
+        self._check_constant_scale()
         check_device(self.device)
         _ = self.scales
 
@@ -154,6 +161,24 @@ class QuantizeOptions(RewriteOptions):
             schemes, left_alone = parse_config(self.config.name, read_json(self.config))
         ignore = (*self.ignore, *left_alone)
         return Choice(schemes, self.targets, ignore, self.default_ignore, self.on_indivisible)
+
+    def _check_constant_scale(self) -> None:
+        """Refuse a constant scale that nothing takes, or that is given as well.
+
+        Raises:
+            CtcliError: says which.
+        """
+        if not self.constant_input_scale:
+            return
+        schemes = [scheme for _, scheme in self.choice.schemes]
+        problem = None
+        if not any(s.needs_input_scale == "input_global_scale" for s in schemes):
+            named = ", ".join(dict.fromkeys(scheme.name for scheme in schemes))
+            problem = f"no scheme has activations under a global scale ({named})"
+        elif self.input_scales:
+            problem = f"{self.input_scales} has the scales"
+        if problem:
+            raise CtcliError(f"--constant-input-scale: {problem}.", "Leave it out.")
 
     def _check_observer(self) -> None:
         """Refuse an observer that a scheme has no use for.

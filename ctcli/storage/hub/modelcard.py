@@ -70,9 +70,20 @@ def _made(checkpoint: Checkpoint, command: str) -> list[str]:
         "",
         *map(_said, checkpoint.steps),
         "",
+        *_constants(checkpoint),
         *_sizes(checkpoint),
     ]
     return [redact(line, get_token()) for line in text]
+
+
+def _constants(checkpoint: Checkpoint) -> list[str]:
+    """What was not calibrated."""
+    if not any(step.get("constant_input_scale") for step in checkpoint.steps):
+        return []
+    return [
+        "The global scale of activations is 1.0 in every module: nothing was calibrated.",
+        "",
+    ]
 
 
 def _said(step: Step) -> str:
