@@ -33,6 +33,7 @@ class Event:
         nbytes: bytes of that file; of a run, bytes to fetch and write, or fetched and written.
         seconds: how long it took, where it took time.
         message: what a warning or an error says, or the command that started.
+        worker: the machine of a cluster that it happened on.
     """
 
     kind: EventKind
@@ -40,6 +41,7 @@ class Event:
     nbytes: int | None = None
     seconds: float | None = None
     message: str = ""
+    worker: str = ""
 
 
 Notify = Callable[[Event], None]
@@ -49,7 +51,8 @@ class EventLog:
     """Writes events to a stream as they happen, from any thread.
 
     A line is an object with `event`, `time` (seconds since 1970, UTC), `elapsed` (seconds since the
-    log began) and those of `name`, `bytes`, `seconds` and `message` that say something.
+    log began) and those of `name`, `bytes`, `seconds`, `message` and `worker` that say
+    something.
 
     Args:
         stream: where to; every line is flushed.
@@ -78,5 +81,6 @@ class EventLog:
             "bytes": event.nbytes,
             "seconds": None if event.seconds is None else round(event.seconds, 3),
             "message": redact(event.message) or None,
+            "worker": event.worker or None,
         }
         return json.dumps({key: value for key, value in fields.items() if value is not None})

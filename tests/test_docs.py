@@ -24,7 +24,8 @@ OPTIONS = [
     if option.param_type_name == "option"
 ]
 # Commands that write no checkpoint, and their own options.
-READING = {
+READING: dict[str, set[str]] = {
+    "finish": set(),
     "inspect": {"--tensors"},
     "verify": {"--against", "--max-error", "--target", "--tp", "--sha256", "--html"},
 }

@@ -38,6 +38,7 @@ OWNERS = {
     "typer": "ctcli.cli",
     "huggingface_hub": "ctcli.storage.hub",
     "httpx": "ctcli.storage.hub",
+    "distributed": "ctcli",
     "click": None,
     "compressed_tensors": None,
     "llmcompressor": None,

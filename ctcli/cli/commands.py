@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
 from ctcli.checkpoint.value import Checkpoint
+from ctcli.checkpoint.value import Step as Table
 from ctcli.console import Report
 from ctcli.rewrites.equalizing.options import EqualizeOptions
 from ctcli.rewrites.exporting.options import ExportOptions
@@ -42,7 +43,9 @@ class Rewrite(Generic[Options]):
         """The rewrite with these options."""
         module, _, name = self.function.partition(":")
         function = getattr(import_module(f"ctcli.rewrites.{module}"), name)
-        return Step(lambda each: function(each, options), options.form, options.links)
+        given = {key: value for key, value in options.recipe.items() if value is not None}
+        table = {"use": name.replace("_", "-"), **given}
+        return Step(lambda each: function(each, options), options.form, options.links, (table,))
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,13 @@ class Step:
         rewrite: what it does.
         form: of what it makes.
         link: whether shards that do not change become links.
+        tables: the same as steps of a recipe.
     """
 
     rewrite: Work
     form: Form = DIRECTORY
     link: bool = False
+    tables: Sequence[Table] = ()
 
 
 # In the order of the help.

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Literal, cast
 
 from ctcli.engine.plan import Settings
+from ctcli.engine.shares import Share
 from ctcli.options import OptionError, argument, cores, memory, option, revision, size, threads
 from ctcli.storage.opening import HUB_ID, local_directory
 
 _ON_HUB = "hf://"
 _HUB_PANEL = "Hub"
+_MACHINES_PANEL = "Several machines"
 on_hub = partial(option, panel=_HUB_PANEL)
 
 
@@ -50,6 +52,21 @@ def _target(text: str) -> Destination:
         return _file(text)
     repo = _repo(text.removeprefix(_ON_HUB))
     return Destination(Path(repo.replace("/", "--")), repo)
+
+
+def _share(text: str) -> Share:
+    number, slash, count = text.partition("/")
+    if slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return Share(int(number), int(count))
+    raise OptionError(f"{text!r} is no part: give I/N, such as 1/4 to 4/4.")
+
+
+def _cluster(text: str) -> str:
+    kind, _, count = text.partition(":")
+    is_local = kind == "local" and count.isdecimal() and int(count) > 0
+    if is_local or "://" in text or Path(text).is_file():
+        return text
+    raise OptionError(f"{text!r}: give tcp://HOST:PORT, a scheduler file that exists, or local:N.")
 
 
 def source() -> str:
@@ -139,6 +156,24 @@ class Shared:
     resume_from_hub: bool = on_hub(
         False, "Continue what a run on another machine pushed before it died."
     )
+    part: Share | None = option(
+        None,
+        "Make the I-th of N equal shares of the files; any machines, in any order, that see DST. "
+        "The last one publishes.",
+        "all of it",
+        metavar="I/N",
+        parse=_share,
+        panel=_MACHINES_PANEL,
+    )
+    cluster: str | None = option(
+        None,
+        "Have the workers of a Dask cluster make the files: a scheduler's address or file, or "
+        "local:N for N processes here.",
+        "this process",
+        metavar="WHERE",
+        parse=_cluster,
+        panel=_MACHINES_PANEL,
+    )
     dry_run: bool = option(False, "Check everything and say what would be done.")
     overwrite: bool = option(False, "Replace DST, once its successor is complete.")
     fsync: bool = option(
@@ -151,6 +186,11 @@ class Shared:
         "Of progress, warnings and errors on stderr: for people, or one JSON object a line for job "
         "runners.",
     )
+
+    def __post_init__(self) -> None:
+        """Refuse two ways at once."""
+        if self.part and self.cluster:
+            raise OptionError("--part and --cluster are two ways to the same; give one.")
 
     def settings(self, link: bool, keeps: bool) -> Settings:
         """These options as the engine takes them."""

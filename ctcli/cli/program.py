@@ -9,10 +9,13 @@ from typing import Annotated
 import typer
 
 from ctcli import __version__
+from ctcli.cli.cluster import run_cluster
 from ctcli.cli.commands import REWRITES, Step
+from ctcli.cli.finish import FinishOptions, finish
 from ctcli.cli.inspect import InspectOptions
 from ctcli.cli.inspect import inspect as inspect_source
 from ctcli.cli.options import FilePlaces, Places, Shared
+from ctcli.cli.parts import run_part
 from ctcli.cli.run import RunOptions, run
 from ctcli.cli.running import run_step
 from ctcli.cli.signatures import help_of, make_command
@@ -36,16 +39,18 @@ def _register(name: str, options: type, perform: Callable[..., None], *classes: 
 def _register_step(name: str, options: type, step: Callable[..., Step], places: type) -> None:
     """A command that writes what a step makes."""
 
-    def perform(options: RewriteOptions | RunOptions, where: Places, shared: Shared) -> None:
-        run_step(name, step(options), where.source, where.destination, shared)
+    def take(options: RewriteOptions | RunOptions, where: Places, shared: Shared) -> None:
+        perform = run_part if shared.part else run_cluster if shared.cluster else run_step
+        perform(name, step(options), where.source, where.destination, shared)
 
-    _register(name, options, perform, options, places, Shared)
+    _register(name, options, take, options, places, Shared)
 
 
 for _name, _rewrite in REWRITES.items():
     _places = Places if _rewrite.options.form.is_checkpoint else FilePlaces
     _register_step(_name, _rewrite.options, _rewrite.step, _places)
 _register_step("run", RunOptions, run, Places)
+_register("finish", FinishOptions, finish, FinishOptions)
 _register("inspect", InspectOptions, inspect_source, InspectOptions)
 _register("verify", VerifyOptions, verify, VerifyOptions, Reading)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcli.checkpoint.value import Checkpoint
+from ctcli.checkpoint.value import Step as Table
 from ctcli.cli.commands import Made, Step
 from ctcli.cli.recipes import make_steps
 from ctcli.console import Report
@@ -64,12 +65,26 @@ def run(options: RunOptions) -> Step:
     """
     recipe = options.recipe
     read = read_recipe(recipe)
-    steps = make_steps(read.steps)
+    step = chain(read.steps)
 
     def rewrite(checkpoint: Checkpoint) -> tuple[Made, Report]:
         if read.headers_sha256 not in (None, checkpoint.origin.headers_sha256):
             warning = f"{recipe}: it is from another checkpoint than {checkpoint.origin.name}."
             checkpoint = replace(checkpoint, warnings=(*checkpoint.warnings, warning))
+        return step.rewrite(checkpoint)
+
+    return replace(step, rewrite=rewrite)
+
+
+def chain(tables: Sequence[Table]) -> Step:
+    """Steps of a recipe as one.
+
+    Raises:
+        CtcliError: what is wrong with any of them.
+    """
+    steps = make_steps(tables)
+
+    def rewrite(checkpoint: Checkpoint) -> tuple[Made, Report]:
         made: Made = checkpoint
         reports = []
         for number, (use, step) in enumerate(steps, 1):
@@ -80,4 +95,4 @@ def run(options: RunOptions) -> Step:
         return made, RunReport(reports)
 
     last = steps[-1][1]
-    return Step(rewrite, last.form, link=any(step.link for _, step in steps))
+    return Step(rewrite, last.form, any(step.link for _, step in steps), tuple(tables))

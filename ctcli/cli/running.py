@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from ctcli.storage.destination import (
 from ctcli.storage.hub.kinds import publishable
 from ctcli.storage.journal import Errors
 from ctcli.storage.layout import lay_out
-from ctcli.storage.leftover import check_partial, is_aside, is_published
+from ctcli.storage.leftover import check_partial, is_aside, is_published, refuse_gathering
 from ctcli.storage.opening import open_checkpoint
 from ctcli.storage.writer import put_back
 from ctcli.units import format_bytes, format_seconds
@@ -40,7 +41,8 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
     """Open, rewrite, plan, check; then, unless it is a dry run, write and publish."""
     terminal = Terminal(shared.quiet, shared.json, shared.log_format == "json")
     with terminal.logging_errors():
-        repo = _check_options(terminal, source, target, shared, step.form)
+        repo = check_options(terminal, source, target, shared, step.form)
+        refuse_gathering(target.path)
         folder = stream_folder_of(target.path) if shared.stream else None
         made, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
         if repo:
@@ -66,7 +68,7 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
             report = report.with_errors(_execute(terminal, command, plan, publication))
         seconds = time.monotonic() - start
         place = f"hf://{target.repo}" if target.repo else str(target.path)
-        result = _result(command, source, place, made, report, plan, shared, seconds)
+        result = result_of(command, source, place, made, report, plan, shared, seconds)
         if repo:
             commit = publication.commit if publication else None
             result = with_push(result, repo, shared.branch, commit)
@@ -86,7 +88,7 @@ def _lacking(plan: Plan, dry_run: bool) -> CtcliError | None:
     return None
 
 
-def _check_options(
+def check_options(
     terminal: Terminal, source: str, target: Destination, shared: Shared, form: Form
 ) -> str | None:
     """Refuse what does not go together; returns the repository to publish on, if there is one."""
@@ -98,7 +100,11 @@ def _check_options(
     check_place(target.path, directory)
     if check_partial(target.path):
         _put_back(terminal, target.path, shared.dry_run)
-    published = partial(is_published, target.path, form)
+    published: Callable[[], bool] = partial(is_published, target.path, form)
+    if (
+        shared.part or shared.cluster
+    ):  # whether DST is what they make can be told once it is planned
+        published = target.path.exists
     check_destination(target.path, shared.overwrite, form, published)
     return repository(target, shared, form)
 
@@ -127,7 +133,7 @@ def _execute(
     return errors
 
 
-def _result(
+def result_of(
     command: str,
     source: str,
     place: str,
@@ -137,6 +143,7 @@ def _result(
     shared: Shared,
     seconds: float,
 ) -> Result:
+    """What a run has to say at its end."""
     written = plan.write_bytes
     resumed = len(plan.leftover.journal.complete)
     rows = report.rows()

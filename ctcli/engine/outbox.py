@@ -15,11 +15,14 @@ _AT_ONCE = 2
 
 
 class Publication(Protocol):
-    """A checkpoint that is being published; see `storage.hub.publication`."""
+    """Where complete files go: `storage.hub.publication`, or `storage.gathering`."""
 
     @property
     def pushed(self) -> Mapping[str, object]:
-        """What lies on the hub, by name."""
+        """What has been taken, by name."""
+
+    def takes(self, file: OutputFile) -> bool:
+        """Whether a file goes there as soon as it is complete."""
 
     def push(self, name: str, path: Path, errors: Errors, advance: Advance) -> None:
         """Upload a complete file; from any thread."""
@@ -57,8 +60,9 @@ class Outbox:
 
     def add(self, file: OutputFile, errors: Errors) -> None:
         """Send a complete file, if it is one that goes ahead of the others."""
-        if self._publication and file.is_shard and file.name not in self._publication.pushed:
-            push, path = self._publication.push, self._folder / file.name
+        publication = self._publication
+        if publication and publication.takes(file) and file.name not in publication.pushed:
+            push, path = publication.push, self._folder / file.name
             self._sending[self._pool.submit(push, file.name, path, errors, self._advance)] = file
 
     def collect(self) -> list[tuple[OutputFile, int]]:

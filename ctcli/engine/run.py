@@ -16,7 +16,6 @@ from ctcli.events import Event, Notify
 from ctcli.ops.runtime import collect_again
 from ctcli.storage.journal import Errors
 from ctcli.storage.layout import OutputFile
-from ctcli.storage.local import mode_of
 from ctcli.storage.output import OutputFiles
 from ctcli.storage.writer import PartialDirectory, open_partial
 from ctcli.units import Advance
@@ -78,13 +77,6 @@ def execute(
     return {module: measured for of_file in errors for module, measured in of_file.items()}
 
 
-def _mode(plan: Plan) -> int:
-    """Who may do what with index, configs and whatever else is made anew: as with the weights."""
-    sources = plan.layout.sources
-    weights = [source for source in sources if source.name.endswith(".safetensors")]
-    return mode_of(weights or sources) & 0o666
-
-
 def _nothing_more() -> None:
     """The output is on a hub only."""
 
@@ -114,7 +106,7 @@ class _Run:
         self._notify = notify
         self._stop = Stop(advance)
         begun = {part.file for part in parts}
-        self._outputs = OutputFiles(self._graph.files, partial, begun, _mode(plan))
+        self._outputs = OutputFiles(self._graph.files, partial, begun, plan.layout.mode)
         own = [part for part in parts if part.file in self._graph.files]
         self._ledger = Ledger(self._graph, turns.tasks, own, partial)
         sizes = {name: file.size for name, file in self._graph.files.items()}

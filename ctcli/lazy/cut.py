@@ -60,7 +60,9 @@ def cut(node: Node) -> Cut:
     order in which floats are summed.
     """
     axis = node.axis
-    length, stored = node.shape[axis], sum(tensor.spec.nbytes for tensor in node.reads)
+    length, stored = node.shape[axis], 0
+    for tensor in node.reads:
+        stored += tensor.spec.nbytes
     least = node.least_rows if axis == ROWS else 1
     return _cut(axis, length, node.across[axis], node.together[axis], stored, least)
 

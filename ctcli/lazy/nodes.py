@@ -195,6 +195,20 @@ class Output:
     is_whole: bool = False
 
 
+class Unrounded(NamedTuple):
+    """How a node computes its output before it rounds it; nodes that are alike share one.
+
+    Attributes:
+        step: what the key of a node without the rounding has in place of the last step.
+        outputs: the output as floats.
+        kernel: how they are computed.
+    """
+
+    step: str
+    outputs: Mapping[str, Output]
+    kernel: Kernel
+
+
 @dataclass(eq=False, slots=True)
 class Node:
     """Tensors that are computed together. Nobody changes one.
@@ -213,7 +227,7 @@ class Node:
         axis: the direction in which it runs where its outputs are written.
         combine: how the blocks' results become one small value; None: they are parts of outputs.
         measure: how what was measured on two blocks becomes one, element by element.
-        exact: what the one output is the rounding of: a further step starts from there.
+        before: what the one output is the rounding of: a tensor, or how it is computed.
     """
 
     key: str
@@ -226,10 +240,8 @@ class Node:
     axis: Axis = ROWS
     combine: Literal["max", "sum"] | None = None
     measure: Literal["max", "sum"] = "sum"
-    exact: Stored | Computed | None = None
+    before: Stored | Computed | Unrounded | None = None
     # What follows from the inputs is found once: plans ask it of every node several times.
-    along: tuple[Input, ...] = field(init=False)
-    """The inputs that it does not read whole."""
     together: Shape = field(init=False)
     """Rows, and columns, that belong together for it and all nodes that it pulls."""
     across: Shape = field(init=False)
@@ -242,20 +254,17 @@ class Node:
     """Rows that are worth being read at once, where stored matrices run across them."""
 
     def __post_init__(self) -> None:
-        along: list[Input] = []
         values: list[Node] = []
         reads: list[Stored] = []
         (down, width), (rows, columns) = self.granule, self.shape
         least = 1
         for item in self.inputs.values():
-            tensor, is_whole = item.tensor, item.run == "whole"
-            if not is_whole:
-                along.append(item)
+            tensor = item.tensor
             if isinstance(tensor, Stored):
                 reads.append(tensor)
                 if item.run == "transposed":
                     least = max(least, item.least_rows(self))
-            elif isinstance(tensor, Computed) and is_whole:
+            elif isinstance(tensor, Computed) and item.run == "whole":
                 values.append(tensor.node)
             elif isinstance(tensor, Computed):
                 below = tensor.node
@@ -265,12 +274,35 @@ class Node:
                 columns, rows = max(columns, below.across[0]), max(rows, below.across[1])
                 down = math.lcm(down, item.granules(self, ROWS))
                 width = math.lcm(width, item.granules(self, COLUMNS))
-        self.along = tuple(along)
         self.together = down, width
         self.across = columns, rows
         self.values = _each_once(values)
         self.reads = _each_once(reads)
         self.least_rows = least
+
+    @property
+    def exact(self) -> Stored | Computed | None:
+        """What its one output is the rounding of: a further step starts from there.
+
+        None: nothing, or what cannot be had. The node of it is made when it is first asked for.
+        """
+        before = self.before
+        if not isinstance(before, Unrounded):
+            return before
+        key = f"{self.key.rpartition('/')[0]}{before.step}"
+        made = Node(
+            key,
+            self.module,
+            self.shape,
+            self.inputs,
+            before.outputs,
+            before.kernel,
+            self.granule,
+            self.axis,
+        )
+        (output,) = before.outputs
+        self.before = Computed(made, output)
+        return self.before
 
     @property
     def is_value(self) -> bool:
@@ -287,7 +319,9 @@ class Node:
 
 
 def _each_once(found: list[T]) -> tuple[T, ...]:
-    return tuple(found) if len(found) < 2 else tuple(dict.fromkeys(found))
+    if len(found) < 2 or (len(found) == 2 and found[0] != found[1]):
+        return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def preferred_axis(shape: Shape, together: Shape) -> Axis:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain
 
 from ctcli.errors import CtcliError
 from ctcli.models.architecture import Architecture, AttentionRole, MlpRole
@@ -24,9 +26,13 @@ def check(architecture: Architecture, shapes: Shapes, others: Sequence[re.Patter
     Raises:
         CtcliError: names every tensor that is missing, misshapen or unknown.
     """
-    demands = dict.fromkeys([*_weights(architecture, shapes), *_biases(architecture, shapes)])
-    problems = [problem for demand in demands if (problem := _problem(demand, shapes))]
-    known = {name for name, _ in demands}
+    found: dict[str, None] = {}
+    known = set()
+    for name, expected in chain(_weights(architecture, shapes), _biases(architecture, shapes)):
+        known.add(name)
+        if not _fits(shapes.get(name), expected):
+            found[_problem(name, shapes.get(name), expected)] = None
+    problems = [*found]
     problems += [
         f"{name}: no part of the model is known to have this tensor."
         for name in shapes
@@ -46,17 +52,16 @@ def check(architecture: Architecture, shapes: Shapes, others: Sequence[re.Patter
         )
 
 
-def _problem(demand: Demand, shapes: Shapes) -> str | None:
-    name, expected = demand
-    if name not in shapes:
+@lru_cache(maxsize=4096)
+def _fits(shape: tuple[int, ...] | None, expected: tuple[int | None, ...]) -> bool:
+    if shape is None or len(shape) != len(expected):
+        return False
+    return all(want in (None, size) for size, want in zip(shape, expected, strict=True))
+
+
+def _problem(name: str, shape: tuple[int, ...] | None, expected: tuple[int | None, ...]) -> str:
+    if shape is None:
         return f"{name} is missing."
-    shape = shapes[name]
-    if shape == expected:
-        return None
-    if len(shape) == len(expected):
-        pairs = zip(shape, expected, strict=True)
-        if not [size for size, want in pairs if want is not None and want != size]:
-            return None
     wanted = ", ".join("any" if want is None else str(want) for want in expected)
     return f"{name} has the shape {list(shape)}, not [{wanted}]."
 

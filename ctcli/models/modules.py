@@ -69,29 +69,34 @@ def modules_of(tensors: Mapping[str, T_co], config: Mapping[str, Any]) -> dict[s
         config: config.json.
     """
     parts: dict[str, dict[str, T_co]] = {}
-    order: dict[str, object] = {}
+    order: dict[str, dict[str, T_co]] = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
         if leaf != "weight" and packed_experts(name, tensor.spec):
             module, leaf = name, ""
-        parts.setdefault(module, {})[leaf] = tensor
+        own = parts.get(module)
+        if own is None:
+            own = parts[module] = {}
+        own[leaf] = tensor
         if leaf in _WEIGHTS:
-            order[module] = None
+            order[module] = own
     layers = layers_of(config)
     found: dict[str, Module[T_co]] = {}
-    for name in {**order, **parts}:
-        own = parts[name]
+    order |= parts
+    del parts
+    for name, own in order.items():
         weight = own.get("weight") or own.get("")
-        found[name] = Module(name, _kind(name, own, layers), own, weight)
+        kind = kind_of(name, layers) or _kind(name, own, weight)
+        found[name] = Module(name, kind, own, weight)
     return found
 
 
-def _kind(name: str, parts: Mapping[str, _Specified], layers: int | None) -> Kind:
-    if named := kind_of(name, layers):
-        return named
-    weight = next((parts[leaf] for leaf in _WEIGHTS if leaf in parts), None)
+def _kind(name: str, parts: Mapping[str, _Specified], weight: _Specified | None) -> Kind:
+    """What a module is whose name does not say it; `weight` is its weight as it stands."""
+    weight = weight or parts.get("weight_packed") or parts.get("qweight")
     if weight is None:
         return "other"
-    if len(weight.spec.shape) == 3 and packed_experts(name, weight.spec):
+    dimensions = len(weight.spec.shape)
+    if dimensions == 3 and packed_experts(name, weight.spec):
         return "experts"
-    return "linear" if len(weight.spec.shape) == 2 or "qweight" in parts else "other"
+    return "linear" if dimensions == 2 or "qweight" in parts else "other"

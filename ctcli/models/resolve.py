@@ -13,7 +13,7 @@ from ctcli.models.checking import Shapes, check
 from ctcli.models.config import is_nested, text_config
 from ctcli.models.families import Family, family_of, model_type
 from ctcli.models.layers import SourceFacts, layer_of
-from ctcli.models.protected import is_tower
+from ctcli.models.protected import towers
 
 # What may stand before the names of a language model, and what its head is called then.
 _PLACES = (
@@ -123,12 +123,13 @@ def _place(name: str, family: Family, shapes: Shapes) -> tuple[str, str]:
 def _beside(shapes: Shapes, layers: str, count: int) -> dict[str, _Beside]:
     """Tensors of towers, and of layers beyond the model's own."""
     found: dict[str, _Beside] = {}
-    own = re.compile(rf"{re.escape(layers)}([0-9]+)(\..*)?")
+    in_towers = towers(shapes)
     for name in shapes:
-        layer = own.fullmatch(name)
-        if layer and int(layer[1]) >= count:
+        number = name.removeprefix(layers).partition(".")[0]
+        is_layer = number.isdecimal() and number.isascii() and name.startswith(layers)
+        if is_layer and int(number) >= count:
             found[name] = "prediction"
-        elif is_tower(name):
+        elif name in in_towers:
             found[name] = "tower"
     return found
 

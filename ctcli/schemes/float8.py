@@ -13,6 +13,7 @@ from ctcli.schemes.format import NumericFormat
 from ctcli.schemes.tiles import read_scales, scale_output, stored_scales
 
 if TYPE_CHECKING:
+    from ctcli.ops.decoding import Elements
     from ctcli.ops.quantized import Array, QuantizedBlock
 
 _STRATEGIES = ("tensor", "channel", "group", "block")
@@ -55,10 +56,10 @@ class Float8(NumericFormat):
         scales = stored_scales(found.scales, numerics.scheme.weights, numerics.dtype)
         return {"weight": found.codes, "weight_scale": scales}
 
-    def _table(self, scheme: Scheme) -> tuple[int, Array]:  # noqa: ARG002
-        from ctcli.ops.decoding import e4m3_table
+    def _elements(self, scheme: Scheme) -> tuple[int, Elements]:  # noqa: ARG002
+        from ctcli.ops.decoding import e4m3_elements
 
-        return 8, e4m3_table()
+        return 8, e4m3_elements()
 
     def _read(
         self,

@@ -15,7 +15,7 @@ from ctcli.schemes.family import Execution, Numerics, Observer
 from ctcli.schemes.tiles import granule_of, tile_of
 
 if TYPE_CHECKING:
-    from ctcli.ops.decoding import Codes
+    from ctcli.ops.decoding import Codes, Elements
     from ctcli.ops.quantized import Array, Body, FormatName, QuantizedBlock, Rounding, Search
 
 # What has to be known of a whole weight before a part of it can be quantized: the range of all of
@@ -116,8 +116,8 @@ class NumericFormat(ABC):
         """Codes (a row's bytes), scales and zero points (float32) of stored rows or columns."""
 
     @abstractmethod
-    def _table(self, scheme: Scheme) -> tuple[int, Array]:
-        """Bits of a stored code, and the float32 numbers that codes stand for."""
+    def _elements(self, scheme: Scheme) -> tuple[int, Elements]:
+        """Bits of a stored code, and what codes stand for."""
 
     def kind(self, weights: QuantizationArgs) -> str:
         """Its name for people, with the bits of an element."""
@@ -219,7 +219,7 @@ class NumericFormat(ABC):
         stream, scales, zeros = self._read(tensors, shape, numerics)
         height, width = tile_of(scheme.weights)
         tile = (height or max(1, shape[0]), width or max(1, shape[1]))
-        return Codes(stream, *self._table(scheme), scales, zeros, tile)
+        return Codes(stream, *self._elements(scheme), scales, zeros, tile)
 
     def widest(self, block: Array, tag: str, *, numerics: Numerics, execution: Execution) -> Array:
         """[-low, high] of some of a weight, or of each row: float32 [2, 1 or rows]; for `max`."""

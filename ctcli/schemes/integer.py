@@ -16,6 +16,7 @@ from ctcli.schemes.format import NumericFormat, ShapeError, StoredPart
 from ctcli.schemes.tiles import granule_of, read_scales, scale_output, stored_scales
 
 if TYPE_CHECKING:
+    from ctcli.ops.decoding import Elements
     from ctcli.ops.quantized import Array, QuantizedBlock, Search
 
 _STRATEGIES = ("tensor", "channel", "group", "block")
@@ -157,12 +158,14 @@ class Integers(NumericFormat):
             outputs["weight_zero_point"] = zeros
         return outputs
 
-    def _table(self, scheme: Scheme) -> tuple[int, Array]:
-        from ctcli.ops.decoding import integer_table, signed_table
+    def _elements(self, scheme: Scheme) -> tuple[int, Elements]:
+        from ctcli.ops.decoding import integer_elements, signed_elements
 
         bits = scheme.weights.num_bits
         is_packed = scheme.format == "pack-quantized"
-        return (bits, integer_table(bits, 1 << (bits - 1))) if is_packed else (8, signed_table())
+        return (
+            (bits, integer_elements(bits, 1 << (bits - 1))) if is_packed else (8, signed_elements())
+        )
 
     def _read(
         self, tensors: Mapping[str, Array], shape: tuple[int, int], numerics: Numerics

@@ -15,6 +15,7 @@ from ctcli.schemes.family import Numerics
 from ctcli.schemes.format import NumericFormat, Whole
 
 if TYPE_CHECKING:
+    from ctcli.ops.decoding import Elements
     from ctcli.ops.quantized import Array, QuantizedBlock
 
 
@@ -63,13 +64,13 @@ class Microscaling(NumericFormat):
         codes = "weight" if numerics.scheme.weights.num_bits == 8 else "weight_packed"
         return {codes: found.codes, "weight_scale": found.marks.astype("u1")}
 
-    def _table(self, scheme: Scheme) -> tuple[int, Array]:
+    def _elements(self, scheme: Scheme) -> tuple[int, Elements]:
         from ctcli.ops import decoding
 
         bits = scheme.weights.num_bits
         if bits == 6:
-            return bits, decoding.float6_table(2)
-        return bits, decoding.e2m1_table() if bits == 4 else decoding.e4m3_table()
+            return bits, decoding.float6_elements(2)
+        return bits, decoding.e2m1_elements() if bits == 4 else decoding.e4m3_elements()
 
     def _read(
         self,

@@ -12,6 +12,7 @@ from ctcli.schemes.family import Numerics
 from ctcli.schemes.format import NumericFormat, Whole
 
 if TYPE_CHECKING:
+    from ctcli.ops.decoding import Elements
     from ctcli.ops.quantized import Array, QuantizedBlock
 
 
@@ -67,10 +68,10 @@ class Nvfp4(NumericFormat):
             "weight_global_scale": total.view(np.uint32),
         }
 
-    def _table(self, scheme: Scheme) -> tuple[int, Array]:  # noqa: ARG002
-        from ctcli.ops.decoding import e2m1_table
+    def _elements(self, scheme: Scheme) -> tuple[int, Elements]:  # noqa: ARG002
+        from ctcli.ops.decoding import e2m1_elements
 
-        return 4, e2m1_table()
+        return 4, e2m1_elements()
 
     def _read(
         self,

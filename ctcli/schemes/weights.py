@@ -42,21 +42,21 @@ class Quantizer:
     numerics: Numerics
     execution: Execution
 
-    def __call__(self, module: str, weight: Weight, shared: Input | None) -> Node:
+    def __call__(self, module: str, weight: Weight, shared: Sequence[Input] = ()) -> Node:
         """The tensors that stand for one weight.
 
         Args:
             module: its module.
             weight: [rows, columns], not rounded.
-            shared: the largest magnitude of its fused set, for strategy tensor_group.
+            shared: the largest magnitudes in its fused set, for strategy tensor_group.
         """
         shape, axis = matrix_shape(weight.spec.shape), axis_of(weight)
         alike = _alike(self, weight.spec.dtype, shape, axis)
         inputs = {"weight": Input(weight, shape)}
         if alike.needs_range:
             inputs["range"] = value(_range_of(module, weight, self.numerics, self.execution))
-        elif shared:
-            inputs["range"] = shared
+        for number, each in enumerate(shared):
+            inputs[f"largest {number}"] = each
         return Node(
             key=step_key(module, "weight", weight, "quantize"),
             module=module,
@@ -90,23 +90,15 @@ def _alike(quantizer: Quantizer, tag: str, shape: Shape, axis: Axis) -> _Alike:
     return _Alike(outputs, kernel, form.granule(scheme), needs_range)
 
 
-def largest_magnitude(name: str, weights: Mapping[str, Weight], execution: Execution) -> Node:
-    """max|w| over all weights of a fused set, or of one module: a value, [1] float32.
+def largest_magnitude(module: str, weight: Weight, execution: Execution) -> Node:
+    """max|w| over a weight: a value, [1] float32.
 
     Args:
-        name: of the set.
-        weights: by module.
+        module: its module.
+        weight: [rows, columns].
         execution: how to compute.
     """
-    nodes = [
-        _over(module, weight, "amax", _amax(weight.spec.dtype, execution), (1,))
-        for module, weight in weights.items()
-    ]
-    if len(nodes) == 1:
-        return nodes[0]
-    inputs = {node.module: value(node) for node in nodes}
-    outputs = _value_outputs("F32", (1,))
-    return Node(f"{name}/amax", name, (1, 1), inputs, outputs, Largest(), combine="max")
+    return _over(module, weight, "amax", _amax(weight.spec.dtype, execution), (1,))
 
 
 def _whole_for_rows(output: Output) -> Output:
@@ -197,16 +189,24 @@ class Quantize:
         Raises:
             NonFiniteError: the weight holds NaN or infinities, and that is not allowed.
         """
-        scheme = self.numerics.scheme
-        whole = blocks.get("range")
-        return format_of(scheme).encode(
+        return format_of(self.numerics.scheme).encode(
             blocks["weight"],
             self.tag,
             shape=where.shape,
             numerics=self.numerics,
             execution=self.execution,
-            whole=_low_and_high(whole) if whole is not None and whole.ndim == 2 else whole,
+            whole=_whole_of(blocks),
         )
+
+
+def _whole_of(blocks: Blocks) -> Block | None:
+    """What is known of the whole weight, or of its fused set: NaN if any of it is."""
+    import numpy as np
+
+    if "range" in blocks:
+        return _low_and_high(blocks["range"])
+    largest = [block for name, block in blocks.items() if name != "weight"]
+    return np.maximum.reduce(largest) if largest else None
 
 
 def _low_and_high(extremes: Block) -> Block:
@@ -228,17 +228,6 @@ class Amax:
         from ctcli.ops.backend import body
 
         return {"value": body(self.execution.device).largest(blocks["weight"], self.tag)}, ()
-
-
-@dataclass(frozen=True)
-class Largest:
-    """The largest of some values."""
-
-    def __call__(self, blocks: Blocks, _where: Where) -> tuple[Blocks, Sequence[float]]:
-        """See `Kernel`."""
-        import numpy as np
-
-        return {"value": np.maximum.reduce([*blocks.values()])}, ()
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,9 @@ def apply_index(
     kept, stale = [], []
     for name, shard in by_name.items():
         placed = {t: s for t, s in shard.tensors.items() if index.weight_map.get(t) == name}
+        if len(placed) == len(shard.tensors):
+            kept.append(shard)
+            continue
         kept.append(replace(shard, tensors=placed))
         stale += [
             Problem(

@@ -15,6 +15,7 @@ from ctcli.lazy.nodes import Computed, LazyTensor, Node, Stacked, all_nodes
 from ctcli.lazy.tensors import Known, SourceFile, Stored
 from ctcli.storage.destination import DIRECTORY, Form
 from ctcli.storage.index import encode_index
+from ctcli.storage.local import mode_of
 from ctcli.storage.recipe import encode_recipe
 from ctcli.storage.safetensors import encode_header, in_file_order
 
@@ -103,11 +104,19 @@ class Layout:
         closing: what makes the output a checkpoint and is written last.
         form: what DST becomes: a directory of all, or the first of `files`, beside which the
             others go.
+        whole: of a share of a layout's files, that layout.
     """
 
     files: tuple[OutputFile, ...]
     closing: tuple[OutputFile, ...]
     form: Form = DIRECTORY
+    whole: Layout | None = None
+
+    def only(self, names: Collection[str]) -> Layout:
+        """A share: those of the files that have these names, in a directory."""
+        files = tuple(file for file in self.files if file.name in names)
+        closing = tuple(file for file in self.closing if file.name in names)
+        return Layout(files, closing, DIRECTORY, self)
 
     @property
     def all_files(self) -> tuple[OutputFile, ...]:
@@ -123,6 +132,14 @@ class Layout:
     def sources(self) -> tuple[SourceFile, ...]:
         """The source files that bytes of the files come from, each once."""
         return tuple(sources_of(self.all_files))
+
+    @property
+    def mode(self) -> int:
+        """Who may read and write what is made anew, such as an index: as with the weights."""
+        if self.whole:
+            return self.whole.mode
+        weights = [source for source in self.sources if source.name.endswith(".safetensors")]
+        return mode_of(weights or self.sources) & 0o666
 
     @cached_property
     def key(self) -> str:
@@ -143,10 +160,10 @@ class Layout:
 
 def sources_of(files: Collection[OutputFile]) -> list[SourceFile]:
     """The source files that bytes of `files` come from, each once."""
-    sources = dict.fromkeys(copy.source for file in files for copy in file.copies)
+    every = {id(copy.source): copy.source for file in files for copy in file.copies}
     nodes = all_nodes(node for file in files for node in file.nodes)
-    sources |= dict.fromkeys(read.file for node in nodes for read in node.reads)
-    return [*sources]
+    every |= {id(read.file): read.file for node in nodes for read in node.reads}
+    return [*dict.fromkeys(every.values())]
 
 
 class OneFileOutput(Protocol):
@@ -211,12 +228,12 @@ def output_file(name: str, head: bytes, tensors: Iterable[LazyTensor]) -> Output
     offset = len(head)
     for tensor in tensors:
         nbytes = tensor.spec.nbytes
-        if isinstance(tensor, Stacked):
-            nbytes = tensor.parts[0].spec.nbytes
-            computed += (Placed(part, offset + i * nbytes) for i, part in enumerate(tensor.parts))
-            nbytes *= len(tensor.parts)
-        elif isinstance(tensor, Computed):
+        if isinstance(tensor, Computed):
             computed.append(Placed(tensor, offset))
+        elif isinstance(tensor, Stacked):
+            each = tensor.parts[0].spec.nbytes
+            computed += (Placed(part, offset + i * each) for i, part in enumerate(tensor.parts))
+            nbytes = each * len(tensor.parts)
         elif isinstance(tensor, Known):
             known.append(KnownBytes(tensor.content, offset))
         elif copies and copies[-1].is_followed_by(tensor, offset):

@@ -7,6 +7,10 @@
         checkpoint/   becomes DST; where DST is a file, what is in here goes to its folder
         source/       weights files of a hub while they are read (--stream)
         replaced/     the former DST, for a moment, where two folders cannot change places at once
+        plan          what processes that make DST together agree on (see `storage.gathering`)
+        gathered/     the files that these have completed; becomes checkpoint/ when all are there
+        measured/     what was measured of the modules of each of these files
+        attempts/     for each such process, a folder like this one
 
 The folder lies where others may write, too. So nothing in it is touched unless it is a real folder
 that belongs to this user, or to whom the folder above belongs, and holds the lock.
@@ -27,7 +31,9 @@ from ctcli.storage.journal import Errors, Journal, is_foreign, read_journal
 
 LOCK, JOURNAL, PUBLISHING = "lock", "journal", "publishing"
 CHECKPOINT, SOURCE, REPLACED = "checkpoint", "source", "replaced"
-_FILES, _FOLDERS = (LOCK, JOURNAL, PUBLISHING), (CHECKPOINT, SOURCE, REPLACED)
+PLAN, GATHERED, MEASURED, ATTEMPTS = "plan", "gathered", "measured", "attempts"
+_FILES = (LOCK, JOURNAL, PUBLISHING, PLAN)
+FOLDERS = (CHECKPOINT, SOURCE, REPLACED, GATHERED, MEASURED, ATTEMPTS)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ def check_partial(destination: Path) -> bool:
         if stat.S_ISDIR(status.st_mode) and status.st_uid in owners:
             found = {entry.name: entry for entry in os.scandir(root)}
             real = all(found[n].is_file(follow_symlinks=False) for n in _FILES if n in found)
-            real &= all(found[n].is_dir(follow_symlinks=False) for n in _FOLDERS if n in found)
+            real &= all(found[n].is_dir(follow_symlinks=False) for n in FOLDERS if n in found)
             if real and (LOCK in found or not found):
                 return True
     raise CtcliError(
@@ -122,6 +128,20 @@ def look_for_leftover(
     reclaimable += sum(status.st_blocks * 512 for status in streamed if status.st_nlink == 1)
     foreign = reclaimable if there and is_foreign(root / JOURNAL, key) else 0
     return Leftover(Journal(complete, parts), reclaimable, foreign, frozenset(elsewhere))
+
+
+def refuse_gathering(destination: Path) -> None:
+    """Refuse to work alone on a DST that several processes make together.
+
+    Raises:
+        CtcliError: its folder is theirs.
+    """
+    root = partial_of(destination)
+    if (root / PLAN).exists():
+        raise CtcliError(
+            f"{destination}: parts of it have been made already, and lie in {root}.",
+            f"Make the others and run `ctcli finish`, or delete {root.name} to begin anew.",
+        )
 
 
 def note_publishing(destination: Path, form: Form, key: str) -> bytes:

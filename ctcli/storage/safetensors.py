@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
 from ctcli.checkpoint.value import Shard
 from ctcli.errors import CtcliError
@@ -47,15 +47,11 @@ def read_weights_file(file: SourceFile) -> WeightsFile:
         CtcliError: the file is truncated, or its header is not a valid one; lists every problem.
     """
     header = _read_header_bytes(file)
-    start = LENGTH_BYTES + len(header)
     try:
         entries, metadata = _parse_json(header)
-        specs = _parse_entries(entries, file.size - start)
+        tensors = _parse_entries(entries, file, LENGTH_BYTES + len(header))
     except _HeaderError as bad:
         raise CtcliError([f"{file.name}: {problem}" for problem in bad.problems], _HINT) from bad
-    tensors: dict[str, LazyTensor] = {
-        name: Stored(spec, file, start + begin) for name, (spec, begin) in specs.items()
-    }
     return WeightsFile(file, header, Shard(file.name, tensors, metadata))
 
 
@@ -131,17 +127,21 @@ def _parse_json(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     return entries, metadata
 
 
-def _parse_entries(entries: dict[str, Any], data_bytes: int) -> dict[str, tuple[TensorSpec, int]]:
+def _parse_entries(entries: dict[str, Any], file: SourceFile, start: int) -> dict[str, Stored]:
+    """The tensors of a file, whose data begins at `start`; takes their entries out of the table.
+
+    These are not needed any more, and there may be very many.
+    """
     problems: list[str] = []
-    found: dict[str, tuple[TensorSpec, int]] = {}
+    found: dict[str, Stored] = {}
     for name in [*entries]:
-        entry = entries.pop(name)  # not needed any more, and there may be very many
-        try:
-            found[name] = _parse_entry(name, entry)
-        except _HeaderError as bad:
-            problems += bad.problems
+        entry = entries.pop(name)
+        if problem := _name_problem(name) or _entry_problem(entry):
+            problems.append(f"tensor {name!r}: {problem}")
+        else:
+            found[name] = Stored(entry[0], file, start + entry[1])
     if not problems:
-        problems += _gaps_and_overlaps(found, data_bytes)
+        problems += _gaps_and_overlaps(found, start, file.size)
     if problems:
         raise _HeaderError(*problems)
     return found
@@ -154,57 +154,65 @@ class _Entries:
     """
 
     def __init__(self) -> None:
-        self._specs: dict[tuple[str, tuple[int, ...]], TensorSpec] = {}
+        # By the text of the shape: true and 1.0, which are no sizes, are equal to 1.
+        self._specs: dict[tuple[str, str], TensorSpec] = {}
 
     def __call__(self, pairs: Pairs) -> Any:
         table = unique(pairs)
-        if len(table) != 3 or table.keys() != _KEYS:
+        if len(table) != len(_KEYS) or table.keys() != _KEYS:
             return table
         dtype, shape, offsets = table["dtype"], table["shape"], table["data_offsets"]
-        if not (isinstance(dtype, str) and dtype in DTYPES and _is_counts(shape)):
+        if not (isinstance(dtype, str) and isinstance(offsets, list) and len(offsets) == 2):
             return table
-        if not _is_counts(offsets) or len(offsets) != 2 or _exceeds_any_file(shape):
+        begin, end = offsets
+        if type(begin) is not int or type(end) is not int:
             return table
-        key = dtype, tuple(shape)
-        spec = self._specs.get(key) or self._specs.setdefault(key, TensorSpec(*key))
-        return spec, offsets[0], offsets[1]
+        key = dtype, str(shape)
+        if key not in self._specs:
+            if dtype not in DTYPES or not _is_counts(shape) or _exceeds_any_file(shape):
+                return table
+            self._specs[key] = TensorSpec(dtype, tuple(shape))
+        return self._specs[key], begin, end
 
 
-def _parse_entry(name: str, entry: Any) -> tuple[TensorSpec, int]:
-    label = f"tensor {name!r}"
-    _check_name(name, label)
-    spec, begin, end = entry if isinstance(entry, tuple) else _refused(label, entry)
-    if end < begin:
-        raise _HeaderError(f"{label}: its offsets {begin}..{end} are reversed.")
+def _entry_problem(entry: Any) -> str:
+    """What is wrong with an entry; empty: nothing."""
+    if not isinstance(entry, tuple):
+        return _refused(entry)
+    spec, begin, end = entry
+    if not 0 <= begin <= end <= _LARGEST:
+        if not _is_counts([begin, end]):
+            return f"its data_offsets {[begin, end]!r} are not two positions."
+        return f"its offsets {begin}..{end} are reversed."
     if 8 * (end - begin) != spec.bits:
-        raise _HeaderError(
-            f"{label}: {spec.dtype} of shape {[*spec.shape]} has {spec.bits / 8:g} bytes, but its "
+        return (
+            f"{spec.dtype} of shape {[*spec.shape]} has {spec.bits / 8:g} bytes, but its "
             f"offsets hold {end - begin}."
         )
     if 8 * begin % DTYPES[spec.dtype].bits:
-        raise _HeaderError(f"{label}: its offset {begin} is not aligned to {spec.dtype}.")
-    return spec, begin
+        return f"its offset {begin} is not aligned to {spec.dtype}."
+    return ""
 
 
-def _refused(label: str, entry: Any) -> NoReturn:
-    """Say what is wrong with an entry of which no spec could be made."""
+def _refused(entry: Any) -> str:
+    """What is wrong with an entry of which no spec could be made."""
     if not isinstance(entry, dict) or entry.keys() != _KEYS:
-        raise _HeaderError(f"{label}: its entry is not dtype, shape and data_offsets.")
+        return "its entry is not dtype, shape and data_offsets."
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise _HeaderError(f"{label}: unknown dtype {dtype!r}.")
+        return f"unknown dtype {dtype!r}."
     if not _is_counts(shape):
-        raise _HeaderError(f"{label}: its shape {shape!r} is not a list of sizes.")
+        return f"its shape {shape!r} is not a list of sizes."
     if not _is_counts(offsets) or len(offsets) != 2:
-        raise _HeaderError(f"{label}: its data_offsets {offsets!r} are not two positions.")
-    raise _HeaderError(f"{label}: its shape {shape} is larger than any file.")
+        return f"its data_offsets {offsets!r} are not two positions."
+    return f"its shape {shape} is larger than any file."
 
 
-def _check_name(name: str, label: str) -> None:
+def _name_problem(name: str) -> str:
+    """What is wrong with a name; empty: nothing."""
     if len(name) > _LONGEST_NAME:
-        raise _HeaderError(f"{label}: the name is longer than {_LONGEST_NAME:,} characters.")
-    if not _is_unicode(name):
-        raise _HeaderError(f"{label}: the name is not valid Unicode.")
+        return f"the name is longer than {_LONGEST_NAME:,} characters."
+    return "" if _is_unicode(name) else "the name is not valid Unicode."
 
 
 def _is_counts(value: Any) -> bool:
@@ -228,29 +236,29 @@ def _is_unicode(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def _by_position(
-    found: Mapping[str, tuple[TensorSpec, int]],
-) -> Iterable[tuple[str, tuple[TensorSpec, int]]]:
+def _by_position(found: Mapping[str, Stored]) -> Iterable[tuple[str, Stored]]:
     """The tensors in the order of their bytes: mostly the header's own."""
     before = 0
-    for spec, begin in found.values():
+    for spec, _, begin in found.values():
         if begin < before:
-            return sorted(found.items(), key=lambda item: (item[1][1], item[1][0].nbytes))
+            return sorted(found.items(), key=lambda item: (item[1].start, item[1].spec.nbytes))
         before = begin + spec.nbytes
     return found.items()
 
 
-def _gaps_and_overlaps(found: Mapping[str, tuple[TensorSpec, int]], data_bytes: int) -> list[str]:
+def _gaps_and_overlaps(found: Mapping[str, Stored], start: int, size: int) -> list[str]:
+    """What is wrong with the places of tensors in a file of `size` bytes with data from `start`."""
     problems = []
-    position, before = 0, "the header"
-    for name, (spec, begin) in _by_position(found):
+    position, before = start, ""
+    for name, (spec, _, begin) in _by_position(found):
         if begin < position:
-            problems.append(f"tensor {name!r} overlaps {before}.")
+            problems.append(f"tensor {name!r} overlaps tensor {before!r}.")
         elif begin > position:
             problems.append(f"{begin - position} bytes before tensor {name!r} belong to none.")
-        position, before = max(position, begin + spec.nbytes), f"tensor {name!r}"
-    if position > data_bytes:
-        problems.append(f"its tensors end at byte {position}, its data at {data_bytes}: truncated.")
-    elif position < data_bytes:
-        problems.append(f"{data_bytes - position} bytes at its end belong to no tensor.")
+        position, before = max(position, begin + spec.nbytes), name
+    end, data_bytes = position - start, size - start
+    if end > data_bytes:
+        problems.append(f"its tensors end at byte {end}, its data at {data_bytes}: truncated.")
+    elif end < data_bytes:
+        problems.append(f"{data_bytes - end} bytes at its end belong to no tensor.")
     return problems

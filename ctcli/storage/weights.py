@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 from ctcli.checkpoint.sharding import natural_key
 from ctcli.checkpoint.value import Shard
@@ -99,17 +100,23 @@ def _read_headers(files: Sequence[SourceFile], sink: Sink) -> list[WeightsFile]:
         except CtcliError as error:
             return problems_of(error, "file", file.name)
 
-    pool = ThreadPoolExecutor(_HEADER_READERS)
-    try:
-        results = list(pool.map(attempt, files))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # a hub may take its time to answer
+    if not any(file.fetch_bytes for file in files):
+        results = [attempt(file) for file in files]
+    else:
+        pool = ThreadPoolExecutor(_HEADER_READERS)
+        try:
+            results = list(pool.map(attempt, files))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # a hub may take its time to answer
     sink([problem for found in results if isinstance(found, list) for problem in found])
     return [found for found in results if isinstance(found, WeightsFile)]
 
 
 def _tensors_twice(shards: Iterable[Shard], *, is_indexed: bool) -> list[Problem]:
     """Tensors that lie in several files: without an index, nothing says which counts."""
+    shards = [*shards]
+    if len({*chain(*(s.tensors for s in shards))}) == sum(len(s.tensors) for s in shards):
+        return []
     homes: dict[str, list[str]] = {}
     for shard in shards:
         for tensor in shard.tensors:

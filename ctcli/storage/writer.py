@@ -11,8 +11,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import astuple
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from ctcli.errors import CtcliError, os_errors_of
@@ -21,8 +20,10 @@ from ctcli.storage.destination import Form, partial_of
 from ctcli.storage.journal import Errors, Part, line_of, read_journal
 from ctcli.storage.leftover import (
     CHECKPOINT,
+    FOLDERS,
     JOURNAL,
     LOCK,
+    PLAN,
     PUBLISHING,
     REPLACED,
     SOURCE,
@@ -32,9 +33,14 @@ from ctcli.storage.leftover import (
     is_aside,
     is_published,
     note_publishing,
+    refuse_gathering,
 )
 
 _ONLY_OURS = 0o700
+
+
+class BusyError(CtcliError):
+    """Another process works on the same destination."""
 
 
 class PartialDirectory:
@@ -99,7 +105,7 @@ class PartialDirectory:
         """
         if not self._fsync:
             with os_errors_of(part.file, "writing"):
-                self._note(astuple(part))
+                self._note(part)
 
     def sync(self, name: str, descriptor: int) -> None:
         """Have a complete file reach the disk, if that was asked for."""
@@ -163,24 +169,14 @@ class PartialDirectory:
             ) from error
 
     def clear(self) -> None:
-        """Delete the partial directory: the output is where it belongs.
-
-        What says how far the run had come goes last: it is what a run that follows looks at.
-        """
-        for name in (CHECKPOINT, REPLACED, SOURCE):
-            _remove(self._root / name)
-        notes = (f"{JOURNAL}.new", JOURNAL, PUBLISHING, LOCK)
-        with suppress(OSError):
-            if not {path.name for path in self._root.iterdir()}.difference(notes):
-                for name in notes:
-                    (self._root / name).unlink(missing_ok=True)
-                self._root.rmdir()
+        """Delete the partial directory: the output is where it belongs."""
+        clear_folder(self._root)
 
     def _fresh_path(self, name: str) -> Path:
         """A path to create `name` at. What a killed run left there may be a link to the source."""
         path = self.folder / name
         with os_errors_of(name, "creating"):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folders(self.folder, name)
             path.unlink(missing_ok=True)
         return path
 
@@ -200,6 +196,7 @@ def open_partial(
     *,
     fsync: bool,
     overwrite: bool,
+    is_gathered: bool = False,
 ) -> Iterator[PartialDirectory]:
     """Open the partial directory of `destination`, keeping what an earlier run wrote.
 
@@ -210,13 +207,17 @@ def open_partial(
         form: what DST is to become.
         fsync: whether every file must reach the disk before it is called complete.
         overwrite: whether a DST with content is replaced.
+        is_gathered: whether several processes made the files together.
 
     Raises:
-        CtcliError: another process is writing the same destination.
+        BusyError: another process is writing the same destination.
+        CtcliError: another process has just done so, or several are making it together.
     """
     destination = destination.resolve()
     root = partial_of(destination)
-    with _locked(destination):
+    with locked(destination):
+        if not is_gathered:
+            refuse_gathering(destination)
         with os_errors_of(str(root), "preparing"):
             _put_back(destination)
             if _is_overtaken(destination, key, leftover, form):
@@ -253,7 +254,7 @@ def put_back(destination: Path) -> bool:
     destination = destination.resolve()
     if not check_partial(destination) or not is_aside(destination):
         return False
-    with _locked(destination), os_errors_of(str(destination), "putting back"):
+    with locked(destination), os_errors_of(str(destination), "putting back"):
         return _put_back(destination)
 
 
@@ -294,9 +295,38 @@ def _prepare(root: Path, key: str, leftover: Leftover) -> None:
     fresh.replace(root / JOURNAL)
 
 
+def clear_folder(root: Path) -> None:
+    """Delete a partial directory whose output is where it belongs.
+
+    What says how far the run had come goes last: it is what a run that follows looks at.
+    """
+    for name in FOLDERS:
+        _remove(root / name)
+    notes = (PLAN, f"{JOURNAL}.new", JOURNAL, PUBLISHING, LOCK)
+    with suppress(OSError):
+        if not {path.name for path in root.iterdir()}.difference(notes):
+            for name in notes:
+                (root / name).unlink(missing_ok=True)
+            root.rmdir()
+
+
+def make_folders(root: Path, name: str) -> None:
+    """Make the folders of the file `name` below `root`, which another process may have deleted.
+
+    Raises:
+        FileNotFoundError: it has.
+    """
+    for parent in [*PurePosixPath(name).parents][-2::-1]:
+        (root / parent).mkdir(exist_ok=True)
+
+
 @contextmanager
-def _locked(destination: Path) -> Iterator[None]:
-    """Within the block, this process alone works on DST."""
+def locked(destination: Path, is_alone: bool = True) -> Iterator[None]:
+    """Within the block, this process alone works on DST; or no other one alone.
+
+    Raises:
+        BusyError: another process has locked it.
+    """
     root = partial_of(destination)
     check_partial(destination)
     with os_errors_of(str(destination), "creating"):
@@ -307,8 +337,8 @@ def _locked(destination: Path) -> Iterator[None]:
     with os_errors_of(str(destination), "creating"):
         lock = os.open(root / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        if not _lock(lock, root / LOCK):
-            raise CtcliError(
+        if not _lock(lock, root / LOCK, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH):
+            raise BusyError(
                 f"{destination}: another ctcli process is writing it.", "Wait for it, or stop it."
             )
         yield
@@ -316,10 +346,22 @@ def _locked(destination: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def _lock(descriptor: int, path: Path) -> bool:
+def is_locked(destination: Path) -> bool:
+    """Whether another process works on DST now."""
+    try:
+        with (partial_of(destination) / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
+def _lock(descriptor: int, path: Path, how: int) -> bool:
     """Lock a file, unless another process has, or has deleted it since it was opened."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
         return os.path.samestat(os.fstat(descriptor), path.lstat())
     except (BlockingIOError, FileNotFoundError):
         return False

@@ -20,6 +20,7 @@ from ctcli.interrupts import Interrupts
 from tests.fuzzing.checkpoints import CONFIG, CONFIG_GROUPS, MAPPING, RECIPE, TRANSFORM, write
 from tests.helpers.checkpoints import write_raw
 
+CORPUS = Path(__file__).parent / "corpus"  # what was found once
 Read = Callable[[Path, bytes], None]
 
 
@@ -151,6 +152,7 @@ def _hub_listing(folder: Path, content: bytes) -> None:  # noqa: ARG001 (as all 
         with suppress(CtcliError):
             list_hub("org/name", None)
     finally:
+        guard_client.cache_clear()  # or it would hold that its factory is set
         guard_client()
 
 

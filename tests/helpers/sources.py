@@ -8,6 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_tensors
+from torch import Tensor
 
 SOURCES = Path(__file__).parent.parent.parent / "fixtures" / "sources"
 
@@ -26,6 +28,10 @@ class SourceCase:
     def expected(self) -> dict[str, NDArray[Any]]:
         """The float32 weights that the other package reads, by the names of the dense weights."""
         return load_file(SOURCES / self.name / "expected.safetensors")
+
+    def logits(self) -> Tensor:
+        """What transformers computes from the checkpoint itself for the tokens 0 to 15."""
+        return load_tensors(SOURCES / self.name / "logits.safetensors")["logits"]
 
     @property
     def converted(self) -> Path | None:

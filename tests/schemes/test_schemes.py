@@ -139,7 +139,7 @@ def values_of(node: Node, reader: InMemory, together: int, others: float) -> dic
     values: dict[str, Any] = {}
     for each in [*all_nodes([node])][:-1]:
         assert each.combine
-        length = each.shape[each.axis] if each.along else 1
+        length = each.shape[each.axis] if any(i.run != "whole" for i in each.inputs.values()) else 1
         starts = range(0, length, together)
         evaluator = Evaluator(reader, values)
         parts = [evaluator.value(each, at, min(at + together, length)) for at in starts]
@@ -162,9 +162,9 @@ def quantize(
     `others` is the largest of the rest of the fused set.
     """
     source, reader = stored_weight(weight.shape, how.dtype, bool(axis)), InMemory(weight, how.dtype)
-    shared = None
+    shared: tuple[Input, ...] = ()
     if how.scheme.weights == NVFP4:
-        shared = value(largest_magnitude("module", {"module": source}, execution))
+        shared = (value(largest_magnitude("module", source, execution)),)
     node = Quantizer(how, execution)("module", source, shared)
     evaluator = Evaluator(reader, values_of(node, reader, together, others))
     length = weight.shape[axis]
@@ -463,7 +463,7 @@ def test_sums_of_squares_come_with_the_outputs_and_nonfinite_weights_are_refused
 ) -> None:
     how = numerics(weights, layout, "F32", "float32")
     stored = stored_weight((6, 32), "F32")
-    node = Quantizer(how, CPU)("module", stored, None)
+    node = Quantizer(how, CPU)("module", stored)
     weight = np.random.default_rng(1).normal(size=(6, 32)).astype(np.float32) * np.float32(size)
     reader = InMemory(weight, "F32")
     (found,) = Evaluator(reader, {}).compute(node, 0, 6)
@@ -471,7 +471,7 @@ def test_sums_of_squares_come_with_the_outputs_and_nonfinite_weights_are_refused
     expected = [(x.astype(np.float64) ** 2).sum() for x in (values - weight, weight)]
     # In float32: a difference, its square, and the sum of all 192 of them.
     np.testing.assert_allclose(found.measures[0], expected, rtol=194 * 2.0**-24)
-    allowing = Quantizer(how, replace(CPU, allow_nonfinite=True))("module", stored, None)
+    allowing = Quantizer(how, replace(CPU, allow_nonfinite=True))("module", stored)
     for wrong in (np.nan, -np.inf):
         weight[4, 0] = wrong
         with pytest.raises(NonFiniteError):

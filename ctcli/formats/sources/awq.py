@@ -9,9 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ctcli.formats.sources.coded import Coded, Source, SourceError, SourceFormat, part
+from ctcli.formats.sources.coded import (
+    Coded,
+    MadeWhenRead,
+    Source,
+    SourceError,
+    SourceFormat,
+    part,
+)
 from ctcli.formats.sources.decoding import Decoding, as_matrix, decoded
 from ctcli.formats.sources.gptq import check_dtypes, packing_of, settings
 from ctcli.formats.sources.packed import (
@@ -114,7 +122,8 @@ def _gemm(
     coded = _coded(module, "GEMM", groups, weight.floats(dtype))
     is_symmetric = said.get("sym") is True
     scheme = words_scheme(_BITS, groups, is_symmetric)
-    return _convertible(coded, shape, groups, scheme, weight.stored(is_symmetric))
+    stored = MadeWhenRead(partial(weight.stored, is_symmetric))
+    return _convertible(coded, shape, groups, scheme, stored)
 
 
 def _gemv(
@@ -215,9 +224,9 @@ class DecodeGemv(Decoding):
         stream = np.ascontiguousarray(blocks["codes"]).view(np.uint8).reshape(rows, -1)
         scales = decoding.scales_of(np.ascontiguousarray(blocks["scale"][:, tiles]), self.scale)
         zeros = _points(blocks["zeros"], self.groups.count)[:, tiles].astype(np.float32)
-        table = decoding.integer_table(_BITS, 0)
+        elements = decoding.integer_elements(_BITS, 0)
         width = min(self.groups.size, max(1, len(where.columns)))
-        return decoding.Codes(stream, _BITS, table, scales, zeros, (1, width))
+        return decoding.Codes(stream, _BITS, elements, scales, zeros, (1, width))
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class DecodeBlocks(Decoding):
         else:
             scales = decoding.scales_of(scales, self.absmax)
         stream = blocks["codes"] << np.uint8(4) | blocks["codes"] >> np.uint8(4)
-        values = np.ascontiguousarray(blocks["values"].reshape(-1))
+        values = decoding.Elements(np.ascontiguousarray(blocks["values"].reshape(-1)))
         return decoding.Codes(stream, 4, values, scales, None, (1, blocked.size))
 
 
@@ -238,7 +238,7 @@ class DecodeInt8(Decoding):
         stream = np.ascontiguousarray(blocks["codes"])
         scales = decoding.scales_of(blocks["scale"], "F32")
         return decoding.Codes(
-            stream, 8, decoding.signed_table(), scales, None, (1, max(1, len(where.columns)))
+            stream, 8, decoding.signed_elements(), scales, None, (1, max(1, len(where.columns)))
         )
 
     def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:

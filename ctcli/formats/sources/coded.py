@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ctcli.formats.declared import Declaration
@@ -52,6 +53,30 @@ class Coded:
     def leaves(self) -> tuple[Coded, ...]:
         """The weights that have schemes: it, or the linears that it is made of."""
         return self.linears or (self,)
+
+
+@dataclass(frozen=True)
+class MadeWhenRead(Mapping[str, LazyTensor]):
+    """Tensors by suffix that are made when the first of them is read: most commands never do.
+
+    Attributes:
+        make: makes them all.
+    """
+
+    make: Callable[[], Mapping[str, LazyTensor]]
+
+    @cached_property
+    def _found(self) -> Mapping[str, LazyTensor]:
+        return self.make()
+
+    def __getitem__(self, suffix: str) -> LazyTensor:
+        return self._found[suffix]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ctcli.lazy.nodes import (
     Axis,
@@ -16,6 +16,7 @@ from ctcli.lazy.nodes import (
     NonFiniteError,
     Output,
     Shape,
+    Unrounded,
     Where,
     matrix_shape,
     preferred_axis,
@@ -23,8 +24,8 @@ from ctcli.lazy.nodes import (
 from ctcli.lazy.tensors import Stored, TensorSpec
 
 if TYPE_CHECKING:
-    from ctcli.lazy.nodes import Block, Blocks
-    from ctcli.ops.decoding import Codes
+    from ctcli.lazy.nodes import Blocks
+    from ctcli.ops.decoding import Codes, Elements
 
 HINT = "A code or a scale is NaN or infinite, or too large: repair the checkpoint."
 Table = Literal["e4m3", "e2m1", "e2m3", "e3m2", "signed", "unsigned", "offset"]
@@ -109,28 +110,28 @@ class Scaled(Decoding):
             scales = scales[row // self.part * down + row % self.part // tile[0]]
             tile = (1, tile[1])
         stream = stream.view(np.uint8).reshape(len(stream), -1)
-        table, bits = table_of(self.table, self.bits), self.bits
+        elements, bits = elements_of(self.table, self.bits), self.bits
         if self.pairs_rows:
             stream, bits = decoding.row_pairs(stream), 8
         factors = blocks.get("factor")
         if factors is not None:
             factors = decoding.scales_of(factors.reshape(-1), self.factor)
-        return decoding.Codes(stream, bits, table, scales, zeros, tile, factors)
+        return decoding.Codes(stream, bits, elements, scales, zeros, tile, factors)
 
 
-def table_of(name: Table, bits: int) -> Block:
-    """What the codes of a format stand for: float32 [2 ** bits]."""
+def elements_of(name: Table, bits: int) -> Elements:
+    """What the codes of a format stand for."""
     from ctcli.ops import decoding
 
     if name == "e4m3":
-        return decoding.e4m3_table()
+        return decoding.e4m3_elements()
     if name == "e2m1":
-        return decoding.e2m1_table()
+        return decoding.e2m1_elements()
     if name in ("e2m3", "e3m2"):
-        return decoding.float6_table(int(name[1]))
+        return decoding.float6_elements(int(name[1]))
     if name == "signed":
-        return decoding.signed_table(bits)
-    return decoding.integer_table(bits, 1 << (bits - 1) if name == "offset" else 0)
+        return decoding.signed_elements(bits)
+    return decoding.integer_elements(bits, 1 << (bits - 1) if name == "offset" else 0)
 
 
 def decoded(
@@ -153,32 +154,35 @@ def decoded(
         dtype: safetensors tag of the result; None: the kernel's target.
         axis: the direction in which it runs; None: that of the smaller blocks.
     """
-    axis, exact = preferred_axis(shape, granule) if axis is None else axis, None
-    for step, tag in (("decode", "F32"), ("dequantize", dtype or kernel.target)):
-        node = Node(
-            key=f"{module}/weight/{step}",
-            module=module,
-            shape=shape,
-            inputs=inputs,
-            outputs=_outputs(tag, shape),
-            kernel=_rounding(kernel, tag),
-            granule=granule,
-            axis=axis,
-            exact=exact,
-        )
-        exact = Computed(node, "weight")
-    assert exact, "there are two steps"
-    return exact
+    axis = preferred_axis(shape, granule) if axis is None else axis
+    alike = _alike(kernel, dtype or kernel.target, shape)
+    node = Node(
+        key=f"{module}/weight/dequantize",
+        module=module,
+        shape=shape,
+        inputs=inputs,
+        outputs=alike.outputs,
+        kernel=alike.kernel,
+        granule=granule,
+        axis=axis,
+        before=alike.before,
+    )
+    return Computed(node, "weight")
+
+
+class _Alike(NamedTuple):
+    """What weights of one shape and layout have in common: many of a model are alike."""
+
+    outputs: Mapping[str, Output]
+    kernel: Decoding
+    before: Unrounded
 
 
 @lru_cache(maxsize=256)
-def _outputs(tag: str, shape: Shape) -> Mapping[str, Output]:
-    return {"weight": Output(TensorSpec(tag, shape))}
-
-
-@lru_cache(maxsize=256)
-def _rounding(kernel: Decoding, tag: str) -> Decoding:
-    return replace(kernel, target=tag)
+def _alike(kernel: Decoding, tag: str, shape: Shape) -> _Alike:
+    exact, outputs = ({"weight": Output(TensorSpec(each, shape))} for each in ("F32", tag))
+    before = Unrounded("/decode", exact, replace(kernel, target="F32"))
+    return _Alike(outputs, replace(kernel, target=tag), before)
 
 
 def scale_input(scale: Stored, tile: Shape, shape: Shape) -> Input:

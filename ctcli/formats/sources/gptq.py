@@ -11,9 +11,18 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from ctcli.formats.sources.coded import Coded, Source, SourceError, SourceFormat, dtype_of, part
+from ctcli.formats.sources.coded import (
+    Coded,
+    MadeWhenRead,
+    Source,
+    SourceError,
+    SourceFormat,
+    dtype_of,
+    part,
+)
 from ctcli.formats.sources.packed import SCALES, Packing, groups_of, words_scheme
 from ctcli.formats.sources.words import Words
 from ctcli.lazy.nodes import LazyTensor
@@ -89,7 +98,7 @@ def _read(
     return replace(
         coded,
         scheme=words_scheme(bits, groups, is_symmetric),
-        stored=weight.stored(is_symmetric),
+        stored=MadeWhenRead(partial(weight.stored, is_symmetric)),
     )
 
 

@@ -150,7 +150,7 @@ class DecodeQuark(Decoding):
         stream = packed_by_rows(np.ascontiguousarray(blocks["codes"]).view(np.uint32))
         stream = stream.view(np.uint8)
         scales = decoding.scales_of(blocks["scale"], self.scale)
-        return decoding.Codes(stream, 4, decoding.signed_table(4), scales, None, (1, self.group))
+        return decoding.Codes(stream, 4, decoding.signed_elements(4), scales, None, (1, self.group))
 
 
 QUARK = Quark()

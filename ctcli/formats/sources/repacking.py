@@ -51,16 +51,16 @@ class DecodeWords(Decoding):
         scales = decoding.scales_of(blocks["scale"], self.scale)
         zeros = self.packing.zero_points(blocks["zeros"], rows).astype(np.float32)
         bits = self.packing.bits
-        table = decoding.integer_table(bits, 0)
+        elements = decoding.integer_elements(bits, 0)
         order = ordered(blocks, self.groups)
         if order is not None:
             order = order[columns.start : columns.stop]
             if (order != np.arange(columns.start, columns.stop) // self.groups.size).any():
                 each = np.ascontiguousarray(zeros[:, order])
-                return decoding.Codes(stream, bits, table, scales[:, order], each, (1, 1))
+                return decoding.Codes(stream, bits, elements, scales[:, order], each, (1, 1))
         tiles = self.groups.tiles(columns)
         width = min(self.groups.size, max(1, len(columns)))
-        return decoding.Codes(stream, bits, table, scales[:, tiles], zeros[:, tiles], (1, width))
+        return decoding.Codes(stream, bits, elements, scales[:, tiles], zeros[:, tiles], (1, width))
 
 
 @dataclass(frozen=True)

@@ -322,7 +322,7 @@ def _quantized_weights(
         linear, weight = linears[module], exact[module]
         assert linear.weight, "it has one"
         quantizer = quantizer_of(scheme, linear.weight.spec.dtype)
-        made[linear.weight_name] = quantizer(module, weight, shared.get(module))
+        made[linear.weight_name] = quantizer(module, weight, shared.get(module, ()))
     return made | {linears[module].weight_name: coded for module, coded in as_stored.items()}
 
 
@@ -331,17 +331,17 @@ def _shared_magnitudes(
     schemes: Mapping[str, Scheme],
     sets: Sequence[FusedSet],
     execution: Execution,
-) -> dict[str, Input]:
-    """For schemes with a global scale: the value that each fused set, or lone module, shares."""
-    modules = {m: weights[m] for m, s in schemes.items() if s.weights.strategy == "tensor_group"}
-    shared: dict[str, Input] = {}
-    for fused in sets if modules else ():
-        members = {module: modules[module] for module in fused.tensors if module in modules}
-        if len(members) > 1:
-            magnitude = value(largest_magnitude(fused.name, members, execution))
-            shared |= dict.fromkeys(members, magnitude)
-    for module in modules.keys() - shared.keys():
-        shared[module] = value(largest_magnitude(module, {module: modules[module]}, execution))
+) -> dict[str, tuple[Input, ...]]:
+    """For schemes with a global scale: the values of all members of each module's fused set."""
+    own = {
+        module: (value(largest_magnitude(module, weights[module], execution)),)
+        for module, scheme in schemes.items()
+        if scheme.weights.strategy == "tensor_group"
+    }
+    shared: dict[str, tuple[Input, ...]] = {**own}
+    for fused in sets if own else ():
+        members = [module for module in fused.tensors if module in own]
+        shared |= dict.fromkeys(members, tuple(each for m in members for each in own[m]))
     return shared
 
 
@@ -396,12 +396,12 @@ def _quantized(
     tensors: dict[str, LazyTensor] = {}
     for name, tensor in shard.tensors.items():
         parts: dict[str, LazyTensor] = {name: tensor}
-        if split := experts.get(name):
-            linears = {m.weight_name: m.weight for m in split.values() if m.weight}
+        if name in experts:
+            linears = {m.weight_name: m.weight for m in experts[name].values() if m.weight}
             parts = linears if linears.keys() & made.keys() else parts
         for part, stored in parts.items():
-            if found := made.get(part):
-                tensors |= _tensors(found)
+            if part in made:
+                tensors |= _tensors(made[part])
             else:
                 tensors[part] = stored
             if part in added:

@@ -31,7 +31,7 @@ from ctcli.patterns import check_patterns, matching
 from ctcli.rewrites.quantizing.selection import reason_to_keep
 from ctcli.rewrites.sparsifying.options import SparsifyOptions
 from ctcli.rewrites.sparsifying.pruning import Prune, Sparsity
-from ctcli.rewrites.surgery.edits import rounded
+from ctcli.rewrites.surgery.kernels import ScaleAndRound
 
 _NO_GAIN = "neither speed nor space in today's loaders: vLLM and transformers compute with zeros"
 
@@ -197,7 +197,18 @@ def _matrix(
         granule=(1, sparsity.group or shape[1]),
         axis=axis_of(exact),
     )
-    return rounded(module, leaf, Computed(node, leaf), spec, "cpu")
+    pruned = Computed(node, leaf)
+    rounding = Node(
+        key=step_key(module, leaf, pruned, "round"),
+        module=module,
+        shape=shape,
+        inputs={leaf: Input(pruned, shape)},
+        outputs={leaf: Output(spec)},
+        kernel=ScaleAndRound(leaf, tag, spec.dtype, None, tag != "F64", "cpu"),
+        axis=node.axis,
+        before=pruned,
+    )
+    return Computed(rounding, leaf)
 
 
 def _elements(spec: TensorSpec) -> int:

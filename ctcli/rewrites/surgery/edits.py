@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from ctcli.lazy.nodes import (
     Axis,
@@ -19,7 +19,7 @@ from ctcli.lazy.nodes import (
     Node,
     Output,
     Shape,
-    axis_of,
+    Unrounded,
     matrix_shape,
     preferred_axis,
     step_key,
@@ -28,15 +28,13 @@ from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.ops.dtypes import SHORT_FLOATS
 from ctcli.rewrites.surgery.kernels import (
     AsFloat64,
+    EditAndRound,
     EditBlock,
     Map,
     Project,
     RowMap,
     ScaleAndRound,
 )
-
-if TYPE_CHECKING:
-    pass
 
 _LABEL = "a norm or a bias"
 Exact = Stored | Computed
@@ -65,6 +63,11 @@ class Gain:
         """How an edit reads it."""
         return _whole(vector(self.module, "weight", self.weight))
 
+    @cached_property
+    def looks(self) -> tuple[float, bool, bool]:
+        """What an edit is told of it: offset, whether it divides, whether it has 16 bits."""
+        return self.offset, self.divides, _is_short(self.weight)
+
 
 class Edit(NamedTuple):
     """What happens to a matrix: its columns times a gain, then the maps."""
@@ -73,14 +76,8 @@ class Edit(NamedTuple):
     columns: tuple[Map, ...] = ()
     rows: tuple[RowMap, ...] = ()
 
-    @property
-    def is_nothing(self) -> bool:
-        """Whether a matrix stays as it is."""
-        return not (self.gain or self.columns or self.rows)
 
-
-@dataclass(frozen=True)
-class Arithmetic:
+class Arithmetic(NamedTuple):
     """How edits are computed.
 
     Attributes:
@@ -92,87 +89,142 @@ class Arithmetic:
     precision: Literal["exact", "auto", "float32", "float64"]
     device: str
 
-    def of(self, tensor: TensorSpec) -> Arithmetic:
-        """With `auto` decided for a tensor."""
-        if self.precision != "auto":
-            return self
-        return Arithmetic("float32" if tensor.dtype in SHORT_FLOATS else "float64", self.device)
-
-    def tag(self, tensor: Exact, edit: Edit) -> str:
+    def tag(self, dtype: str, *, is_one_product: bool) -> str:
         """Safetensors tag of the floats in which an edit is computed: F32 or F64.
 
         In float32 no bit of a product of two 16-bit floats is lost before the last rounding (below
         2**-126, the last one may be): it has at most 22 significant bits, and float32 has 24.
+
+        Args:
+            dtype: tag of the tensor in the source.
+            is_one_product: whether the edit is no more than such products.
         """
-        if self.precision != "exact":
-            return "F32" if self.precision == "float32" else "F64"
-        gain, parts = edit.gain, [tensor]
-        is_plain = not (edit.columns or edit.rows)
-        if gain:
-            parts.append(gain.weight)
-            is_plain = is_plain and not gain.offset
-        stored = all(isinstance(t, Stored) and t.spec.dtype in SHORT_FLOATS for t in parts)
-        return "F32" if is_plain and stored else "F64"
+        is_narrow = {
+            "exact": is_one_product,
+            "auto": dtype in SHORT_FLOATS,
+            "float32": True,
+            "float64": False,
+        }
+        return "F32" if is_narrow[self.precision] else "F64"
+
+
+def _is_short(tensor: Exact) -> bool:
+    return isinstance(tensor, Stored) and tensor.spec.dtype in SHORT_FLOATS
 
 
 def edited(
-    module: str, leaf: str, tensor: Exact, edit: Edit, arithmetic: Arithmetic, step: str
-) -> Exact:
-    """A matrix after an edit, not rounded.
+    name: str,
+    tensor: Exact,
+    edit: Edit,
+    spec: TensorSpec,
+    target: str,
+    arithmetic: Arithmetic,
+    step: str,
+) -> Computed:
+    """A matrix after an edit, with the one rounding.
 
     Args:
-        module: its module.
-        leaf: the tensor's name in the module.
+        name: of the tensor.
         tensor: what is edited.
-        edit: what happens to it.
+        edit: what happens to it, perhaps nothing.
+        spec: what the tensor is in the source; the result has its shape.
+        target: safetensors tag of the result.
         arithmetic: how to compute.
         step: the command, for the key.
     """
-    if edit.is_nothing:
-        return tensor
-    shape = _matrix_of(leaf, tensor, edit)
-    inputs = {leaf: Input(tensor, shape)}
-    if edit.gain:
-        inputs["gain"] = edit.gain.read
-    granule = (
-        math.lcm(*[each.granule for each in edit.rows]),
-        math.lcm(*[each.block_size for each in edit.columns]),
+    module, _, leaf = name.rpartition(".")
+    gain, read = edit.gain, tensor.spec
+    alike = _alike(
+        leaf,
+        (read.dtype, read.shape, _is_short(tensor)),
+        tensor.node.together if isinstance(tensor, Computed) else (1, 1),
+        gain.looks if gain else None,
+        edit.columns,
+        edit.rows,
+        (spec.dtype, spec.shape, target),
+        arithmetic,
     )
-    tag = arithmetic.tag(tensor, edit)
-    gain = (edit.gain.offset, edit.gain.divides) if edit.gain else None
+    inputs = {leaf: Input(tensor, alike.shape)}
+    if gain:
+        inputs["gain"] = gain.read
     node = Node(
-        key=step_key(module, leaf, tensor, step),
+        key=step_key(module, leaf, tensor, f"{step}/round" if alike.before else "round"),
         module=module,
-        shape=shape,
+        shape=alike.shape,
         inputs=inputs,
-        outputs=_floats(leaf, tag, shape),
-        kernel=EditBlock(
-            leaf, tensor.spec.dtype, tag, gain, edit.columns, edit.rows, arithmetic.device
-        ),
-        granule=granule,
-        axis=_axis(shape, granule, tensor),
+        outputs=alike.outputs,
+        kernel=alike.kernel,
+        granule=alike.granule,
+        axis=alike.axis,
+        before=alike.before or tensor,
     )
     return Computed(node, leaf)
 
 
-@lru_cache(maxsize=256)
-def _floats(leaf: str, tag: str, shape: Shape) -> Mapping[str, Output]:
-    """What is made of the matrices of one shape: many of a model are alike."""
-    return {leaf: Output(TensorSpec(tag, shape))}
+class _Alike(NamedTuple):
+    """What tensors of one shape with one edit have in common: many of a model are alike.
+
+    Attributes:
+        shape: [rows, columns] that they are edited as.
+        granule: rows and columns that belong together for the edit.
+        axis: the direction in which blocks of it are smallest.
+        kernel: edits and rounds.
+        outputs: the tensor.
+        before: it without the rounding; None: nothing is done to it but that.
+    """
+
+    shape: Shape
+    granule: Shape
+    axis: Axis
+    kernel: EditAndRound | ScaleAndRound
+    outputs: Mapping[str, Output]
+    before: Unrounded | None
 
 
-def _axis(shape: Shape, granule: Shape, tensor: Exact) -> Axis:
-    """The direction in which blocks of an edit are smallest."""
-    down, across = tensor.node.together if isinstance(tensor, Computed) else (1, 1)
-    return preferred_axis(shape, (math.lcm(granule[0], down), math.lcm(granule[1], across)))
+@lru_cache(maxsize=1024)
+def _alike(
+    leaf: str,
+    tensor: tuple[str, tuple[int, ...], bool],
+    together: Shape,
+    gain: tuple[float, bool, bool] | None,
+    columns: tuple[Map, ...],
+    rows: tuple[RowMap, ...],
+    result: tuple[str, tuple[int, ...], str],
+    arithmetic: Arithmetic,
+) -> _Alike:
+    """See `edited`; the tensor, the gain and the result by what there is to know of them."""
+    (dtype, read, is_short), (own, made, target) = tensor, result
+    shape, device = matrix_shape(read), arithmetic.device
+    if leaf == "bias" and not (columns or gain):  # maps of rows take a vector for a column
+        shape = math.prod(shape), 1
+    granule = (
+        math.lcm(*[each.granule for each in rows]),
+        math.lcm(*[each.block_size for each in columns]),
+    )
+    down, across = (math.lcm(*each) for each in zip(granule, together, strict=True))
+    axis = preferred_axis(shape, (down, across))
+    is_whole = len(made) == 1 and shape[0] == 1
+    outputs = {leaf: Output(TensorSpec(target, made), is_whole)}
+    if not (gain or columns or rows):
+        kernel = ScaleAndRound(leaf, dtype, target, None, dtype != "F64", device)
+        return _Alike(shape, granule, axis, kernel, outputs, None)
+    is_one_product = is_short and not (columns or rows)
+    if gain:
+        is_one_product = is_one_product and gain[2] and not gain[0]
+    tag = arithmetic.tag(own, is_one_product=is_one_product)
+    edit = EditBlock(leaf, dtype, tag, gain[:2] if gain else None, columns, rows, device)
+    before = Unrounded("", {leaf: Output(TensorSpec(tag, shape))}, edit)
+    both = _gain_and_round(edit, target) or EditAndRound(edit, target)
+    return _Alike(shape, granule, axis, both, outputs, before)
 
 
-def _matrix_of(leaf: str, tensor: Exact, edit: Edit) -> tuple[int, int]:
-    """[rows, columns] that a tensor is edited as: maps of rows take a vector for a column."""
-    shape = matrix_shape(tensor.spec.shape)
-    if leaf == "bias" and not (edit.columns or edit.gain):
-        return math.prod(shape), 1
-    return shape
+def _gain_and_round(edit: EditBlock, target: str) -> ScaleAndRound | None:
+    """An edit that does no more than multiply by a gain, with the rounding, in one pass."""
+    if edit.columns or edit.rows or not edit.gain or edit.gain[1]:
+        return None
+    return ScaleAndRound(
+        edit.leaf, edit.tag, target, edit.gain[0], edit.target == "F32", edit.device
+    )
 
 
 def bias_of(
@@ -180,7 +232,7 @@ def bias_of(
     weight: Exact,
     gain: Gain,
     bias: Exact | None,
-    arithmetic: Arithmetic,
+    device: str,
     step: str,
 ) -> Computed:
     """A linear's bias [rows, 1] that takes in the bias of the norm it reads: W b_norm + b.
@@ -190,7 +242,7 @@ def bias_of(
         weight: W before the norm's gain goes into it.
         gain: the norm's, whose bias moves.
         bias: the linear's own, [rows].
-        arithmetic: how to compute.
+        device: where to compute.
         step: the command, for the key.
     """
     assert gain.bias, "the norm has a bias that moves"
@@ -207,57 +259,10 @@ def bias_of(
         shape=(rows, columns),
         inputs=inputs,
         outputs={"bias": Output(TensorSpec("F64", (rows, 1)))},
-        kernel=Project(weight.spec.dtype, arithmetic.device),
+        kernel=Project(weight.spec.dtype, device),
         granule=(1, columns),
     )
     return Computed(node, "bias")
-
-
-def rounded(module: str, leaf: str, tensor: Exact, spec: TensorSpec, device: str) -> Computed:
-    """A matrix as a tensor, with the one rounding.
-
-    Args:
-        module: its module.
-        leaf: the tensor's name in the module.
-        tensor: what to write.
-        spec: dtype and shape of the tensor.
-        device: where to compute.
-    """
-    shape, tag = matrix_shape(tensor.spec.shape), tensor.spec.dtype
-    inputs: Mapping[str, Input] = {leaf: Input(tensor, shape)}
-    kernel = _rounding(leaf, tag, spec.dtype, device)
-    if isinstance(tensor, Computed) and (below := _gain_alone(tensor)):
-        # What only applies a gain rounds in the same pass.
-        inputs = tensor.node.inputs
-        kernel = replace(below, target=spec.dtype)
-    node = Node(
-        key=step_key(module, leaf, tensor, "round"),
-        module=module,
-        shape=shape,
-        inputs=inputs,
-        outputs={leaf: Output(spec, is_whole=len(spec.shape) == 1 and shape[0] == 1)},
-        kernel=kernel,
-        axis=axis_of(tensor),
-        exact=tensor,
-    )
-    return Computed(node, leaf)
-
-
-@lru_cache(maxsize=256)
-def _rounding(leaf: str, tag: str, target: str, device: str) -> ScaleAndRound:
-    return ScaleAndRound(leaf, tag, target, None, tag != "F64", device)
-
-
-def _gain_alone(tensor: Computed) -> ScaleAndRound | None:
-    """What a tensor is computed by, if that does no more than multiply by a gain."""
-    edit = tensor.node.kernel
-    if not isinstance(edit, EditBlock) or edit.columns or edit.rows or not edit.gain:
-        return None
-    offset, divides = edit.gain
-    if divides:
-        return None
-    in_float32 = edit.target == "F32"
-    return ScaleAndRound(edit.leaf, edit.tag, edit.target, offset, in_float32, edit.device)
 
 
 @cache

@@ -128,8 +128,9 @@ def write_stream(surgery: Surgery, stream: Map) -> None:
     """Map the residual stream where it is written: embeddings, output linears, their biases."""
     for embedding in surgery.architecture.embeddings:
         surgery.columns[embedding].append(stream)
+    rows = RowMap(stream)
     for writer in surgery.architecture.writers:
-        surgery.rows[writer].append(RowMap(stream))
+        surgery.rows[writer].append(rows)
 
 
 def finish(

@@ -161,6 +161,24 @@ class ScaleAndRound:
         return {self.leaf: result}, ()
 
 
+class EditAndRound(NamedTuple):
+    """Edit rows (columns) of a matrix, and round them to what is stored.
+
+    Attributes:
+        edit: the edit.
+        target: safetensors tag of the result.
+    """
+
+    edit: EditBlock
+    target: str
+
+    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel` and `ScaleAndRound`."""
+        leaf, tag, device = self.edit.leaf, self.edit.target, self.edit.device
+        rounding = ScaleAndRound(leaf, tag, self.target, None, tag != "F64", device)
+        return rounding(self.edit(blocks, where)[0], where)
+
+
 @dataclass(frozen=True)
 class Project:
     """W b + c: [rows, 1] float64 of rows of W."""

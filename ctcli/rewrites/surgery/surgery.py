@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 from ctcli.checkpoint.value import Checkpoint
@@ -21,7 +22,7 @@ from ctcli.models.mapped import resolve_mapping
 from ctcli.models.mapping import ArchitectureMapping
 from ctcli.models.resolve import resolve
 from ctcli.ops.dtypes import DTYPES, FLOATS
-from ctcli.rewrites.surgery.edits import Arithmetic, Edit, Exact, Gain, bias_of, edited, rounded
+from ctcli.rewrites.surgery.edits import Arithmetic, Edit, Exact, Gain, bias_of, edited
 from ctcli.rewrites.surgery.kernels import Map, RowMap
 
 
@@ -57,9 +58,9 @@ class Surgery:
         columns, rows = self.columns.get(name, ()), self.rows.get(name, ())
         return Edit(self.gains.get(name), tuple(columns), tuple(rows))
 
-    @property
+    @cached_property
     def modules(self) -> list[str]:
-        """Every module that changes."""
+        """Every module that changes; it is asked for once all edits are known."""
         names = [*self.neutral, *self.gains, *self.columns, *self.rows, *self.switched]
         if self.architecture.tied:
             names.append(self.architecture.lm_head)
@@ -134,16 +135,18 @@ def apply(
     operation = _Operation(surgery, arithmetic, dtype)
     made: dict[str, LazyTensor] = {}
     beside: dict[str, dict[str, LazyTensor]] = defaultdict(dict)
-    changed = [(surgery.home(module), operation.tensors(module)) for module in surgery.modules]
-    for home, tensors in (*changed, *surgery.added.items()):
+    specs = checkpoint.specs
+    changed = ((surgery.home(module), operation.tensors(module)) for module in surgery.modules)
+    for home, tensors in chain(changed, surgery.added.items()):
         for name, tensor in tensors.items():
-            (made if name in checkpoint.specs else beside[home])[name] = tensor
+            (made if name in specs else beside[home])[name] = tensor
     shards = []
     for shard in checkpoint.shards:
         rewritten: dict[str, LazyTensor] = {}
         for name, tensor in shard.tensors.items():
             rewritten[name] = made.get(name) or operation.untouched(name, tensor)
-            rewritten |= beside.get(name, {})
+            if name in beside:
+                rewritten |= beside[name]
         shards.append(replace(shard, tensors=rewritten))
     config = _config(checkpoint.config, surgery, dtype)
     result = replace(checkpoint, shards=tuple(shards))
@@ -199,10 +202,8 @@ class _Operation:
         spec = own.spec if own else TensorSpec(weight.spec.dtype, weight.spec.shape[:1])
         added = starting_point(own) if own else None  # an earlier step's is zero, and stays it
         if gain and gain.bias:
-            arithmetic = self.arithmetic.of(spec)
-            bias: Exact = bias_of(
-                module, _exact(weight), gain, added, arithmetic, self.surgery.step
-            )
+            device = self.arithmetic.device
+            bias: Exact = bias_of(module, _exact(weight), gain, added, device, self.surgery.step)
         elif added:
             bias = added
         else:
@@ -220,11 +221,8 @@ class _Operation:
         return self._changed(name, _exact(bias), self.surgery.edit(name), bias.spec)
 
     def _changed(self, name: str, tensor: Exact, edit: Edit, spec: TensorSpec) -> Computed:
-        module, _, leaf = name.rpartition(".")
-        arithmetic = self.arithmetic.of(spec)
-        result = edited(module, leaf, tensor, edit, arithmetic, self.surgery.step)
-        own = spec if self._tag(spec) == spec.dtype else TensorSpec(self._tag(spec), spec.shape)
-        return rounded(module, leaf, result, own, arithmetic.device)
+        tag, arithmetic = self._tag(spec), self.arithmetic
+        return edited(name, tensor, edit, spec, tag, arithmetic, self.surgery.step)
 
     def _constant(self, spec: TensorSpec, is_one: bool = False) -> LazyTensor:
         """Ones or zeros; as their bytes are known, a further step sees that nothing is to do."""

@@ -39,6 +39,7 @@ from ctcli.storage.hub.pushed import JOURNAL, Pushed, decode_pushed, encode_push
 from ctcli.storage.hub.retries import Retries, ignore, retrying
 from ctcli.storage.hub.target import ATTRIBUTES, PushTarget, Standing, look_at
 from ctcli.storage.journal import Errors
+from ctcli.storage.layout import OutputFile
 from ctcli.units import Advance
 
 _PERHAPS = (
@@ -98,6 +99,10 @@ class Publication:
     def is_finished(self) -> bool:
         """Whether an earlier run published everything and only had no time to clean up."""
         return self._standing.is_finished
+
+    def takes(self, file: OutputFile) -> bool:
+        """Whether a file goes ahead of the last commit."""
+        return file.is_shard
 
     def push(self, name: str, path: Path, errors: Errors, advance: Advance) -> None:
         """Upload a finished file; once this returns, the file at `path` may be deleted.

@@ -1,0 +1,387 @@
+"""Files given out to the workers of a Dask cluster, which may die, stall, come late and be added.
+
+Dask carries calls and messages; what is done where, and what becomes of it when a worker is lost,
+is decided here: a worker has one task at a time, and a file that is made twice is right twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import pydoc
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from ctcli.engine.work import Failure
+from ctcli.errors import CtcliError
+from ctcli.events import Event, Notify
+from ctcli.options import cores
+from ctcli.units import Advance
+
+_LOCAL = "local:"
+_MOST_LOSSES = 3  # of workers while they make one file, before the job is given up
+_CONNECT_SECONDS = 30.0
+_WORKER_SECONDS = 60.0  # to wait for the first worker
+_LOOK_SECONDS = 1.0  # between looks at which workers there are
+# A worker that lives says so twice a second.
+_SILENT_SECONDS = 20.0
+_CONTINUE = "Run the same command again: it continues."
+_EXTRA = "Install it: pip install 'ctcli[dask]', here and on all workers."
+
+# Called on a worker with the names of files, and two texts for what it tells.
+Make = Callable[..., Failure | None]
+
+
+@dataclass(eq=False)
+class _Task:
+    """A call on a worker.
+
+    Attributes:
+        worker: its address.
+        names: the files to make; none: the worker is checked.
+        future: Dask's.
+        heard: when it was last heard of.
+        nbytes: bytes that it has told of.
+    """
+
+    worker: str
+    names: tuple[str, ...]
+    future: Any = None
+    heard: float = field(default_factory=time.monotonic)
+    nbytes: int = 0
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether its worker seems to stand still."""
+        return time.monotonic() - self.heard > _SILENT_SECONDS
+
+
+@contextmanager
+def connected(where: str, threads: int | None) -> Iterator[Any]:
+    """A client of the cluster.
+
+    Args:
+        where: a scheduler's address, a scheduler file, or `local:N`.
+        threads: of each local worker; None: its share of the cores.
+
+    Raises:
+        CtcliError: Dask is not installed, or no scheduler answers.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError as error:
+        raise CtcliError("--cluster needs Dask's package distributed.", _EXTRA) from error
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is told by us
+    logging.getLogger("tornado").setLevel(logging.CRITICAL)
+    local = None
+    if where.startswith(_LOCAL):
+        count = int(where.removeprefix(_LOCAL))
+        local = LocalCluster(
+            n_workers=count,
+            threads_per_worker=threads or max(1, cores() // count),
+            memory_limit=0,
+            host="127.0.0.1",
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        )
+    try:
+        given = {"scheduler_file": where} if Path(where).is_file() else {"address": local or where}
+        client = Client(**given, timeout=_CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise CtcliError(
+            f"--cluster {where}: no scheduler answers there: {error}.",
+            "Start one by `dask scheduler`, or check the address.",
+        ) from error
+    try:
+        yield client
+    finally:
+        with suppress(Exception):
+            client.close(timeout=2)
+        if local:
+            with suppress(Exception):
+                local.close(timeout=5)
+
+
+class Crew:
+    """The workers of a cluster while they make files; used by one thread.
+
+    Args:
+        client: from `connected`.
+        check: called on each worker before it gets files, with two texts for what it tells.
+        make: called on a worker, with names of files and the same.
+        notify: told of what happens on the workers.
+        warn: told what a user should know.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        check: Make,
+        make: Make,
+        notify: Notify,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._client = client
+        self._check = check
+        self._make = make
+        self._advance: Advance = lambda _: None
+        self._notify = notify
+        self._warn = warn
+        self._topic = f"ctcli-{uuid4().hex}"
+        self._lock = threading.Lock()
+        self._tasks: dict[str, _Task] = {}
+        self._something = threading.Event()
+        self._ready: set[str] = set()
+        self._refused: dict[str, Failure] = {}
+        self._seen: set[str] = set()
+        self._looked = 0.0
+        self._lost: Counter[tuple[str, ...]] = Counter()
+        self._todo: deque[tuple[str, ...]] = deque()
+        client.subscribe_topic(self._topic, self._hear)
+
+    def gather(self, version: str) -> int:
+        """See that every worker there is can do its share; returns how many there are.
+
+        Args:
+            version: of ctcli.
+
+        Raises:
+            CtcliError: lists every problem by its worker; or there is no worker.
+        """
+        end = time.monotonic() + _WORKER_SECONDS
+        while not self._look(version):
+            if time.monotonic() > end:
+                raise CtcliError("--cluster: there are no workers.", "Start some: `dask worker`.")
+            self._pause()
+        while self._tasks:
+            self._pause()
+            self._look(version)
+            self._collect()
+        if self._refused:
+            raise self._refusal()
+        return len(self._ready)
+
+    def write(self, files: Sequence[tuple[str, ...]], version: str, advance: Advance) -> None:
+        """Have all files made.
+
+        Args:
+            files: names of those that are made together, in the order in which they are given out.
+            version: of ctcli, for workers that are added.
+            advance: told of every byte; of a negative number where a worker was lost.
+
+        Raises:
+            CtcliError: a file cannot be made, or no worker is left that could.
+        """
+        self._advance = advance
+        self._todo.extend(files)
+        try:
+            while self._todo or any(task.names for task in self._tasks.values()):
+                self._look(version)
+                self._give_out()
+                self._pause()
+                self._collect()
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """End all calls: workers notice within a second."""
+        with suppress(Exception):
+            self._client.cancel([task.future for task in self._tasks.values()], force=True)
+        with self._lock:
+            self._tasks.clear()
+
+    def _pause(self) -> None:
+        self._something.wait(_LOOK_SECONDS / 2)
+        self._something.clear()
+
+    def _look(self, version: str) -> bool:
+        """See which workers there are, and check those that are new; whether there are any."""
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return bool(self._seen)
+        self._looked = time.monotonic()
+        now = set(self._ask(self._client.nthreads))
+        for gone in self._seen - now:
+            self._lose(gone)
+        versions: Mapping[str, Any] = {}
+        if new := now - self._seen:
+            # Whatever version of ctcli is there, or none, this can be asked.
+            versions = self._ask(
+                lambda: self._client.run(
+                    pydoc.locate, "ctcli.__version__", workers=[*new], on_error="return"
+                )
+            )
+        for worker in sorted(versions):
+            found = versions[worker]
+            if found == version:
+                self._submit(worker, ())
+                continue
+            has = f"it has ctcli {found}" if isinstance(found, str) else "it has no ctcli"
+            self._refuse(
+                worker,
+                Failure((f"{has}, and this is ctcli {version}.",), f"Install ctcli {version}."),
+            )
+        self._seen = now
+        return bool(now)
+
+    def _ask(self, question: Callable[[], Any]) -> Mapping[str, Any]:
+        try:
+            if self._client.status != "running":
+                raise OSError("the connection is closed")
+            answer: Mapping[str, Any] = question()
+        except (OSError, TimeoutError, RuntimeError) as error:
+            raise CtcliError("--cluster: the scheduler does not answer.", _CONTINUE) from error
+        return answer
+
+    def _submit(self, worker: str, names: tuple[str, ...]) -> None:
+        name = f"ctcli-{uuid4().hex}"
+        task = _Task(worker, names)
+        with self._lock:
+            self._tasks[name] = task
+        words = (names, name, self._topic) if names else (name, self._topic)
+        task.future = self._client.submit(
+            self._make if names else self._check,
+            *words,
+            key=name,
+            workers=[worker],
+            allow_other_workers=False,
+            pure=False,
+            retries=0,
+        )
+        task.future.add_done_callback(lambda _: self._something.set())
+
+    def _give_out(self) -> None:
+        """Give each worker that has nothing to do the next file, or one that stands still."""
+        busy = {task.worker for task in self._tasks.values()}
+        idle = sorted(self._ready - busy)
+        while idle and self._todo:
+            self._submit(idle.pop(0), self._todo.popleft())
+        makers: dict[tuple[str, ...], list[_Task]] = {}
+        for task in self._tasks.values():
+            if task.names:
+                makers.setdefault(task.names, []).append(task)
+        for names, tasks in makers.items():
+            if idle and all(task.is_silent for task in tasks):
+                for task in tasks:
+                    self._warn(f"worker {task.worker} does not answer; another makes its files.")
+                self._submit(idle.pop(0), names)
+
+    def _collect(self) -> None:
+        """See which calls have ended since."""
+        if self._client.status != "running":
+            self._ask(dict)
+        for name, task in [*self._tasks.items()]:
+            if task.future is None or name not in self._tasks or not task.future.done():
+                continue
+            status = task.future.status
+            if status == "finished":
+                failure = task.future.result(timeout=_CONNECT_SECONDS)
+                self._end(name)
+                self._settle(task, failure)
+            else:
+                self._ask(self._client.nthreads)  # or is the scheduler gone?
+                self._end(name, is_lost=True)
+                if status == "error":
+                    error = task.future.exception(timeout=_CONNECT_SECONDS)
+                    self._settle_error(task, error)
+                else:
+                    self._again(task)
+
+    def _settle(self, task: _Task, failure: Failure | None) -> None:
+        if not task.names:
+            if failure:
+                self._refuse(task.worker, failure)
+            else:
+                self._ready.add(task.worker)
+        elif failure is None:
+            for name, other in [*self._tasks.items()]:
+                if other.names == task.names:  # a worker that stood still, or was slow
+                    self._client.cancel([other.future], force=True)
+                    self._end(name, is_lost=True)
+        elif not failure.is_local:
+            raise CtcliError(failure.problems, failure.hint)
+        else:
+            self._ready.discard(task.worker)
+            self._refuse(task.worker, failure)
+            self._again(task)
+
+    def _settle_error(self, task: _Task, error: BaseException) -> None:
+        """What no function of ours raises: a worker died, or could not take the call."""
+        if type(error).__name__ == "KilledWorker":
+            self._again(task)
+        else:
+            raise error
+
+    def _end(self, name: str, *, is_lost: bool = False) -> None:
+        with self._lock:
+            task = self._tasks.pop(name)
+        if is_lost:
+            self._advance(-task.nbytes)
+
+    def _lose(self, worker: str) -> None:
+        self._ready.discard(worker)
+        self._refused.pop(worker, None)
+        for name, task in [*self._tasks.items()]:
+            if task.worker == worker:
+                self._end(name, is_lost=True)
+                with suppress(Exception):
+                    self._client.cancel([task.future], force=True)
+                self._warn(f"worker {worker} was lost.")
+                self._again(task)
+
+    def _again(self, task: _Task) -> None:
+        """Have another worker make the files of a task that came to nothing."""
+        if not task.names or any(task.names == other.names for other in self._tasks.values()):
+            return
+        self._lost[task.names] += 1
+        if self._lost[task.names] > _MOST_LOSSES:
+            raise CtcliError(
+                f"{task.names[0]}: {_MOST_LOSSES + 1} workers were lost while they made it.",
+                "See what the workers' logs say; memory may be too small. " + _CONTINUE,
+            )
+        self._todo.appendleft(task.names)
+
+    def _refuse(self, worker: str, failure: Failure) -> None:
+        """Give a worker nothing; which is an error if it is the last one."""
+        self._refused[worker] = failure
+        if self._ready or self._todo:
+            for problem in failure.problems:
+                self._warn(f"worker {worker}: {problem}")
+        if self._todo and not self._ready and not self._tasks:
+            raise self._refusal()
+
+    def _refusal(self) -> CtcliError:
+        workers: dict[str, list[str]] = {}
+        for worker, failure in sorted(self._refused.items()):
+            for problem in failure.problems:
+                workers.setdefault(problem, []).append(worker)
+        problems = [f"{_some(have)}: {problem}" for problem, have in workers.items()]
+        hints = dict.fromkeys(failure.hint for failure in self._refused.values())
+        return CtcliError(problems, " ".join(hints))
+
+    def _hear(self, message: tuple[float, Mapping[str, Any]]) -> None:
+        """What a worker tells; on a thread of the client's."""
+        told = message[1]
+        with self._lock:
+            task = self._tasks.get(told["task"])
+            if task is None:
+                return
+            task.heard = time.monotonic()
+            task.nbytes += told.get("advance", 0)
+            worker = task.worker
+        if "event" in told:
+            event = Event(told["event"], told["name"], told["nbytes"], worker=worker)
+            self._notify(event)
+        elif told["advance"]:
+            self._advance(told["advance"])
+
+
+def _some(workers: Sequence[str]) -> str:
+    """Workers that have the same problem, in words."""
+    first, *others = workers
+    return f"worker {first}" + (f" and {len(others)} more" if others else "")
