@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import nox
@@ -66,7 +68,7 @@ def calls(session: nox.Session) -> None:
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Fuzz all that is read, ten minutes of the processor each; arguments: seconds, targets."""
-    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.install("-c", CONSTRAINTS, "-e", ".[test]", "atheris")
     session.run("python", "-m", "tests.fuzzing", *session.posargs)
 
 
@@ -97,8 +99,39 @@ def sources(session: nox.Session, script: str) -> None:
     A head has lines `# package==version ...`, and `# --no-deps ...` for packages by themselves.
     """
     path = Path("fixtures/sources", script).with_suffix(".py")
-    for line in path.read_text().splitlines():
-        if not line.startswith("# "):
-            break
-        session.install(*line.removeprefix("# ").split())
+    for requirements in _heads(path):
+        session.install(*requirements)
     session.run("python", path)
+
+
+@nox.session
+def serving(session: nox.Session) -> None:
+    """Let vLLM compute from pylm, as AWQ and as FP8, before and after: ten minutes, 5 GB."""
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    folder = Path(session.create_tmp())
+    sources = [folder / "awq", folder / "fp8"]
+    for source in sources:
+        script = Path(f"fixtures/sources/pylm_{source.name}.py")
+        shutil.rmtree(source, ignore_errors=True)
+        _run_apart(script, session, "fixtures/pylm", source)
+        for command in ("convert", "dequantize"):
+            session.run("ctcli", command, source, f"{source}-{command}", "--overwrite")
+    _run_apart(Path("tests/serving/logprobs.py"), session, *sources)
+
+
+def _run_apart(script: Path, session: nox.Session, *arguments: str | Path) -> None:
+    """Run a script in an environment of its own, with the packages that its head names."""
+    folder = Path(session.create_tmp(), f"venv-{script.stem}")
+    session.run("python", "-m", "venv", "--clear", folder)
+    python = folder / "bin" / "python"
+    for requirements in _heads(script):
+        session.run(python, "-m", "pip", "install", "-q", *requirements, external=True)
+    session.run(python, script, *arguments, external=True)
+
+
+def _heads(script: Path) -> Iterator[list[str]]:
+    """What pip is told to install, line by line of a script's head."""
+    for line in script.read_text().splitlines():
+        if not line.startswith("# "):
+            return
+        yield line.removeprefix("# ").split()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ctcli.checkpoint.value import Modules
@@ -71,8 +72,14 @@ def weights_of(
             elif spec.dtype == "U8" and name in modules and "absmax" in modules[name].parts:
                 found[name] = Weight((2 * math.prod(spec.shape),), True, True)
             else:
-                found[name] = Weight(spec.shape, leaf == "weight" and spec.dtype in CODES)
+                found[name] = _as_stored(spec.shape, leaf == "weight" and spec.dtype in CODES)
     return found
+
+
+@lru_cache(maxsize=4096)
+def _as_stored(shape: tuple[int, ...], is_quantized: bool) -> Weight:
+    """A weight that is not packed: one for all that are alike, of which there may be very many."""
+    return Weight(shape, is_quantized)
 
 
 def _unpacked(

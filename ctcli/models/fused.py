@@ -17,14 +17,19 @@ class FusedRoles(NamedTuple):
     parents: tuple[str, ...] = ()  # last component of the parent's name; empty: any parent
 
 
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention", "mixer", "temporal_block")
 FUSED_ROLES = (
-    FusedRoles(
-        ("q_proj", "k_proj", "v_proj"), ("self_attn", "attn", "attention", "self_attention")
-    ),
+    FusedRoles(("q_proj", "k_proj", "v_proj"), _ATTENTION),
     FusedRoles(("q_a_proj", "kv_a_proj_with_mqa")),
     FusedRoles(("wq_a", "wkv_a_with_mqa")),
     FusedRoles(("gate_proj", "up_proj")),
     FusedRoles(("w1", "w3")),
+    FusedRoles(("c_fc_0", "c_fc_1")),
+    FusedRoles(("wq", "wk", "wv"), ("self_attn", "attn", "attention")),
+    FusedRoles(("q_proj", "k_proj", "v_proj", "g_proj"), ("linear_attn",)),
+    FusedRoles(("in_proj_qkv", "in_proj_z")),
+    FusedRoles(("in_proj_b", "in_proj_a")),
+    FusedRoles(("wk", "weights_proj"), ("indexer",)),
 )
 
 
@@ -42,16 +47,19 @@ class FusedSet(NamedTuple):
         return f"{prefix}{{{','.join(self.members)}}}"
 
 
-_ROLES_OF = {member: roles for roles in FUSED_ROLES for member in roles.members}
+_ROLES_OF: dict[str, list[FusedRoles]] = {}
+for _roles in FUSED_ROLES:
+    for _member in _roles.members:
+        _ROLES_OF.setdefault(_member, []).append(_roles)
 
 
 def _membership(name: str) -> tuple[str, FusedRoles, str] | None:
     """The parent module, roles and member that a tensor's name stands for, if any."""
     modules = name.split(".")
     for place, member in enumerate(modules):
-        roles = _ROLES_OF.get(member)
-        if roles and (not roles.parents or (place and modules[place - 1] in roles.parents)):
-            return ".".join(modules[:place]), roles, member
+        for roles in _ROLES_OF.get(member, ()):
+            if not roles.parents or (place and modules[place - 1] in roles.parents):
+                return ".".join(modules[:place]), roles, member
     return None
 
 

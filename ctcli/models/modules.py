@@ -82,7 +82,9 @@ def modules_of(tensors: Mapping[str, T_co], config: Mapping[str, Any]) -> dict[s
             order[module] = own
     layers = layers_of(config)
     found: dict[str, Module[T_co]] = {}
-    for name, own in (order | parts).items():
+    order |= parts
+    del parts
+    for name, own in order.items():
         weight = own.get("weight") or own.get("")
         kind = kind_of(name, layers) or _kind(name, own, weight)
         found[name] = Module(name, kind, own, weight)

@@ -14,32 +14,52 @@ from typing import Any, Literal
 from ctcli.models.config import size_of, text_config
 
 _Protected = Literal[
-    "embedding", "head", "router", "norm", "convolution", "tower", "rotation", "draft"
+    "embedding",
+    "head",
+    "classifier",
+    "router",
+    "gate",
+    "norm",
+    "side",
+    "convolution",
+    "tower",
+    "rotation",
+    "draft",
 ]
 Kind = Literal[_Protected, "experts", "linear", "other"]
-# What names of towers begin with, and what leads from them to the text.
-_TOWERS = ("vision", "visual", "audio", "speech", "image")
-_BRIDGES = ("multi_modal_projector", "mm_projector", "img_projection", "connector")
 # Kind of module -> pattern of its whole name; the first that matches counts. None tells digits
-# apart.
+# apart: a number is 0, but in a name's last component.
 _KINDS: Mapping[_Protected, str] = {
-    "embedding": r"(.*\.)?(embed_tokens|embed_in|embed_positions|wte|wpe|pos_embed|patch_embed.*"
-    r"|((word|tok|position|token_type)_)?embeddings?)",
-    "head": r"(.*\.)?(lm_head|embed_out)|output",
+    "embedding": r"(.*\.)?(embed_tokens(_per_layer)?|embed_in|embed_positions|wte|wpe|pos_embed"
+    r"|patch_embed.*|(tokens|positions)_embed|relative_attention_bias"
+    r"|((word|tok|position|token_type)_)?embeddings?)|transformer\.w",
+    "head": r"(.*\.)?(lm_head(\.dense)?|embed_out|output_layer|output_projection)"
+    r"|output|head|decoder",
+    "classifier": r"(.*\.)?(score|classifier|qa_outputs|(v|value|reward)_head(\..*)?)",
     "router": r".*\.(gate|(shared_)?expert_gate|gate\.wg)|(.*\.)?router(\..*)?",
+    # How much a state forgets and takes in, or a token counts: a few rows that servers keep whole.
+    "gate": r".*\.(in_proj_(a|b|ba)|[a-z_]*_res_proj)|.*\.indexer\.(weights_proj|wk)",
     "norm": r"(.*\.)?[^.]*(norm|(^|\.)ln_?[a-z0-9]*)[^.]*",
-    "convolution": r".*\bconv[0-9a-z_]*(\..*)?",
-    "tower": rf"(.*\.)?({'|'.join(_TOWERS)})[a-z_]*\..*|(.*\.)?({'|'.join(_BRIDGES)})(\..*)?",
+    "side": r"(.*\.)?(altup|laurel)[a-z_]*(\..*)?|(.*\.)?per_layer_[a-z_]+",
+    "convolution": r"(.*\.)?([a-z0-9_]*_)?s?conv[0-9a-z_]*(\.[0-9]+)?",
+    "tower": r"(.*\.)?((vision|visual|vit|audio|speech|image|sam|whisper)[a-z0-9_]*|[av]pm)\..*"
+    r"|(.*\.)?[a-z0-9_]*(projector|perceiver|resampler|merger|connector)[a-z_]*(\..*)?"
+    r"|(.*\.)?[qQ][fF]ormer[a-z_]*(\..*)?"
+    r"|(.*\.)?(img|image|language|vision|visual|audio|speech|modality)_proj[a-z]*(\..*)?"
+    r"|(.*\.)?(embedding_projection|img_projection|aligner(\..*)?)|(model\.)?mlp(0|1|_AR)(\..*)?",
     "rotation": r".*\.[^.]+_(input|output|q_attn|k_cache)",
-    "draft": r"(.*\.)?(mtp|nextn)[a-z_0-9]*(\..*)?",
+    "draft": r"(.*\.)?(mtp|nextn|medusa)[a-z_0-9]*(\..*)?|.*\.eh_proj",
 }
 _PATTERNS = {kind: re.compile(pattern) for kind, pattern in _KINDS.items()}
 # What people are told of them.
 REASONS: Mapping[Kind, str] = {
     "embedding": "embeddings",
     "head": "lm_head",
+    "classifier": "classifiers and value heads",
     "router": "routers and gates",
+    "gate": "gates of states and indexers",
     "norm": "norms",
+    "side": "altup, laurel and per-layer inputs",
     "convolution": "convolutions",
     "tower": "vision and audio towers",
     "rotation": "online transforms",
@@ -96,9 +116,6 @@ def is_head(module: str) -> bool:
 
 def towers(names: Collection[str]) -> frozenset[str]:
     """The tensors that belong to a vision or audio tower, or lead from one to the text."""
-    text = "\n".join(names)
-    if not any(word in text for word in (*_TOWERS, *_BRIDGES)):
-        return frozenset()
     return frozenset(name for name in names if _is_tower(_DIGITS.sub("0", name)))
 
 

@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.fuzzing import checkpoints
-from tests.helpers.checkpoints import array, write_checkpoint
-from tests.helpers.failing import WAYS, Outcome, walk
+from tests.fuzzing import checkpoints, targets
+from tests.helpers.checkpoints import array, file_hashes, write_checkpoint
+from tests.helpers.failing import BEGUN, WAYS, Outcome, walk
+from tests.helpers.sources import SourceCase
 
+SOURCES = {"dequantize": "fp8-llama", "convert": "gptq-llama"}
 COMMANDS = (
-    *("reindex", "reindex --link", "reindex --fsync", "fuse-norms", "rotate", "equalize"),
-    *("export-bin", "run"),
+    *("reindex", "reindex --link", "reindex --fsync", "fuse-norms", "rotate", "equalize", "run"),
     *("quantize --scheme FP8_DYNAMIC", "quantize --scheme NVFP4A16"),
+    *("quantize --scheme W4A16 --fsync", "dequantize", "convert"),
+    *("export-bin", "export-bin --fsync"),
 )
-# All calls of all commands are disturbed by `nox -s calls`; elsewhere, some of those at the end of
-# a run, at which DST is replaced.
+# `nox -s calls` disturbs all calls of all commands: an error, of one kind or the other, a signal to
+# end, one or the other, and a kill. Elsewhere, some of those at the end of a run, at which DST is
+# replaced.
 IS_WHOLE = bool(os.environ.get("CTCLI_EVERY_CALL"))
-CASES = [(words, overwrite) for words in COMMANDS for overwrite in (False, True)]
-CASES = CASES if IS_WHOLE else [("reindex", True), ("export-bin", True)]
+STATES = [*((begun, False) for begun in BEGUN), ("", True), ("published", True)]
+CASES = [(words, *state) for words in COMMANDS for state in STATES]
+CASES = CASES if IS_WHOLE else [("reindex", "", True), ("export-bin", "half-way", True)]
 # As where a file system cannot let two folders change places.
 NO_EXCHANGE = "from ctcli.storage import exchange\nexchange.renameat2 = lambda *_: 38"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    checkpoints.write(tmp_path / "source")
+    source = checkpoints.write(tmp_path / "source")
+    (source / "tokenizer.json").write_text(json.dumps(targets.TOKENIZER))
     (tmp_path / "recipe.toml").write_bytes(checkpoints.RECIPE.replace(b"headers_sha256", b"# "))
     return tmp_path
 
 
-def arguments(folder: Path, words: str) -> list[str | Path]:
+def arguments(folder: Path, words: str, overwrite: bool) -> list[str | Path]:
     command, *options = words.split()
     given: list[str | Path] = [folder / "recipe.toml"] if command == "run" else []
+    case = SOURCES.get(command)
+    source = SourceCase(case).checkpoint if case else folder / "source"
     out = "dst.bin" if command == "export-bin" else "dst"
-    return [command, *given, folder / "source", folder / out, *options, "--num-workers", "1"]
+    options += ["--overwrite"] if overwrite else []
+    return [command, *given, source, folder / out, *options, "--num-workers", "1"]
 
 
 def put_old(folder: Path, words: str) -> None:
@@ -46,18 +56,22 @@ def put_old(folder: Path, words: str) -> None:
         write_checkpoint(folder / "old", {"old.safetensors": {"a": array(3)}})
 
 
-@pytest.mark.parametrize(("words", "overwrite"), CASES)
-def test_whatever_call_fails_dst_is_old_or_new(folder: Path, words: str, overwrite: bool) -> None:
+@pytest.mark.parametrize(("words", "begun", "overwrite"), CASES)
+def test_whatever_call_fails_dst_is_old_or_new(
+    folder: Path, words: str, begun: str, overwrite: bool
+) -> None:
     if overwrite:
         put_old(folder, words)
-    command = [*arguments(folder, words), *(["--overwrite"] if overwrite else [])]
-    last, every = (None, 1) if IS_WHOLE else (24, 6)
-    assert_sound(walk(folder, command, WAYS, last=last, every=every))
+    last, every = (None, 2) if IS_WHOLE else (24, 6)
+    command = arguments(folder, words, overwrite)
+    before = file_hashes(folder / "source")
+    assert_sound(walk(folder, command, WAYS, begun=begun, last=last, every=every))
+    assert file_hashes(folder / "source") == before
 
 
 def test_where_folders_cannot_change_places_dst_is_old_or_new_but_for_a_kill(folder: Path) -> None:
     put_old(folder, "reindex")
-    command = [*arguments(folder, "reindex"), "--overwrite"]
+    command = arguments(folder, "reindex", True)
     last, every = (None, 1) if IS_WHOLE else (24, 4)
     ways = ("fail", "TERM")
     assert_sound(walk(folder, command, ways, preparation=NO_EXCHANGE, last=last, every=every))
@@ -65,5 +79,6 @@ def test_where_folders_cannot_change_places_dst_is_old_or_new_but_for_a_kill(fol
 
 def assert_sound(outcomes: list[Outcome]) -> None:
     assert outcomes
+    print(f"{len(outcomes)} runs")  # noqa: T201 (the figures of `nox -s calls`)
     problems = [str(outcome) for outcome in outcomes if outcome.problems]
     assert not problems, "\n".join([f"{len(problems)} of {len(outcomes)}", *problems])

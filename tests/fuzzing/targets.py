@@ -20,6 +20,7 @@ from ctcli.interrupts import Interrupts
 from tests.fuzzing.checkpoints import CONFIG, CONFIG_GROUPS, MAPPING, RECIPE, TRANSFORM, write
 from tests.helpers.checkpoints import write_raw
 
+CORPUS = Path(__file__).parent / "corpus"  # what was found once
 Read = Callable[[Path, bytes], None]
 
 

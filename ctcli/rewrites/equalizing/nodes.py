@@ -203,7 +203,7 @@ def _rounding(
         outputs={weight.leaf: output},
         kernel=kernel,
         axis=unrounded.axis,
-        exact=exact,
+        before=exact,
     )
     return Computed(node, weight.leaf)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import httpx
@@ -21,9 +22,12 @@ from ctcli.errors import CtcliError
 from ctcli.redaction import redact
 from ctcli.storage.hub.guard import DISTRUST, guard_client
 from ctcli.storage.hub.retries import ShortReadError, cause_of
+from ctcli.storage.hub.xet import cause_in, disk_error_of, is_of_token, is_of_xet, status_of
 
 _SAME_COMMAND = "Run the same command again: it continues where it stopped."
-_BY_STATUS = {
+_NO_CACHE = "the hub cache cannot be used"
+_CHECK_CACHE = "Check HF_HOME, its permissions and its disk."
+_BY_STATUS: Mapping[int | None, tuple[str, str]] = {
     401: (
         "the hub does not accept your token",
         "Set HF_TOKEN to a valid token or run `hf auth login`.",
@@ -94,13 +98,11 @@ def _explain(error: BaseException, repo: str, revision: str | None, name: str | 
         case HfHubHTTPError() | httpx.HTTPError() | ShortReadError():
             problem, hint = _failed_request(error)
             problem = f"{what}: {problem}."
+        case RuntimeError() | OSError() if is_of_xet(error):
+            problem, hint = _failed_transfer(error)
+            problem = f"{what}: {problem}."
         case OSError():
-            problem = f"{what}: the hub cache cannot be used: {error.strerror or error}."
-            hint = "Check HF_HOME, its permissions and its disk."
-        case RuntimeError() if not isinstance(error, RecursionError):
-            # The client's Rust part, which moves the bytes of large files (Xet), knows no other.
-            problem = f"{what}: the hub client failed: {_line(str(error), error)}."
-            hint = _SAME_COMMAND
+            problem, hint = f"{what}: {_NO_CACHE}: {error.strerror or error}.", _CHECK_CACHE
         case _:
             problem = f"{repo}: what answers is not a model hub: {_line(str(error), error)}."
             hint = DISTRUST
@@ -114,6 +116,16 @@ def _failed_request(error: BaseException) -> tuple[str, str]:
         problem, hint = _BY_STATUS.get(status, ("the hub did not deliver", _SAME_COMMAND))
         return f"{problem} ({status}): {said}", hint
     return f"the hub did not deliver: {_line(str(error), error)}", _SAME_COMMAND
+
+
+def _failed_transfer(error: BaseException) -> tuple[str, str]:
+    """Of the client's Rust part."""
+    if number := disk_error_of(error):
+        return f"{_NO_CACHE}: {os.strerror(number)}", _CHECK_CACHE
+    problem, hint = "the hub's storage (Xet) did not deliver", _SAME_COMMAND
+    if is_of_token(error):
+        problem, hint = _BY_STATUS.get(status_of(error), (problem, hint))
+    return f"{problem}: {cause_in(_line(str(error), error))}", hint
 
 
 def _line(text: str, error: BaseException) -> str:

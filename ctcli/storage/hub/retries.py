@@ -17,6 +17,7 @@ import httpx
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from huggingface_hub.utils import parse_ratelimit_headers
 
+from ctcli.storage.hub.xet import is_of_xet, may_pass
 from ctcli.units import Advance
 
 TRIES = 6
@@ -51,10 +52,8 @@ def is_passing(error: BaseException) -> bool:
         # Of an upload, storage's own errors count too: the next try gets a new place to put it.
         is_upload = type(error) is RuntimeError
         return is_upload or cause.response.status_code in _STATUSES
-    if type(cause) is RuntimeError:
-        # Of the client's Rust part: it gives up on a network, a store or a token that has expired,
-        # and does not tell which.
-        return True
+    if is_of_xet(cause):
+        return may_pass(cause)
     passing = (
         httpx.TimeoutException,
         httpx.NetworkError,

@@ -5,8 +5,9 @@ exercise the client's own requests, redirects and retries, and can break the tra
 without any network. It serves models only. A new endpoint is a row in ``server.ROUTES`` and a
 method in ``reading`` or ``writing``.
 
-Uploads are plain LFS: whether the client takes Xet instead depends on an environment variable
-and on an installed package, not on anything that a server says, so ``Hub.env`` sets the variable.
+Large content goes by plain LFS, or through Xet storage where ``Hub.is_xet`` is set before
+``Hub.env`` is asked: whether the client takes Xet depends on an environment variable and on an
+installed package (``hf_xet``), not on anything that a server says.
 """
 
 from tests.helpers.hub.faults import Fault, Request

@@ -106,6 +106,9 @@ class Reading(Answering):
             "X-Linked-ETag": f'"{file.sha256}"',
             "X-Linked-Size": file.size,
         }
+        if self.hub.is_xet:
+            route = f"{self.hub.url}/api/models/{repo_id}/xet-read-token/{sha}"
+            headers |= {"X-Xet-Hash": file.sha256, "Link": f'<{route}>; rel="xet-auth"'}
         self.send({"redirect": target}, 302, headers)
 
     def cdn(self, sha256: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,9 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.jobs: list[Mapping[str, Any]] = []  # as they were submitted; nothing runs them
         self.part_bytes: int | None = None  # larger uploads come in parts of so many bytes
+        self.is_xet = False  # whether large files lie in Xet storage, for clients that know it
+        self.storage: str | None = None  # what the hub says of where that is, if not here
+        self.xorbs: dict[str, Sequence[bytes]] = {}  # chunks that were brought there
         self.lock = threading.RLock()
         self._faults: list[Fault] = []
         self._idle, self._answered_now = threading.Condition(), 0
@@ -123,7 +126,8 @@ class Hub:
             "HF_TOKEN_PATH": str(home / "token"),
             "HUGGING_FACE_HUB_TOKEN": "",
             "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "0" if self.is_xet else "1",
+            "HF_XET_CACHE": str(home / "xet"),
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DOWNLOAD_TIMEOUT": str(int(HANG_SECONDS)),

@@ -13,6 +13,7 @@ from tests.helpers.hub.faults import Fault, Request
 from tests.helpers.hub.reading import Reading
 from tests.helpers.hub.repository import BLOCK
 from tests.helpers.hub.writing import Writing
+from tests.helpers.hub.xet import Xet
 
 if TYPE_CHECKING:
     from tests.helpers.hub.running import Hub
@@ -42,6 +43,11 @@ ROUTES = [
         ("PUT", f"/storage/{_REPO}/{_OID}(?:/(?P<part>[0-9]+))?", "put"),
         ("POST", f"/storage/{_REPO}/{_OID}", "complete"),
         ("GET HEAD", "/cdn/(?P<sha256>[0-9a-f]{64})/.+", "cdn"),
+        ("GET", f"/api/models/{_REPO}/xet-(?P<kind>read|write)-token/{_REV}", "xet_token"),
+        ("GET", "/cas/v1/reconstructions/(?P<file>[0-9a-f]{64})", "reconstruction"),
+        ("GET", "/xorbs/(?P<file>[0-9a-f]{64})", "xorb"),
+        ("POST", "/cas/v1/xorbs/default/(?P<xorb>[0-9a-f]{64})", "put_xorb"),
+        ("POST", "/cas/v1/shards", "put_shard"),
         ("GET HEAD", f"/{_REPO}/resolve/{_REV}/(?P<path>.+)", "resolve"),
     )
 ]
@@ -72,7 +78,7 @@ class Server(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
-class Handler(Reading, Writing):
+class Handler(Reading, Writing, Xet):
     """Answers requests."""
 
     server: Server

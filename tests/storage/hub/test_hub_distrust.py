@@ -225,7 +225,7 @@ def test_what_the_clients_rust_part_raises_is_one_line_and_tried_again(name: str
     with pytest.raises(CtcliError) as told, hub_errors("org/name", "main", name):
         raise error
     (problem,) = told.value.problems
-    assert "the hub client failed: CAS service error: 500" in problem
+    assert "the hub's storage (Xet) did not deliver: 500 for url" in problem
     assert "sig=" not in problem
     assert TOKEN not in problem
     assert "\n" not in problem
