@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import Ctcli
 from tests.fuzzing import checkpoints
-from tests.helpers.checkpoints import file_hashes
+from tests.helpers.checkpoints import file_hashes, hashes_but_card
 from tests.helpers.hub import Fault, Hub
 from tests.helpers.hub.killing import run_until
 from tests.helpers.processes import HANG_SECONDS, environment
@@ -48,7 +48,7 @@ def undisturbed(ctcli: Ctcli, tmp_path: Path, env: dict[str, str]) -> dict[str, 
     """Hashes of what a local run makes."""
     done = ctcli(*QUANTIZE, REPO, tmp_path / "undisturbed", env=env)
     assert not done.returncode, done.stderr
-    return file_hashes(tmp_path / "undisturbed")
+    return hashes_but_card(tmp_path / "undisturbed")
 
 
 def published(hub: Hub) -> dict[str, str]:
@@ -76,7 +76,7 @@ def test_a_pushed_checkpoint_is_the_local_one_and_comes_in_one_commit(
 ) -> None:
     done = ctcli(*QUANTIZE, REPO, tmp_path / "out", "--push", MADE, "--json", env=env)
     assert not done.returncode, done.stderr
-    assert file_hashes(tmp_path / "out") == undisturbed == published(hub)
+    assert hashes_but_card(tmp_path / "out") == undisturbed == published(hub)
     assert branches(hub) == {"main"}
     assert json.loads(done.stdout)["push"]["commit"] == hub.repos[MADE].branches["main"]
     card = hub.contents(MADE)["README.md"].decode()
