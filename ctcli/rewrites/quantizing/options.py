@@ -26,6 +26,7 @@ from ctcli.rewrites.quantizing.selection import Choice, OnIndivisible
 from ctcli.schemes import format_of
 from ctcli.schemes.family import ComputeDtype, Execution, Observer
 from ctcli.schemes.parsing import Overrides, parse_schemes
+from ctcli.schemes.presets import PRESETS
 
 _SCHEME_S = "the scheme's"
 
@@ -47,13 +48,17 @@ class QuantizeOptions(RewriteOptions):
 
     scheme: tuple[str, ...] = option(
         (),
-        "Preset such as W4A16, for all linears or for those that PATTERN matches (a name, or re: "
-        "and an expression). Repeatable; the first that matches counts.",
+        "Preset such as W4A16, for all linears or those that PATTERN matches. PATTERN is a name, "
+        "or re: and an expression. Repeatable; the first that matches counts.",
         "none",
         metavar="[PATTERN=]NAME",
+        panel="What",
+        choices=PRESETS,
     )
     config: Path | None = option(
-        None, "compressed-tensors' own JSON (config_groups, ignore), instead of --scheme."
+        None,
+        "compressed-tensors' own JSON (config_groups, ignore), instead of --scheme.",
+        panel="What",
     )
     bits: int | None = option(None, "Bits of a weight.", _SCHEME_S, metavar="BITS", least=2, most=8)
     type: Literal["int", "float"] | None = option(None, "Integers, or FP8 and FP4.", _SCHEME_S)
@@ -76,30 +81,38 @@ class QuantizeOptions(RewriteOptions):
         "Layout on disk: pack-quantized, int-quantized, float-quantized, naive-quantized.",
         "what vLLM loads",
         metavar="NAME",
+        panel="Output",
+        choices=("pack-quantized", "int-quantized", "float-quantized", "naive-quantized"),
     )
     targets: tuple[str, ...] = option(
         (),
         "Module to quantize although it is protected by default (lm_head). Repeatable.",
         "linears",
         metavar="PATTERN",
+        panel="What",
     )
     ignore: tuple[str, ...] = option(
         (),
         "Module to leave alone, beside the default ones. Repeatable.",
         "embeddings, heads, routers, norms, convolutions, towers, MTP",
         metavar="PATTERN",
+        panel="What",
     )
     default_ignore: bool = option(
-        True, "Leave the default modules alone.", flags="--default-ignore/--no-default-ignore"
+        True,
+        "Leave the default modules alone.",
+        flags="--default-ignore/--no-default-ignore",
+        panel="What",
     )
     on_indivisible: OnIndivisible = option(
-        "error", "What to do with weights whose columns are no multiple of the group size."
+        "error", "What to do where the group size does not divide a weight's columns."
     )
     rest: Literal["keep", "dense"] = option(
         "keep",
         "Where SRC is quantized already: modules that are left alone stay as they are stored, or "
         "become floats.",
         recorded="unless default",
+        panel="What",
     )
     observer: Observer = option(
         "minmax",
@@ -114,8 +127,8 @@ class QuantizeOptions(RewriteOptions):
     )
     input_scales: Path | None = option(
         None,
-        "safetensors file with <module>.input_scale or .input_global_scale for static schemes, and "
-        "k_scale and v_scale for an FP8 key-value cache.",
+        "Calibrated scales for static schemes. A safetensors file with <module>.input_scale or "
+        ".input_global_scale, and k_scale and v_scale for an FP8 key-value cache.",
     )
     constant_input_scale: bool = option(
         False,

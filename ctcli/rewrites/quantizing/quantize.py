@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -26,18 +26,20 @@ from ctcli.models.experts import (
 from ctcli.models.fused import FusedSet
 from ctcli.models.modules import Module, modules_of
 from ctcli.models.protected import TRANSPOSED_LINEARS
-from ctcli.patterns import matches
+from ctcli.patterns import alike, matches
 from ctcli.rewrites.quantizing.advice import advice
 from ctcli.rewrites.quantizing.config import quantization_config
 from ctcli.rewrites.quantizing.input_scales import CACHE_SCALES, constant_scales
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.selection import Choice, Selection, select
+from ctcli.schemes import words
+from ctcli.schemes.advice import WITHOUT_CALIBRATION
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Execution, Numerics
 from ctcli.schemes.weights import Quantizer, Weight, largest_magnitude, value
-from ctcli.units import format_bytes
+from ctcli.units import counted, format_bytes
 
-_WORST = 10  # modules with the largest error that the summary shows
+_WORST = 5  # modules with the largest error that the summary shows
 
 
 @dataclass(frozen=True)
@@ -72,28 +74,33 @@ class QuantizeReport:
     def rows(self) -> list[tuple[str, str]]:
         """Labels and values, for people."""
         schemes = Counter(
-            scheme.name
+            f"{scheme.name} ({words(scheme.weights)})"
             for module, scheme in self.selection.schemes.items()
             if module not in self.as_stored
         )
         kept, stored = Counter(self.selection.kept.values()), Counter(self.as_stored.values())
-        made = ", ".join(f"{n} modules {name}" for name, n in schemes.items())
-        rows = [("quantized", made)] if made else []
-        rows += [("as stored", f"{n} modules: {method}") for method, n in stored.items()]
-        rows += [("left alone", f"{n}: {reason}") for reason, n in kept.items()]
+        rows = [("quantized", f"{counted(n, 'module')}: {name}") for name, n in schemes.items()]
+        rows += [("as stored", f"{counted(n, 'module')}: {method}") for method, n in stored.items()]
+        rows += [("left alone", f"{counted(n, 'module')}: {why}") for why, n in kept.items()]
         if self.constant:
-            said = f"{self.constant} modules: constant, 1.0; nothing was calibrated"
-            rows.append(("input scales", said))
+            made = counted(self.constant, "module")
+            rows.append(("input scales", f"{made}: constant, 1.0; nothing was calibrated"))
         share = self.bytes_after / self.bytes_before
         before, after = format_bytes(self.bytes_before), format_bytes(self.bytes_after)
         return [*rows, ("tensor bytes", f"{before} -> {after} ({100 * share:.0f} %)")]
 
     def items(self) -> list[str]:
-        """The modules with the largest relative error."""
+        """What becomes of which modules, and those with the largest relative error."""
+        names = {module: _short_name(scheme) for module, scheme in self.selection.schemes.items()}
+        kept = {module: f"left alone: {why}" for module, why in self.selection.kept.items()}
+        stored = {module: f"as stored: {how}" for module, how in self.as_stored.items()}
+        told = alike(names | stored | kept)
+        width = max((len(pattern) for pattern, _, _ in told), default=0)
         # NaN, which is in no order with anything, comes first.
         worst = sorted(self.errors.items(), key=lambda item: (not math.isnan(item[1]), -item[1]))
         lines = [f"{error:8.5f}  {module}" for module, error in worst[:_WORST]]
-        return ["largest relative weight error (rms):", *lines] if lines else []
+        modules = [f"{name:<{width}}  {n:>4,} x  {what}" for name, n, what in told]
+        return [*modules, *(["largest relative weight errors (rms):", *lines] if lines else [])]
 
     def data(self) -> dict[str, Any]:
         """Everything, for programs."""
@@ -112,6 +119,12 @@ class QuantizeReport:
             "tensor_bytes_before": self.bytes_before,
             "tensor_bytes_after": self.bytes_after,
         }
+
+
+def _short_name(scheme: Scheme) -> str:
+    """A scheme in a word or two: its name, and the size of its groups."""
+    size = scheme.weights.group_size
+    return f"{scheme.name} g{size}" if size else scheme.name
 
 
 def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoint, QuantizeReport]:
@@ -366,6 +379,8 @@ def _placed_scales(
     }
     there = {f"{module}.{leaf}" for module, each in as_stored.items() for leaf in each.stored}
     lacking = {*beside} - {*scales} - there
+    if lacking and not scales:
+        raise _uncalibrated(selection.schemes, lacking)
     problems = [f"{name}: the scheme is static and needs it." for name in sorted(lacking)]
     parents = {name.rpartition(".")[0].rpartition(".")[0]: name for name in checkpoint.specs}
     placed: dict[str, dict[str, LazyTensor]] = {}
@@ -384,6 +399,18 @@ def _placed_scales(
             "--constant-input-scale.",
         )
     return placed
+
+
+def _uncalibrated(schemes: Mapping[str, Scheme], lacking: Collection[str]) -> CtcliError:
+    """The error of static schemes without any scales: names what needs no calibration."""
+    names = {s.name for m, s in schemes.items() if f"{m}.{s.needs_input_scale}" in lacking}
+    others = {name: WITHOUT_CALIBRATION.get(name.upper()) for name in sorted(names)}
+    given = "Give --input-scales FILE.safetensors with <module>.input_scale (FP8, INT8) or "
+    return CtcliError(
+        [f"{name}: its activations have static scales, which need calibration." for name in others],
+        "".join(f"{o} needs no calibration. " for o in others.values() if o)
+        + f"{given}<module>.input_global_scale (NVFP4).",
+    )
 
 
 def _quantized(

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.quantize import quantize
-from ctcli.storage.hub.modelcard import model_card
+from ctcli.storage.card import model_card
 from ctcli.storage.opening import open_checkpoint
 from tests.conftest import Ctcli
 from tests.helpers.quantizing import tensors_of
