@@ -1,4 +1,4 @@
-"""Development sessions: `nox -s lint types tests sweep minimums bench sources`."""
+"""Development sessions: `nox -s lint types tests sweep minimums bench quality sources`."""
 
 from __future__ import annotations
 
@@ -89,6 +89,16 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "tests.bench", *session.posargs)
     if not session.posargs:
         session.run("python", "-m", "tests.bench.hub_job")
+
+
+@nox.session
+def quality(session: nox.Session) -> None:
+    """Measure KL and perplexity of a model's quantized checkpoints by scheme and method.
+
+    Arguments: the model's folder, and what `python -m tests.bench.quality` takes.
+    """
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.run("python", "-m", "tests.bench.quality", *(session.posargs or ["fixtures/pylm"]))
 
 
 @nox.session

@@ -11,6 +11,7 @@ from ctcli import __version__
 from ctcli.cli.commands import Step
 from ctcli.cli.layouts import layout_of
 from ctcli.cli.options import Destination, Shared
+from ctcli.cli.parts import lacking_files
 from ctcli.cli.running import check_options, result_of
 from ctcli.cli.worker import check, make
 from ctcli.console import Terminal
@@ -23,8 +24,9 @@ from ctcli.events import Event
 from ctcli.options import OptionError
 from ctcli.storage.agreement import Agreement
 from ctcli.storage.destination import stream_folder_of
-from ctcli.storage.gathering import Gathering, attempt_of, give_up, missing_files, publish
+from ctcli.storage.gathering import Gathering, attempt_of, give_up, publish
 from ctcli.storage.journal import Errors
+from ctcli.storage.layout import Layout
 from ctcli.storage.naming import parse_source
 from ctcli.storage.opening import open_checkpoint
 
@@ -64,9 +66,8 @@ def run_cluster(command: str, step: Step, source: str, target: Destination, shar
                 {**asdict(settings), "workers": shared.num_workers or 0},
                 shared.stream,
             )
-            gathering.join(lambda: is_made(layout, target.path))
             report = report.with_errors(
-                _write(terminal, command, plan, work, agreement, target, shared)
+                _write(terminal, command, plan, work, gathering, agreement, layout, target, shared)
             )
         seconds = time.monotonic() - start
         result = result_of(command, source, str(target.path), made, report, plan, shared, seconds)
@@ -78,7 +79,9 @@ def _write(
     command: str,
     plan: Plan,
     work: Work,
+    gathering: Gathering,
     agreement: Agreement,
+    layout: Layout,
     target: Destination,
     shared: Shared,
 ) -> Errors:
@@ -92,16 +95,18 @@ def _write(
             terminal.notify,
             terminal.warn,
         )
+        gathering.join(lambda: is_made(layout, target.path))
         try:
             count = crew.gather(__version__)
         except BaseException:
+            crew.stop()
             give_up(target.path)
             raise
         terminal.notify(Event("started", nbytes=nbytes, message=command))
         title = f"{command} on {count} workers"
         with terminal.progress(title, nbytes) as advance:
             crew.write(_groups(plan), __version__, advance)
-    if missing := missing_files(target.path, agreement):
+    if missing := lacking_files(layout, target.path, agreement):
         raise CtcliError(
             [f"{name}: it was made, and is not there." for name in missing],
             "Run the same command again, and leave the folder beside DST alone.",

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ctcli.cli.commands import Step
 from ctcli.cli.layouts import layout_of
@@ -60,7 +61,7 @@ def _run_part(
     gathering = Gathering(target.path, agreement)
     start, is_done = time.monotonic(), is_made(layout, target.path)
     plan = plan_share(layout, names, attempt, settings, None if is_done else gathering)
-    missing = [] if is_done else missing_files(target.path, agreement)
+    missing = lacking_files(layout, target.path, agreement)
     if not is_done:
         check_destination_of(layout, target.path, settings)
         check_resources(plan)
@@ -68,7 +69,7 @@ def _run_part(
         errors: Errors = {}
         if not is_done:
             errors = _write(terminal, f"{command} {part}", plan, gathering, layout, target)
-        if not (missing := missing_files(target.path, agreement)):
+        if not (missing := lacking_files(layout, target.path, agreement)):
             errors = publish(target.path, agreement) or errors
         report = report.with_errors(errors)
     seconds = time.monotonic() - start
@@ -113,6 +114,11 @@ def _with_part(
         "parts_missing": lacking,
     }
     return replace(result, rows=rows, data=data)
+
+
+def lacking_files(layout: Layout, destination: Path, made: Agreement) -> list[str]:
+    """The files that nobody has completed yet; none once DST is what the layout makes of it."""
+    return [] if is_made(layout, destination) else missing_files(destination, made)
 
 
 def lacking_parts(missing: Sequence[str], made: Agreement) -> list[str]:

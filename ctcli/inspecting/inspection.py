@@ -61,6 +61,15 @@ class Inspection:
         """Heads with a weight of their own."""
         return stored_heads(self.checkpoint)
 
+    @property
+    def sparsity(self) -> str | None:
+        """How its weights were pruned, as its recipe has it; None: they were not."""
+        for step in self.checkpoint.history:
+            if step.get("use") == "sparsify":
+                pattern, density = step.get("pattern"), step.get("density")
+                return str(pattern) if pattern else f"{100 * float(density or 0):g} % of each row"
+        return None
+
     @cached_property
     def bytes_by_dtype(self) -> dict[str, int]:
         """The largest first."""
@@ -160,6 +169,7 @@ def data_of(found: Inspection) -> dict[str, Any]:
         ],
         "schemes": [offer.data() for offer in found.offers],
         "history": [dict(step) for step in checkpoint.history],
+        "sparsity": found.sparsity,
         "anomalies": list(found.anomalies),
     }
 

@@ -34,6 +34,8 @@ def rows_of(found: Inspection) -> list[tuple[str, str]]:
     ]
     if checkpoint.history:
         rows.append(("made by", ", ".join(str(step.get("use")) for step in checkpoint.history)))
+    if found.sparsity:
+        rows.append(("pruned", found.sparsity))
     if found.quantization is None:
         rows.append(("quantization", "none"))
     elif not found.quantization.groups:

@@ -137,8 +137,16 @@ def _made(checkpoint: Checkpoint, command: str | None) -> list[str]:
         *typed,
         *map(_said, checkpoint.steps),
         "",
+        *_constants(checkpoint),
         *_sizes(checkpoint),
     ]
+
+
+def _constants(checkpoint: Checkpoint) -> Iterator[str]:
+    """What was not calibrated."""
+    if any(step.get("constant_input_scale") for step in checkpoint.steps):
+        yield "The global scale of activations is 1.0 in every module: nothing was calibrated."
+        yield ""
 
 
 def _said(step: Step) -> str:

@@ -297,7 +297,9 @@ BAD_STEPS: Mapping[str, list[dict[str, Any]]] = {
     "ignore = 3: give a text, or a list of texts.": [{"use": "quantize", "ignore": 3}],
     "block = [128]: give two numbers.": [{"use": "quantize", "block": [128]}],
     "block = '128': '128' is no block": [{"use": "quantize", "block": "128"}],
-    "observer = 'max': give one of minmax, mse.": [{"use": "quantize", "observer": "max"}],
+    "observer = 'max': give one of minmax, mse, signed, pnorm.": [
+        {"use": "quantize", "observer": "max"}
+    ],
     "mapping = 1: give a text.": [{"use": "fuse-norms", "mapping": 1}],
     "'R5': give some of R1,R2,R3,R4.": [{"use": "rotate", "rotations": ["R5"]}],
     "max_shard_size = 'big'": [{"use": "reindex", "max_shard_size": "big"}],

@@ -23,6 +23,7 @@ from ctcli.rewrites.options import (
 from ctcli.rewrites.quantizing.config import Release
 from ctcli.rewrites.quantizing.input_scales import read_scales
 from ctcli.rewrites.quantizing.selection import Choice, OnIndivisible
+from ctcli.schemes import format_of
 from ctcli.schemes.family import ComputeDtype, Execution, Observer
 from ctcli.schemes.parsing import Overrides, parse_schemes
 from ctcli.schemes.presets import PRESETS
@@ -116,7 +117,8 @@ class QuantizeOptions(RewriteOptions):
     observer: Observer = option(
         "minmax",
         "Range of a group: its extremes, or the shrunk range with the least squared error (mse, "
-        "slower).",
+        "slower). For symmetric integers and 16-bit activations: signed, where scales may be "
+        "negative, and pnorm, which searches such scales by fourth powers of errors.",
     )
     compute_dtype: ComputeDtype = option(
         "float32",
@@ -128,6 +130,12 @@ class QuantizeOptions(RewriteOptions):
         "Calibrated scales for static schemes. A safetensors file with <module>.input_scale or "
         ".input_global_scale, and k_scale and v_scale for an FP8 key-value cache.",
     )
+    constant_input_scale: bool = option(
+        False,
+        "NVFP4 activations without calibration: input_global_scale is 1.0 for every module, so "
+        "that only the scale of each group follows the activations.",
+        recorded="unless default",
+    )
     ct_version: Release = ct_version()
     allow_nonfinite: bool = option(False, "Let NaN and infinite weights through.")
     max_shard_size: int | None = shard_size()
@@ -136,6 +144,8 @@ class QuantizeOptions(RewriteOptions):
     def __post_init__(self) -> None:
         """Hash, parse and read what the options name."""
         _ = self.recipe, self.choice
+        self._check_observer()
+        self._check_constant_scale()
         check_device(self.device)
         _ = self.scales
 
@@ -164,6 +174,38 @@ class QuantizeOptions(RewriteOptions):
             schemes, left_alone = parse_config(self.config.name, read_json(self.config))
         ignore = (*self.ignore, *left_alone)
         return Choice(schemes, self.targets, ignore, self.default_ignore, self.on_indivisible)
+
+    def _check_constant_scale(self) -> None:
+        """Refuse a constant scale that nothing takes, or that is given as well.
+
+        Raises:
+            CtcliError: says which.
+        """
+        if not self.constant_input_scale:
+            return
+        schemes = [scheme for _, scheme in self.choice.schemes]
+        problem = None
+        if not any(s.needs_input_scale == "input_global_scale" for s in schemes):
+            named = ", ".join(dict.fromkeys(scheme.name for scheme in schemes))
+            problem = f"no scheme has activations under a global scale ({named})"
+        elif self.input_scales:
+            problem = f"{self.input_scales} has the scales"
+        if problem:
+            raise CtcliError(f"--constant-input-scale: {problem}.", "Leave it out.")
+
+    def _check_observer(self) -> None:
+        """Refuse an observer that a scheme has no use for.
+
+        Raises:
+            CtcliError: names each scheme, and why.
+        """
+        problems = [
+            f"{scheme.name}: --observer {self.observer}: {problem}."
+            for scheme in dict.fromkeys(scheme for _, scheme in self.choice.schemes)
+            if (problem := format_of(scheme).observer_problem(scheme, self.observer))
+        ]
+        if problems:
+            raise CtcliError(problems, "Give --observer minmax, or a scheme such as W4A16.")
 
     @property
     def execution(self) -> Execution:

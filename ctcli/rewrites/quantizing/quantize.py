@@ -27,8 +27,9 @@ from ctcli.models.fused import FusedSet
 from ctcli.models.modules import Module, modules_of
 from ctcli.models.protected import TRANSPOSED_LINEARS
 from ctcli.patterns import alike, matches
+from ctcli.rewrites.quantizing.advice import advice
 from ctcli.rewrites.quantizing.config import quantization_config
-from ctcli.rewrites.quantizing.input_scales import CACHE_SCALES
+from ctcli.rewrites.quantizing.input_scales import CACHE_SCALES, constant_scales
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.selection import Choice, Selection, select
 from ctcli.schemes import words
@@ -51,6 +52,7 @@ class QuantizeReport:
         bytes_after: tensor bytes of the output.
         as_stored: how modules were quantized before whose numbers stay, by name.
         errors: relative root mean square error by module, once it is known.
+        constant: how many modules have a constant scale of their activations.
     """
 
     selection: Selection
@@ -58,6 +60,7 @@ class QuantizeReport:
     bytes_after: int
     as_stored: Mapping[str, str]
     errors: Mapping[str, float]
+    constant: int = 0
 
     def with_errors(self, measured: Mapping[str, Sequence[float]]) -> QuantizeReport:
         """The same with what was measured: squares of error and of weight, summed, by module."""
@@ -79,6 +82,9 @@ class QuantizeReport:
         rows = [("quantized", f"{counted(n, 'module')}: {name}") for name, n in schemes.items()]
         rows += [("as stored", f"{counted(n, 'module')}: {method}") for method, n in stored.items()]
         rows += [("left alone", f"{counted(n, 'module')}: {why}") for why, n in kept.items()]
+        if self.constant:
+            made = counted(self.constant, "module")
+            rows.append(("input scales", f"{made}: constant, 1.0; nothing was calibrated"))
         share = self.bytes_after / self.bytes_before
         before, after = format_bytes(self.bytes_before), format_bytes(self.bytes_after)
         return [*rows, ("tensor bytes", f"{before} -> {after} ({100 * share:.0f} %)")]
@@ -109,6 +115,7 @@ class QuantizeReport:
                 for module, scheme in self.selection.schemes.items()
             },
             "left_alone": dict(self.selection.kept),
+            "constant_input_scales": self.constant,
             "tensor_bytes_before": self.bytes_before,
             "tensor_bytes_after": self.bytes_after,
         }
@@ -142,10 +149,15 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     selection = replace(selection, kept={**selection.kept, **online})
     selection, as_stored = _unchanged(selection, reading, options.rest)
     made = _quantized_weights(linears, selection, as_stored, options)
-    added = _placed_scales(untied, linears, selection, as_stored, options.scales)
+    scales = options.scales
+    if options.constant_input_scale:
+        scales = constant_scales(
+            {m: scheme for m, scheme in selection.schemes.items() if m not in as_stored}
+        )
+    added = _placed_scales(untied, linears, selection, as_stored, scales)
     inside = {untied.modules[name].weight_name: split for name, split in experts.items()}
     shards = tuple(_quantized(shard, inside, made, added) for shard in untied.shards)
-    kv_cache = any(name.endswith(CACHE_SCALES) for name in options.scales)
+    kv_cache = any(name.endswith(CACHE_SCALES) for name in scales)
     whole = [each for name, each in packed.items() if name not in experts]
     unlisted = [*tied, *(module for each in whole for module in each.linears)]
     config = quantization_config(
@@ -160,12 +172,17 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     declared = table(untied.config.get("quantization_config"))
     config["transform_config"] = declared.get("transform_config", {})
     step = {"use": "quantize", **options.recipe}
-    result = replace(untied, shards=shards, steps=(*untied.steps, step))
+    new = (s for module, s in selection.schemes.items() if module not in as_stored)
+    found = advice(new, options.observer, (*untied.history, *untied.steps))
+    warnings = (*untied.warnings, *found)
+    result = replace(untied, shards=shards, steps=(*untied.steps, step), warnings=warnings)
     if options.max_shard_size:
         result = cut_to_size(result, options.max_shard_size)
     result = result.with_config({**untied.config, "quantization_config": config})
     methods = {module: coded.method for module, coded in as_stored.items()}
-    return result, QuantizeReport(selection, checkpoint.nbytes, result.nbytes, methods, {})
+    constant = len(scales) if options.constant_input_scale else 0
+    before, after = checkpoint.nbytes, result.nbytes
+    return result, QuantizeReport(selection, before, after, methods, {}, constant)
 
 
 def _unchanged(
@@ -378,7 +395,8 @@ def _placed_scales(
         raise CtcliError(
             problems,
             "Static schemes need calibrated scales: give --input-scales FILE.safetensors with "
-            "<module>.input_scale (FP8, INT8) or <module>.input_global_scale (NVFP4).",
+            "<module>.input_scale (FP8, INT8) or <module>.input_global_scale (NVFP4); or for NVFP4 "
+            "--constant-input-scale.",
         )
     return placed
 
