@@ -1,4 +1,4 @@
-"""Development sessions: `nox -s lint types tests sweep minimums bench sources`."""
+"""Development sessions: `nox -s lint types tests sweep minimums architectures bench sources`."""
 
 from __future__ import annotations
 
@@ -70,6 +70,13 @@ def fuzz(session: nox.Session) -> None:
     """Fuzz all that is read, ten minutes of the processor each; arguments: seconds, targets."""
     session.install("-c", CONSTRAINTS, "-e", ".[test]")
     session.run("python", "-m", "tests.fuzzing", *session.posargs)
+
+
+@nox.session
+def architectures(session: nox.Session) -> None:
+    """Prove records on a tiny model of every decoder-only type; arguments: model types."""
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.run("python", "-m", "tests.bench.architectures", *session.posargs)
 
 
 @nox.session
