@@ -1,4 +1,7 @@
-"""Development sessions: `nox -s lint types tests sweep minimums architectures bench sources`."""
+"""Development sessions.
+
+`nox -s lint types tests sweep minimums architectures bench quality sources`.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ def calls(session: nox.Session) -> None:
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Fuzz all that is read, ten minutes of the processor each; arguments: seconds, targets."""
-    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.install("-c", CONSTRAINTS, "-e", ".[test]", "atheris")
     session.run("python", "-m", "tests.fuzzing", *session.posargs)
 
 
@@ -96,6 +99,16 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "tests.bench", *session.posargs)
     if not session.posargs:
         session.run("python", "-m", "tests.bench.hub_job")
+
+
+@nox.session
+def quality(session: nox.Session) -> None:
+    """Measure KL and perplexity of a model's quantized checkpoints by scheme and method.
+
+    Arguments: the model's folder, and what `python -m tests.bench.quality` takes.
+    """
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.run("python", "-m", "tests.bench.quality", *(session.posargs or ["fixtures/pylm"]))
 
 
 @nox.session

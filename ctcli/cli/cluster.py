@@ -6,11 +6,12 @@ import sys
 import time
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 from ctcli import __version__
 from ctcli.cli.commands import Step
+from ctcli.cli.layouts import layout_of
 from ctcli.cli.options import Destination, Shared
+from ctcli.cli.parts import lacking_files
 from ctcli.cli.running import check_options, result_of
 from ctcli.cli.worker import check, make
 from ctcli.console import Terminal
@@ -23,10 +24,11 @@ from ctcli.events import Event
 from ctcli.options import OptionError
 from ctcli.storage.agreement import Agreement
 from ctcli.storage.destination import stream_folder_of
-from ctcli.storage.gathering import Gathering, attempt_of, give_up, missing_files, publish
+from ctcli.storage.gathering import Gathering, attempt_of, give_up, publish
 from ctcli.storage.journal import Errors
-from ctcli.storage.layout import lay_out
-from ctcli.storage.opening import local_directory, open_checkpoint
+from ctcli.storage.layout import Layout
+from ctcli.storage.naming import parse_source
+from ctcli.storage.opening import open_checkpoint
 
 
 def run_cluster(command: str, step: Step, source: str, target: Destination, shared: Shared) -> None:
@@ -39,10 +41,12 @@ def run_cluster(command: str, step: Step, source: str, target: Destination, shar
             )
         attempt = attempt_of(target.path, "client")
         folder = stream_folder_of(attempt) if shared.stream else None
-        made, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
+        made, report = step.rewrite(
+            open_checkpoint(source, shared.revision, folder, shared.subfolder)
+        )
         for warning in made.warnings:
             terminal.warn(warning)
-        layout = lay_out(made, target.path.resolve().name)
+        layout = layout_of(made, target.path)
         settings = shared.settings(step.link, keeps=True)
         agreement = agree(layout, settings, made.origin, step.tables, 0, ["ctcli", *sys.argv[1:]])
         start, is_done = time.monotonic(), is_made(layout, target.path)
@@ -52,18 +56,18 @@ def run_cluster(command: str, step: Step, source: str, target: Destination, shar
             check_destination_of(layout, target.path, settings)
             check_resources(plan)
         if gathering and not shared.dry_run:
+            place = parse_source(source, shared.revision, shared.subfolder)
             work = Work(
                 agreement.key,
-                str(Path(source).resolve()) if local_directory(source) else source,
-                shared.revision,
+                place.elsewhere,
+                place.revision,
                 str(target.path.resolve()),
                 step.tables,
                 {**asdict(settings), "workers": shared.num_workers or 0},
                 shared.stream,
             )
-            gathering.join(lambda: is_made(layout, target.path))
             report = report.with_errors(
-                _write(terminal, command, plan, work, agreement, target, shared)
+                _write(terminal, command, plan, work, gathering, agreement, layout, target, shared)
             )
         seconds = time.monotonic() - start
         result = result_of(command, source, str(target.path), made, report, plan, shared, seconds)
@@ -75,7 +79,9 @@ def _write(
     command: str,
     plan: Plan,
     work: Work,
+    gathering: Gathering,
     agreement: Agreement,
+    layout: Layout,
     target: Destination,
     shared: Shared,
 ) -> Errors:
@@ -89,16 +95,18 @@ def _write(
             terminal.notify,
             terminal.warn,
         )
+        gathering.join(lambda: is_made(layout, target.path))
         try:
             count = crew.gather(__version__)
         except BaseException:
+            crew.stop()
             give_up(target.path)
             raise
         terminal.notify(Event("started", nbytes=nbytes, message=command))
         title = f"{command} on {count} workers"
         with terminal.progress(title, nbytes) as advance:
             crew.write(_groups(plan), __version__, advance)
-    if missing := missing_files(target.path, agreement):
+    if missing := lacking_files(layout, target.path, agreement):
         raise CtcliError(
             [f"{name}: it was made, and is not there." for name in missing],
             "Run the same command again, and leave the folder beside DST alone.",

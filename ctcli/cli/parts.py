@@ -7,8 +7,10 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ctcli.cli.commands import Step
+from ctcli.cli.layouts import layout_of
 from ctcli.cli.options import Destination, Shared
 from ctcli.cli.running import check_options, result_of
 from ctcli.console import Result, Terminal
@@ -20,7 +22,7 @@ from ctcli.storage.agreement import Agreement
 from ctcli.storage.destination import stream_folder_of
 from ctcli.storage.gathering import Gathering, attempt_of, missing_files, publish
 from ctcli.storage.journal import Errors
-from ctcli.storage.layout import Layout, lay_out
+from ctcli.storage.layout import Layout
 from ctcli.storage.opening import open_checkpoint
 from ctcli.storage.writer import BusyError
 
@@ -49,17 +51,17 @@ def _run_part(
         raise OptionError("--part is for a DST on a disk that all machines see, not on a hub.")
     attempt = attempt_of(target.path, part.label)
     folder = stream_folder_of(attempt) if shared.stream else None
-    made, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
+    made, report = step.rewrite(open_checkpoint(source, shared.revision, folder, shared.subfolder))
     for warning in made.warnings:
         terminal.warn(warning)
-    layout = lay_out(made, target.path.resolve().name)
+    layout = layout_of(made, target.path)
     settings = shared.settings(step.link, keeps=True)
     agreement = agree(layout, settings, made.origin, step.tables, part.count, _own_words())
     names = [name for name, (_, number) in agreement.files.items() if number == part.number]
     gathering = Gathering(target.path, agreement)
     start, is_done = time.monotonic(), is_made(layout, target.path)
     plan = plan_share(layout, names, attempt, settings, None if is_done else gathering)
-    missing = [] if is_done else missing_files(target.path, agreement)
+    missing = lacking_files(layout, target.path, agreement)
     if not is_done:
         check_destination_of(layout, target.path, settings)
         check_resources(plan)
@@ -67,7 +69,7 @@ def _run_part(
         errors: Errors = {}
         if not is_done:
             errors = _write(terminal, f"{command} {part}", plan, gathering, layout, target)
-        if not (missing := missing_files(target.path, agreement)):
+        if not (missing := lacking_files(layout, target.path, agreement)):
             errors = publish(target.path, agreement) or errors
         report = report.with_errors(errors)
     seconds = time.monotonic() - start
@@ -112,6 +114,11 @@ def _with_part(
         "parts_missing": lacking,
     }
     return replace(result, rows=rows, data=data)
+
+
+def lacking_files(layout: Layout, destination: Path, made: Agreement) -> list[str]:
+    """The files that nobody has completed yet; none once DST is what the layout makes of it."""
+    return [] if is_made(layout, destination) else missing_files(destination, made)
 
 
 def lacking_parts(missing: Sequence[str], made: Agreement) -> list[str]:

@@ -77,8 +77,9 @@ def connected(where: str, threads: int | None) -> Iterator[Any]:
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise CtcliError("--cluster needs Dask's package distributed.", _EXTRA) from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is told by us
-    logging.getLogger("tornado").setLevel(logging.CRITICAL)
+    for name in [*logging.root.manager.loggerDict]:
+        if name.startswith(("distributed", "tornado")):
+            logging.getLogger(name).disabled = True  # what matters is told by us
     local = None
     if where.startswith(_LOCAL):
         count = int(where.removeprefix(_LOCAL))

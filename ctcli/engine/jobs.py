@@ -112,6 +112,13 @@ class Task:
         return sum(1 for _ in self.jobs()) if self.done or not self.cut else self.cut.jobs
 
     @property
+    def work(self) -> int:
+        """Bytes that each of its jobs reads, about."""
+        if self.node and self.cut:
+            return sum(tensor.spec.nbytes for tensor in self.node.reads) // self.cut.jobs
+        return self.copy.nbytes if self.copy else 0
+
+    @property
     def needs(self) -> tuple[Node, ...]:
         """The values that must be known before."""
         return self.node.values if self.node else ()

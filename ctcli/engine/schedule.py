@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 
 from ctcli.engine.jobs import Job, NodeJob, Task
 from ctcli.engine.perform import Cancelled, Done
 from ctcli.lazy.values import Values
 from ctcli.units import Advance
 
+# Small jobs are handed to a thread as many at once as read so many bytes together, which takes some
+# milliseconds; and they are looked for among so many that wait.
+_BATCH_BYTES = 8 * 2**20
+_BATCH_JOBS = 512
 # How far down the queue a job is looked for whose file no other thread writes just then: jobs come
 # from as many files in turn as there are threads.
 _LOOKAHEAD = 2
@@ -49,7 +53,7 @@ class Schedule:
                 self._values.expect(task.node, task.count)
         self._coming = jobs
         self._waiting: deque[tuple[Task, Job]] = deque()
-        self.running: dict[Future[Done], Task] = {}
+        self.running: dict[Future[list[Done]], list[Task]] = {}
         self._pool = ThreadPoolExecutor(workers)
 
     @property
@@ -60,19 +64,23 @@ class Schedule:
     @property
     def current(self) -> Iterator[Task]:
         """The tasks of the jobs under way, and that of the first which waits."""
-        yield from self.running.values()
+        yield from chain.from_iterable(self.running.values())
         yield from (task for task, _ in islice(self._waiting, self._look(1)))
 
     def start(self) -> None:
         """Begin as many jobs as threads and memory admit."""
-        while (found := self._next()) is not None:
-            task, job = found
-            self.running[self._pool.submit(self._do, job, self._values)] = task
+        while batch := self._next():
+            tasks, jobs = [task for task, _ in batch], [job for _, job in batch]
+            self.running[self._pool.submit(self._do_all, jobs)] = tasks
 
     def collect(self) -> list[tuple[Task, Done]]:
         """See which jobs have been done since; raises what one raised."""
         ended = [future for future in self.running if future.done()]
-        found = [(self.running[future], future.result()) for future in ended]
+        found = [
+            pair
+            for future in ended
+            for pair in zip(self.running[future], future.result(), strict=True)
+        ]
         for future in ended:
             del self.running[future]
         for task, done in found:
@@ -88,19 +96,46 @@ class Schedule:
         """Begin no more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _next(self) -> tuple[Task, Job] | None:
-        """The next job that waits and has all it needs, if the budget admits it now."""
+    def _do_all(self, jobs: Sequence[Job]) -> list[Done]:
+        """Do some jobs, one after the other."""
+        return [self._do(job, self._values) for job in jobs]
+
+    def _next(self) -> list[tuple[Task, Job]]:
+        """The next job that waits and has all it needs, if the budget admits it now; if it is a
+        small one, with others that are.
+        """
         if len(self.running) == self._workers:
-            return None
-        ready = self._ready(frozenset().union(*(task.files for task in self.running.values())))
+            return []
+        under_way = [*chain.from_iterable(self.running.values())]
+        ready = self._ready(frozenset().union(*(task.files for task in under_way)))
         if ready is None:
-            return None
-        task, _ = found = self._waiting[ready]
-        held = self._values.nbytes + sum(other.memory for other in self.running.values())
-        if self.running and held + task.memory > self._max_memory:
-            return None
+            return []
+        first, _ = self._waiting[ready]
+        held = sum(max(task.memory for task in tasks) for tasks in self.running.values())
+        if self.running and self._values.nbytes + held + first.memory > self._max_memory:
+            return []
+        return self._taken(ready, first)
+
+    def _taken(self, ready: int, first: Task) -> list[tuple[Task, Job]]:
+        """A job that waits, and those behind it that go with it: they are as small as it is, or
+        smaller, write the same files, and have all they need.
+        """
+        room = _BATCH_BYTES - first.work
+        taken = [self._waiting[ready]]
         del self._waiting[ready]
-        return found
+        seen = ready
+        while room >= first.work and seen < _BATCH_JOBS and self._look(seen + 1) > seen:
+            task, _ = found = self._waiting[seen]
+            if not self._admits(task):
+                break
+            fits = task.memory <= first.memory and task.work <= room and task.files == first.files
+            if fits and self._values.has(task.needs):
+                taken.append(found)
+                room -= task.work
+                del self._waiting[seen]
+            else:
+                seen += 1
+        return taken
 
     def _ready(self, busy: frozenset[str]) -> int | None:
         """Which waiting job has all it needs: of the first few, one whose files are not `busy`."""

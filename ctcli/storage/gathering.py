@@ -233,10 +233,12 @@ class Gathering:
                     self._root.rmdir()
 
     def has(self, names: Collection[str]) -> bool:
-        """Whether these files are complete, whoever made them, or DST is about to be published."""
-        return not (self._root / GATHERED).exists() or all(map(self._is_complete, names))
+        """Whether these files are complete, whoever made them, or DST is published."""
+        return not (self._root / PLAN).exists() or all(map(self._is_complete, names))
 
     def _is_complete(self, name: str) -> bool:
+        if (self._root / PLAN).exists() and not (self._root / GATHERED).exists():
+            return True  # all were, and DST is being made of them
         with suppress(FileNotFoundError, NotADirectoryError):
             found = (self._root / GATHERED / name).stat().st_size
             return found == self._agreement.sizes[name]
@@ -262,12 +264,16 @@ def read_agreement(destination: Path) -> Agreement | None:
 
 def missing_files(destination: Path, agreement: Agreement) -> list[str]:
     """The files of a plan that nobody has completed yet, in order; none once all were."""
-    gathered = partial_of(destination) / GATHERED
-    if not gathered.exists():
-        return []
-    paths = [path for path in gathered.rglob("*") if path.is_file()]
-    sizes = {path.relative_to(gathered).as_posix(): path.stat().st_size for path in paths}
-    return [name for name, size in agreement.sizes.items() if sizes.get(name) != size]
+    root = partial_of(destination)
+    gathered, missing = root / GATHERED, []
+    for name, size in agreement.sizes.items():
+        try:
+            if (gathered / name).stat().st_size != size:
+                missing.append(name)
+        except (FileNotFoundError, NotADirectoryError):
+            missing.append(name)
+    # All of them may have been claimed while they were counted.
+    return missing if gathered.exists() or not (root / PLAN).exists() else []
 
 
 def read_errors(root: Path, name: str) -> Errors:

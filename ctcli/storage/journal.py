@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # What its node measured, for every module that was computed.
 Errors = Mapping[str, Sequence[float]]
@@ -19,8 +19,7 @@ Errors = Mapping[str, Sequence[float]]
 Place = tuple[str, int]
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """What one job wrote to a file.
 
     Attributes:
@@ -47,7 +46,7 @@ class Journal:
         """It as text."""
         yield line_of(key)
         yield from (line_of(entry) for entry in self.complete.items())
-        yield from (line_of(astuple(part)) for part in self.parts.values())
+        yield from (line_of(part) for part in self.parts.values())
 
     def contains(self, other: Journal, elsewhere: Collection[str] = ()) -> bool:
         """Whether all that `other` holds is noted here, or is elsewhere."""

@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import astuple
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -106,7 +105,7 @@ class PartialDirectory:
         """
         if not self._fsync:
             with os_errors_of(part.file, "writing"):
-                self._note(astuple(part))
+                self._note(part)
 
     def sync(self, name: str, descriptor: int) -> None:
         """Have a complete file reach the disk, if that was asked for."""

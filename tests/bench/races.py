@@ -108,8 +108,13 @@ def _source(command: str, made: str) -> Race:
     )
 
 
-_FP8 = f"{_CTCLI} quantize {{src}} {{made}} --scheme FP8_BLOCK --quiet --overwrite"
+# As DeepSeek and Qwen spell it, so that other tools read it.
+_FP8 = (
+    f"sh -c '{_CTCLI} quantize {{src}} {{made}}-ct --scheme FP8_BLOCK --quiet --overwrite"
+    f" && {_CTCLI} convert {{made}}-ct {{made}} --to fp8 --quiet --overwrite'"
+)
 _PACKED = "{python} -m tests.bench.make_packed"
+_MACHINES = f"{_CTCLI} quantize {{src}} {{dst}} --scheme NVFP4A16 --quiet"
 _SCHEMES = (
     *("FP8_DYNAMIC", "FP8_BLOCK", "W8A8", "W4A16"),
     *("W4A16_ASYM", "NVFP4A16", "MXFP4A16", "MXFP8A16"),
@@ -148,6 +153,15 @@ RACES = {
         f"run-{scheme}": _run(f"rotate-{scheme}", scheme)
         for scheme in ("W4A16", "FP8_DYNAMIC", "NVFP4A16")
     },
+    # The same threads, in two processes and in one; and what it costs to have a cluster at all.
+    "cluster": Race(
+        HUB_MODEL,
+        {
+            "cluster local:2": f"{_MACHINES} --cluster local:2 --num-workers 1",
+            "one process": f"{_MACHINES} --num-workers 2",
+            "parts 1/2, then 2/2": (f"sh -c '{_MACHINES} --part 1/2 && {_MACHINES} --part 2/2'"),
+        },
+    ),
     "run-fuse-W4A16": _run("fuse-rotate-W4A16", "W4A16"),
     "run-W4A16-on-disk": _run("rotate-W4A16", "W4A16", on_disk=True),
     "run-8B-shapes": _run("rotate-FP8_DYNAMIC", "FP8_DYNAMIC", _LLAMA_8B),

@@ -280,10 +280,12 @@ def test_finish_names_the_missing_parts_and_a_command(
     cli: Ctcli, pylm: Path, whole: Mapping[str, str], tmp_path: Path
 ) -> None:
     destination = tmp_path / "out"
+    words = ("quantize", pylm, destination, *QUANTIZE)
+    planned = json.loads(cli(*words, "--part", "2/3", "--dry-run", "--json").stdout)
+    assert (planned["published"], planned["parts_missing"]) == (False, ["1/3", "2/3", "3/3"])
     nothing = cli("finish", destination)
     assert nothing.returncode == 1
     assert "no parts of it lie in" in nothing.stderr
-    words = ("quantize", pylm, destination, *QUANTIZE)
     assert cli(*words, "--part", "2/3").returncode == 0
     done = cli("finish", destination)
     assert done.returncode == 1

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzzing.__main__ import CORPUS
-from tests.fuzzing.targets import targets
+from tests.fuzzing.targets import CORPUS, targets
 
 FOUND = sorted(CORPUS.iterdir())
 

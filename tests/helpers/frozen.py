@@ -1,7 +1,7 @@
 """Jobs whose output is frozen in `fixtures/golden/outputs.json`, and what is kept of it.
 
 Of every file a job makes its SHA-256 is kept. Where sums are rounded (rotations, biases that are
-fused, the search of `--observer mse`) the order of a sum may change the last bit: of each tensor
+fused, the searches of `--observer`) the order of a sum may change the last bit: of each tensor
 there, inner products with fixed vectors of signs are kept, and compared within one step of its
 dtype. `python -m tests.helpers.frozen` in the root of the repository rewrites the file, after a
 change that is meant to change bytes.
@@ -108,6 +108,12 @@ def _quantizing() -> dict[str, Job]:
         f"quantize mse {name}": f"quantize @golden @out --scheme {name} --observer mse"
         for name in ("W8A8", "INT8 --strategy tensor")
     }
+    found["sparsify fours"] = "sparsify @golden @out --pattern 2:4"
+    found["sparsify rows"] = "sparsify @pylm @out --density 0.3"
+    found["quantize signed"] = "quantize @golden @out --scheme W4A16 --observer signed"
+    mse["quantize pnorm"] = (
+        "quantize @golden @out --scheme W4A16 --format int-quantized --observer pnorm"
+    )
     exact = {name: Job((line,)) for name, line in found.items()}
     return exact | {name: Job((line,), rounded=True) for name, line in mse.items()}
 

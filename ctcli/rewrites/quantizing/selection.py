@@ -80,7 +80,11 @@ def select(linears: Modules, choice: Choice, known: Collection[str]) -> Selectio
     ignored = matching(choice.ignore, linears)
     named = {*(pattern for pattern, _ in choice.schemes), *matching(choice.targets, linears)}
     for name, module in linears.items():
-        reason = "--ignore" if name in ignored else _reason_to_keep(module, choice, name in named)
+        reason = (
+            "--ignore"
+            if name in ignored
+            else reason_to_keep(module, choice.default_ignore, name in named)
+        )
         if reason or name not in chosen:
             kept[name] = reason or "no scheme for it"
         else:
@@ -101,14 +105,21 @@ def _rank(pattern: str | None) -> int:
     return 1 if pattern.startswith("re:") else 0
 
 
-def _reason_to_keep(module: Module[LazyTensor], choice: Choice, is_named: bool) -> str | None:
+def reason_to_keep(module: Module[LazyTensor], default_ignore: bool, is_named: bool) -> str | None:
+    """Why a linear is left alone; None: it is not.
+
+    Args:
+        module: a module with a weight.
+        default_ignore: whether the kinds of `models.protected` are.
+        is_named: whether the user names it.
+    """
     assert module.weight, "it has a weight of two dimensions"
     spec = module.weight.spec
     if not spec.nbytes:
         return "it is empty"
     if is_named:
         return None
-    if choice.default_ignore and module.kind in REASONS:
+    if default_ignore and module.kind in REASONS:
         return REASONS[module.kind]
     return None if spec.dtype in WEIGHT_FLOATS else f"dtype {spec.dtype}"
 

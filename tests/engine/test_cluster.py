@@ -1,0 +1,381 @@
+"""`--cluster`: real schedulers, and workers some of which die, stall or are not as they should."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM
+
+import numpy as np
+import pytest
+
+from ctcli.engine.work import Work
+from tests.conftest import Ctcli
+from tests.engine.test_parts import COMMANDS, QUANTIZE, partial_of
+from tests.helpers.checkpoints import array, file_hashes, write_checkpoint
+from tests.helpers.clusters import Cluster, wait_stopped
+from tests.helpers.frozen_sources import make_sources
+from tests.helpers.processes import HANG_SECONDS, ctcli_after, environment
+
+Done = subprocess.CompletedProcess[str]
+DIE = "from tests.helpers import dying; dying.live_until(dying.Moment('job', {}, {}))"
+SLOW = "from tests.helpers import dying; import time; dying.POINTS['job'](lambda: time.sleep(0.3))"
+IMPATIENT = "from ctcli.engine import cluster; cluster._SILENT_SECONDS = 4"
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory, pylm: Path) -> Mapping[str, Path]:
+    found = make_sources(tmp_path_factory.mktemp("sources"))
+    return {**found, "awq": pylm.parent / "sources" / "awq-gemm" / "checkpoint"}
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A scheduler and four workers to which nothing happens."""
+    with Cluster(tmp_path_factory.mktemp("four")) as cluster:
+        for _ in range(4):
+            cluster.add()
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def whole(pylm: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """What one process makes of the bundled checkpoint."""
+    destination = tmp_path_factory.mktemp("whole") / "out"
+    words = [sys.executable, "-m", "ctcli", "quantize", str(pylm), str(destination), *QUANTIZE]
+    subprocess.run(words, check=True, capture_output=True, timeout=HANG_SECONDS)
+    return file_hashes(destination)
+
+
+def begin(
+    cluster: Cluster, source: Path, destination: Path, *options: str, preparation: str = ""
+) -> subprocess.Popen[str]:
+    """Start `ctcli quantize` on a cluster."""
+    where = ("--cluster", str(cluster.file), *options)
+    return subprocess.Popen(
+        ctcli_after(preparation, "quantize", source, destination, *QUANTIZE, *where),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+
+
+def quantize(
+    cluster: Cluster, source: Path, destination: Path, *options: str, preparation: str = ""
+) -> Done:
+    """Run `ctcli quantize` on a cluster to its end."""
+    process = begin(cluster, source, destination, *options, preparation=preparation)
+    stdout, stderr = process.communicate(timeout=HANG_SECONDS)
+    assert "Traceback" not in stderr, stderr
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def assert_made(done: Done, destination: Path, whole: Mapping[str, str]) -> None:
+    assert done.returncode == 0, done.stderr
+    assert file_hashes(destination) == whole
+    assert not partial_of(destination).exists()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_four_workers_make_what_one_process_makes(
+    name: str, cli: Ctcli, four: Cluster, sources: Mapping[str, Path], tmp_path: Path
+) -> None:
+    before, after = COMMANDS[name]
+    words = [str(sources.get(word[1:], word)) for word in before.split()]
+    out = "out.bin" if name == "export-bin" else "out"
+    for word in words[1:]:
+        if (sources["here"] / word).is_file():
+            words[words.index(word)] = str(sources["here"] / word)
+    alone = cli(*words, tmp_path / "alone" / out, *after.split())
+    assert alone.returncode == 0, alone.stderr
+    where = ("--cluster", four.address)
+    done = cli(*words, tmp_path / "many" / out, *after.split(), *where)
+    assert done.returncode == 0, done.stderr
+    assert file_hashes(tmp_path / "many") == file_hashes(tmp_path / "alone")
+    told = [line for line in alone.stdout.splitlines() if "written" not in line]
+    assert [line for line in done.stdout.splitlines() if "written" not in line][1:] == told[1:]
+    assert [path.name for path in (tmp_path / "many").iterdir()] != []
+    assert not partial_of(tmp_path / "many" / out).exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_local_processes(
+    count: int, ctcli: Ctcli, pylm: Path, whole: Mapping[str, str], tmp_path: Path
+) -> None:
+    words = ("quantize", pylm, tmp_path / "out", *QUANTIZE, "--cluster", f"local:{count}")
+    assert_made(ctcli(*words), tmp_path / "out", whole)
+
+
+def test_events_name_the_workers(
+    four: Cluster, pylm: Path, whole: Mapping[str, str], tmp_path: Path
+) -> None:
+    done = quantize(four, pylm, tmp_path / "out", "--log-format", "json")
+    assert_made(done, tmp_path / "out", whole)
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [events[0]["event"], events[-1]["event"]] == ["started", "done"]
+    written = {event["name"]: event for event in events if event["event"] == "shard_written"}
+    assert sorted(written) == sorted(name for name in whole if name.endswith(".safetensors"))
+    assert all(event["worker"].startswith("tcp://") for event in written.values())
+    assert len({event["worker"] for event in written.values()}) > 1
+
+
+@pytest.mark.parametrize("by", [SIGKILL, SIGTERM])
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_worker_that_dies_is_made_up_for(
+    by: signal.Signals, count: int, pylm: Path, whole: Mapping[str, str], tmp_path: Path
+) -> None:
+    with Cluster(tmp_path / "cluster") as cluster:
+        dying = cluster.add(DIE.format(count, int(by)))
+        cluster.add()
+        done = quantize(cluster, pylm, tmp_path / "out")
+        dying.wait(timeout=HANG_SECONDS)
+    assert_made(done, tmp_path / "out", whole)
+    assert "was lost" in done.stderr
+
+
+def test_a_file_whose_workers_all_die_ends_the_job(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", {"model.safetensors": {"a": array(64, 64)}})
+    with Cluster(tmp_path / "cluster") as cluster:
+        for _ in range(4):
+            cluster.add(DIE.format(1, int(SIGKILL)))
+        cluster.wait()
+        words = ("reindex", source, tmp_path / "out", "--cluster", cluster.address)
+        command = [sys.executable, "-m", "ctcli", *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "4 workers were lost while they made it" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_worker_that_stands_still_is_replaced_and_changes_nothing_later(
+    pylm: Path, whole: Mapping[str, str], tmp_path: Path
+) -> None:
+    with Cluster(tmp_path / "cluster") as cluster:
+        frozen = cluster.add(DIE.format(2, int(SIGSTOP)))
+        cluster.add()
+        running = begin(cluster, pylm, tmp_path / "out", preparation=IMPATIENT)
+        wait_stopped(frozen)
+        _, stderr = running.communicate(timeout=HANG_SECONDS)
+        assert running.returncode == 0, stderr
+        assert "does not answer; another makes its files" in stderr
+        assert file_hashes(tmp_path / "out") == whole
+        frozen.send_signal(SIGCONT)
+        time.sleep(3)  # for what it was about to do
+        assert file_hashes(tmp_path / "out") == whole
+        assert not partial_of(tmp_path / "out").exists()
+
+
+def test_a_worker_that_is_added_late_helps(
+    pylm: Path, whole: Mapping[str, str], tmp_path: Path
+) -> None:
+    with Cluster(tmp_path / "cluster") as cluster:
+        cluster.add(SLOW)
+        running = begin(cluster, pylm, tmp_path / "out", "--log-format", "json")
+        assert running.stderr
+        assert json.loads(running.stderr.readline())["event"] == "started"
+        cluster.add()
+        _, stderr = running.communicate(timeout=HANG_SECONDS)
+        assert running.returncode == 0, stderr
+    lines = [json.loads(line) for line in stderr.splitlines()]
+    assert len({line["worker"] for line in lines if "worker" in line}) == 2
+    assert file_hashes(tmp_path / "out") == whole
+
+
+def test_the_scheduler_dies_and_the_same_command_continues(
+    pylm: Path, whole: Mapping[str, str], tmp_path: Path
+) -> None:
+    with Cluster(tmp_path / "cluster") as cluster:
+        kill = f"import os; os.kill({cluster.scheduler.pid}, 9)"
+        cluster.add(
+            f"from tests.helpers import dying\ndef passed(): {kill}\ndying.POINTS['file'](passed)"
+        )
+        done = quantize(cluster, pylm, tmp_path / "out")
+    assert done.returncode == 1
+    assert "the scheduler does not answer" in done.stderr
+    assert "next: Run the same command again: it continues." in done.stderr
+    assert not (tmp_path / "out").exists()
+    with Cluster(tmp_path / "again") as cluster:
+        cluster.add()
+        done = quantize(cluster, pylm, tmp_path / "out", "--json")
+    assert_made(done, tmp_path / "out", whole)
+
+
+@pytest.mark.parametrize("by", [SIGKILL, SIGINT])
+def test_the_client_ends_and_the_same_command_continues(
+    by: signal.Signals, pylm: Path, whole: Mapping[str, str], tmp_path: Path
+) -> None:
+    with Cluster(tmp_path / "cluster") as cluster:
+        for _ in range(2):
+            cluster.add(SLOW)
+        running = begin(cluster, pylm, tmp_path / "out", "--log-format", "json")
+        assert running.stderr
+        for line in running.stderr:
+            if json.loads(line)["event"] == "shard_written":
+                break
+        running.send_signal(by)
+        _, stderr = running.communicate(timeout=HANG_SECONDS)
+        assert running.returncode == (-SIGKILL if by == SIGKILL else 128 + by), stderr
+        assert not (tmp_path / "out").exists()
+        # The workers are free again within seconds, not once they have made their files.
+        done = quantize(cluster, pylm, tmp_path / "out", "--json")
+    assert_made(done, tmp_path / "out", whole)
+    assert json.loads(done.stdout)["files_continued"] >= 1
+
+
+def test_a_worker_of_another_version_is_named(pylm: Path, tmp_path: Path) -> None:
+    with Cluster(tmp_path / "cluster") as cluster:
+        cluster.add()
+        cluster.add("import ctcli; ctcli.__version__ = '99.1'")
+        cluster.wait()
+        done = quantize(cluster, pylm, tmp_path / "out")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "it has ctcli 99.1, and this is ctcli " in line
+    assert line.startswith("error: worker tcp://")
+    assert {path.name for path in tmp_path.iterdir()} == {"cluster"}
+
+
+def test_a_worker_that_sees_another_source_or_no_destination_is_named(
+    pylm: Path, tmp_path: Path
+) -> None:
+    source, other, elsewhere = tmp_path / "source", tmp_path / "other", tmp_path / "elsewhere"
+    shutil.copytree(pylm, source)
+    shutil.copytree(pylm, other)
+    (other / "model-00002-of-00006.safetensors").touch()
+    (tmp_path / "place").mkdir()
+    elsewhere.mkdir()
+    with Cluster(tmp_path / "cluster") as cluster:
+        binds = ((other, source), (elsewhere, tmp_path / "place"))
+        for held, seen in binds:
+            mount = f'mount --bind {held} {seen} && exec "$@"'
+            cluster.add(within=("unshare", "-m", "sh", "-c", mount, "sh"))
+        cluster.add()
+        cluster.wait()
+        done = quantize(cluster, source, tmp_path / "place" / "out")
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: worker tcp://")]
+    assert len(errors) == 2
+    assert any("another size or time of change of" in line for line in errors)
+    assert any("it does not see this folder of the others" in line for line in errors)
+    assert not any((tmp_path / "place").iterdir())
+
+
+def test_a_worker_that_cannot_write_is_named(pylm: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    mount = f'mount --bind {place} {place} && mount -o remount,ro,bind {place} {place} && exec "$@"'
+    with Cluster(tmp_path / "cluster") as cluster:
+        cluster.add(within=("unshare", "-m", "sh", "-c", mount, "sh"))
+        cluster.add()
+        cluster.wait()
+        done = quantize(cluster, pylm, place / "out")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: worker tcp://")
+    assert "Read-only file system" in line
+    assert not any(place.iterdir())
+
+
+def test_a_full_disk_on_one_worker_is_named_and_the_others_go_on(
+    pylm: Path, whole: Mapping[str, str], tmp_path: Path
+) -> None:
+    limit = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000));"
+    limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    with Cluster(tmp_path / "cluster") as cluster:
+        cluster.add(limit)
+        cluster.add(SLOW)
+        cluster.wait()
+        done = quantize(cluster, pylm, tmp_path / "out")
+    assert_made(done, tmp_path / "out", whole)
+    assert "the disk (or a quota or file-size limit) is full" in done.stderr
+
+
+def test_too_little_memory_for_a_worker_is_named(pylm: Path, tmp_path: Path) -> None:
+    with Cluster(tmp_path / "cluster") as cluster:
+        cluster.add("", "--memory-limit", "1GB")
+        done = quantize(cluster, pylm, tmp_path / "out")
+    assert done.returncode == 1
+    assert "it may use 1,000,000,000 bytes of memory, and needs" in done.stderr
+    assert "--memory-limit 0" in done.stderr
+
+
+def test_a_weight_that_is_not_finite_ends_the_job_as_on_one_machine(
+    cli: Ctcli, four: Cluster, tmp_path: Path
+) -> None:
+    weights = {f"model.layers.{n}.mlp.up_proj.weight": array(64, 128, seed=n) for n in range(6)}
+    weights["model.layers.3.mlp.up_proj.weight"][5, 7] = np.nan
+    shards = {
+        f"model-{n + 1:05d}-of-00006.safetensors": {name: weights[name]}
+        for n, name in enumerate(weights)
+    }
+    source = write_checkpoint(tmp_path / "source", shards)
+    words = ("quantize", source, tmp_path / "out", "--scheme", "W4A16")
+    alone = cli(*words)
+    assert alone.returncode == 1
+    shutil.rmtree(partial_of(tmp_path / "out"))
+    done = cli(*words, "--cluster", four.address)
+    assert (done.returncode, done.stderr) == (1, alone.stderr)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_token_travels(pylm: Path, whole: Mapping[str, str], tmp_path: Path) -> None:
+    token = "hf_" + "Zq7" * 11 + "K"
+    env = {"HF_TOKEN": token}
+    with Cluster(tmp_path / "cluster", env) as cluster:
+        cluster.add()
+        words = ("quantize", pylm, tmp_path / "out", *QUANTIZE, "--cluster", cluster.address)
+        spy = "from distributed import Client; submit = Client.submit; import pickle, os\n"
+        spy += f"def spied(self, *a, **k):\n open({str(tmp_path / 'sent')!r}, 'ab').write("
+        spy += "pickle.dumps((a, k)))\n return submit(self, *a, **k)\nClient.submit = spied"
+        done = subprocess.run(
+            ctcli_after(spy, *words),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment(env),
+        )
+        assert_made(done, tmp_path / "out", whole)
+        sent = (tmp_path / "sent").read_bytes()
+        assert b"model-00001-of-00006.safetensors" in sent
+        assert token.encode() not in sent
+        assert token not in cluster.log()
+    assert token.encode() not in pickle.dumps(Work("k", "s", None, "d", (), {}))
+
+
+def test_without_dask_the_message_names_the_extra(pylm: Path, tmp_path: Path) -> None:
+    missing = "import sys; sys.modules['distributed'] = None"
+    words = ("reindex", pylm, tmp_path / "out", "--cluster", "local:2")
+    done = subprocess.run(
+        ctcli_after(missing, *words), capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 1
+    assert "pip install 'ctcli[dask]'" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_no_scheduler_and_wrong_words(cli: Ctcli, pylm: Path, tmp_path: Path) -> None:
+    for text in ("local:0", "local:", "local:x", "host", "nowhere.json"):
+        done = cli("reindex", pylm, tmp_path / "out", "--cluster", text)
+        assert done.returncode == 2, text
+        assert "give tcp://HOST:PORT" in done.stderr
+    both = cli("reindex", pylm, tmp_path / "out", "--cluster", "local:2", "--part", "1/2")
+    assert both.returncode == 2
+    slow = "from ctcli.engine import cluster; cluster._CONNECT_SECONDS = 2.0"
+    words = ("reindex", pylm, tmp_path / "out", "--cluster", "tcp://127.0.0.1:9")
+    done = subprocess.run(
+        ctcli_after(slow, *words), capture_output=True, text=True, check=False, env=environment()
+    )
+    assert done.returncode == 1
+    assert "no scheduler answers there" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())
