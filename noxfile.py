@@ -1,7 +1,4 @@
-"""Development sessions.
-
-`nox -s lint types tests sweep minimums architectures bench quality sources`.
-"""
+"""Development sessions: `nox -l` lists them."""
 
 from __future__ import annotations
 

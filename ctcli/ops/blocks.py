@@ -14,13 +14,14 @@ from ctcli.ops.elements import F16, F32, KINDS
 from ctcli.ops.jit import kernel
 from ctcli.ops.packing import pack_words, unpack_words
 from ctcli.ops.pieces import PIECE, Source, Work
-from ctcli.ops.quantized import LARGEST_UNDER_GLOBAL, QuantizedBlock, Rounding, Search
+from ctcli.ops.quantized import QuantizedBlock, Rounding, Search
 from ctcli.ops.tiles import Settings, Tiles, find_ranges
 
 if TYPE_CHECKING:
     from ctcli.ops.loops import Kernels
     from ctcli.ops.quantized import Array
 
+_MOST = 448.0 * 6  # the largest E4M3 scale times the largest E2M1 element
 _TINY = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126, "F64": 0.0}
 
 
@@ -122,19 +123,18 @@ def read(
     return ReadBlock(values, bounds)
 
 
-def global_scale(largest: float, dtype: str, most: float = LARGEST_UNDER_GLOBAL) -> float32:
-    """NVFP4's, as readers divide by it: most / largest; 1 where there is nothing to scale.
+def global_scale(largest: float, dtype: str) -> float32:
+    """NVFP4's, as readers divide by it: 448 * 6 / largest; 1 where there is nothing to scale.
 
     Args:
         largest: the largest magnitude of the weights that share it.
         dtype: D, of the weights: both steps are rounded to it.
-        most: what becomes of that magnitude.
     """
     if not largest > 0:
         return float32(1)
     with np.errstate(over="ignore", divide="ignore"):
         inverse = np.array([1], np.float32) / max(float32(largest), float32(_TINY[dtype]))
-        scale = _rounded(_rounded(inverse, dtype) * float32(most), dtype)[0]
+        scale = _rounded(_rounded(inverse, dtype) * float32(_MOST), dtype)[0]
     return float32(scale if np.isfinite(scale) else 1)
 
 
@@ -176,9 +176,7 @@ def _settings(shape: tuple[int, ...], rounding: Rounding) -> Settings:
     height, width = rounding.tile[0] or rows, rounding.tile[1] or columns
     # Tiles of any width may begin within a byte.
     is_aligned = width % 8 == 0 or width >= columns
-    total = float32(1)
-    if rounding.format == "nvfp4":
-        total = global_scale(rounding.total, rounding.dtype, rounding.most)
+    total = global_scale(rounding.total, rounding.dtype) if rounding.format == "nvfp4" else 1
     return Settings(
         rows=rows,
         columns=columns,
@@ -193,7 +191,7 @@ def _settings(shape: tuple[int, ...], rounding: Rounding) -> Settings:
         symmetric=rounding.symmetric,
         signed=rounding.signed,
         fourth=rounding.search is not None and rounding.search.power == 4,
-        total=total,
+        total=float32(total),
     )
 
 

@@ -1,8 +1,8 @@
 """Rounding weights to E2M1 with an E4M3 scale for each group and a float32 scale above them.
 
-global = 448 * 6 / max|w|, or less; scale = e4m3(global * max|group| / 6); and
-value = e2m1(w * global / scale). The rounding steps are compressed-tensors': the reciprocal first,
-and everything up to the scale's own rounding in the weight's dtype.
+global = 448 * 6 / max|w|; scale = e4m3(global * max|group| / 6); value = e2m1(w * global / scale).
+The rounding steps are compressed-tensors': the reciprocal first, and everything up to the scale's
+own rounding in the weight's dtype.
 """
 
 from __future__ import annotations

@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
 FormatName = str  # a file beside this one
 
-# The largest E4M3 scale times the largest E2M1 element.
-LARGEST_UNDER_GLOBAL = 448.0 * 6
-
 
 @dataclass(frozen=True)
 class Search:
@@ -51,7 +48,6 @@ class Rounding:
             have the other one.
         search: tiles cover the best part of their range; None: all of it.
         total: the largest magnitude of all weights under a global scale, for nvfp4.
-        most: what the global scale makes of that.
     """
 
     format: FormatName
@@ -64,7 +60,6 @@ class Rounding:
     signed: bool = False
     search: Search | None = None
     total: float = 0.0
-    most: float = LARGEST_UNDER_GLOBAL
 
     @property
     def spans_zero(self) -> bool:

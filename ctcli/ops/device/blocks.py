@@ -118,7 +118,7 @@ def _format(rounding: Rounding, device: str) -> Format:
             return Microscaling(rounding.bits, dtype, quotient)
         case "nvfp4":
             largest = torch.tensor([rounding.total], dtype=torch.float32, device=device)
-            return Nvfp4(dtype, global_scale(largest, dtype, rounding.most))
+            return Nvfp4(dtype, global_scale(largest, dtype))
         case _:
             raise ValueError(f"{rounding.format} has no arithmetic for devices")
 

@@ -1,8 +1,8 @@
 """Rounding weights to E2M1 with an E4M3 scale for each group and a float32 scale above them.
 
-global = 448 * 6 / max|w|, or less; scale = e4m3(global * max|group| / 6); and
-value = e2m1(w * global / scale). The rounding steps are compressed-tensors': the reciprocal first,
-and everything up to the scale's own rounding in the weight's dtype.
+global = 448 * 6 / max|w|; scale = e4m3(global * max|group| / 6); value = e2m1(w * global / scale).
+The rounding steps are compressed-tensors': the reciprocal first, and everything up to the scale's
+own rounding in the weight's dtype.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from ctcli.ops.device.ranges import Bounds
 from ctcli.ops.device.rounding import (
     E2M1_MAX,
+    E4M3_MAX,
     from_e4m3,
     round_through,
     to_e2m1,
@@ -24,16 +25,15 @@ from ctcli.ops.device.rounding import (
 _EIGHTH = 0x20  # the E4M3 code that stands for an empty group's scale, instead of zero
 
 
-def global_scale(amax: Tensor, dtype: torch.dtype, most: float) -> Tensor:
+def global_scale(amax: Tensor, dtype: torch.dtype) -> Tensor:
     """The float32 scale, as readers divide by it; 1 where there is nothing to scale.
 
     Args:
         amax: the largest magnitude of the weights that share it.
         dtype: of the weights.
-        most: what becomes of that magnitude.
     """
     largest = amax.clamp(min=torch.finfo(dtype).tiny)
-    scale = round_through(round_through(1.0 / largest, dtype) * most, dtype)
+    scale = round_through(round_through(1.0 / largest, dtype) * (E4M3_MAX * E2M1_MAX), dtype)
     return torch.where(scale.isfinite() & (amax > 0), scale, 1.0)
 
 

@@ -94,9 +94,13 @@ class QuantizeReport:
             made = counted(self.constant, "module")
             rows.append(("input scales", f"{made}: constant, 1.0; nothing was calibrated"))
         if strange := self.unfamiliar:
-            patterns, modules = counted(len(strange), "pattern"), sum(strange.values())
-            found = f"{patterns}, {counted(modules, 'module')}, quantized as linears"
-            rows.append(("unfamiliar", found))
+            modules = counted(sum(strange.values()), "module")
+            rows.append(
+                (
+                    "unfamiliar",
+                    f"{counted(len(strange), 'pattern')}, {modules}, quantized as linears",
+                )
+            )
         share = self.bytes_after / self.bytes_before
         before, after = format_bytes(self.bytes_before), format_bytes(self.bytes_after)
         return [*rows, ("tensor bytes", f"{before} -> {after} ({100 * share:.0f} %)")]
@@ -127,8 +131,8 @@ class QuantizeReport:
                 for module, scheme in self.selection.schemes.items()
             },
             "left_alone": dict(self.selection.kept),
-            "unfamiliar": dict(self.unfamiliar),
             "constant_input_scales": self.constant,
+            "unfamiliar": dict(self.unfamiliar),
             "tensor_bytes_before": self.bytes_before,
             "tensor_bytes_after": self.bytes_after,
         }
