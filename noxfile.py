@@ -1,4 +1,4 @@
-"""Development sessions: `nox -s lint types tests sweep minimums bench sources`."""
+"""Development sessions: `nox -l` lists them."""
 
 from __future__ import annotations
 
@@ -73,6 +73,13 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def architectures(session: nox.Session) -> None:
+    """Prove records on a tiny model of every decoder-only type; arguments: model types."""
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.run("python", "-m", "tests.bench.architectures", *session.posargs)
+
+
+@nox.session
 def kills(session: nox.Session) -> None:
     """Kill 1,000 runs on 300 MB, and 100 jobs on a hub; arguments: how many of each."""
     session.install("-c", CONSTRAINTS, "-e", ".[test]")
@@ -89,6 +96,16 @@ def bench(session: nox.Session) -> None:
     session.run("python", "-m", "tests.bench", *session.posargs)
     if not session.posargs:
         session.run("python", "-m", "tests.bench.hub_job")
+
+
+@nox.session
+def quality(session: nox.Session) -> None:
+    """Measure KL and perplexity of a model's quantized checkpoints by scheme and method.
+
+    Arguments: the model's folder, and what `python -m tests.bench.quality` takes.
+    """
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.run("python", "-m", "tests.bench.quality", *(session.posargs or ["fixtures/pylm"]))
 
 
 @nox.session

@@ -11,6 +11,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 from contextlib import suppress
+from io import TextIOWrapper
 
 from ctcli.errors import CtcliError, Stopped
 from ctcli.interrupts import Interrupts
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the command line, and end the process with the exit code that it has come to."""
+    _write_whatever_comes()
     try:
         interrupts = Interrupts()
         interrupts.install()
@@ -36,22 +38,29 @@ def main() -> None:
 def _run(interrupts: Interrupts) -> NoReturn:
     try:
         # Imported only now: that takes long enough for a user to change their mind.
-        from ctcli.cli import app
+        from ctcli.cli import main as run_command_line
         from ctcli.ops.runtime import keep_all_objects, limit_blas, reuse_memory
 
         reuse_memory()
         limit_blas()
         keep_all_objects()
         interrupts.loaded()
-        app()
+        status = run_command_line()
     except SystemExit as done:
         _leave(int(done.code or 0))
     except CtcliError as error:
         from ctcli.console import Terminal
 
         Terminal().fail(error)
-        _leave(1)
-    _leave(0)
+        _leave(error.exit_code)
+    _leave(status)
+
+
+def _write_whatever_comes() -> None:
+    """Show characters that the locale does not have as escapes, instead of ending at them."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _leave(exit_code: int) -> NoReturn:

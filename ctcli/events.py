@@ -14,6 +14,7 @@ from ctcli.redaction import redact
 EventKind = Literal[
     "started",
     "compiling",
+    "progress",
     "shard_fetched",
     "shard_written",
     "shard_pushed",
@@ -30,9 +31,10 @@ class Event:
     Attributes:
         kind: what it was.
         name: the file it happened to; empty where it is about the whole run.
-        nbytes: bytes of that file; of a run, bytes to fetch and write, or fetched and written.
+        nbytes: bytes of that file; of a run, bytes to fetch and write, or fetched and written so
+            far.
         seconds: how long it took, where it took time.
-        message: what a warning or an error says, or the command that started.
+        message: what a warning or an error says, the command that started, or how far it is.
         worker: the machine of a cluster that it happened on.
     """
 

@@ -7,15 +7,19 @@ str, Path, a Literal, or a tuple of these, with or without None.
 
 from __future__ import annotations
 
+import math
 import os
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ctcli.units import parse_bytes
 
+# The parts of a command's help, in their order.
+Panel = Literal["What", "How", "Output", "Hub", "Machine", "Messages"]
+PANELS: tuple[Panel, ...] = get_args(Panel)
 _METAVARS = {Path: "FILE", int: "N"}
 _WORDS = {"None": "none", "False": "off", "True": "on"}
 Value = TypeVar("Value")
@@ -41,7 +45,9 @@ class Option:
         most: of a number.
         flags: the words of the command line; "": `--` and the name.
         panel: the part of the help that it stands in.
+        choices: values that completion offers; others may be allowed.
         is_argument: it has a place on the command line instead of a word.
+        instead: what is done with the value in place of the command; the process ends behind it.
         is_common: help shows it behind the command's own options.
         recorded: whether a run's recipe tells it.
     """
@@ -56,8 +62,10 @@ class Option:
     least: float | None = None
     most: float | None = None
     flags: str = ""
-    panel: str | None = None
+    panel: Panel = "How"
+    choices: tuple[str, ...] = ()
     is_argument: bool = False
+    instead: Callable[[str], None] | None = None
     is_common: bool = False
     recorded: Literal["always", "unless default", "never"] = "always"
 
@@ -75,11 +83,10 @@ def option(default: Value, help: str, words: str | None = None, **others: Any) -
     return field(default=default, metadata={"help": help, "words": shown, **others})
 
 
-def argument(metavar: str, help: str, **others: Any) -> Any:  # noqa: A002
-    """A field that has a place on the command line, and has to be given."""
-    return field(
-        metadata={"help": help, "words": "", "metavar": metavar, "is_argument": True, **others}
-    )
+def argument(metavar: str, help: str, default: Any = MISSING, **others: Any) -> Any:  # noqa: A002
+    """A field that has a place on the command line, and has to be given without a default."""
+    metadata = {"help": help, "words": "", "metavar": metavar, "is_argument": True, **others}
+    return field(default=default, metadata=metadata)
 
 
 def options_of(declared: Any) -> tuple[Option, ...]:
@@ -95,22 +102,55 @@ def _typed(kind: Any, **others: Any) -> dict[str, Any]:
     """What an option's type says, beside what is said of it."""
     if get_origin(kind) in (Union, types.UnionType):
         (kind,) = (each for each in get_args(kind) if each is not types.NoneType)
-    found = {"kind": kind, "metavar": _METAVARS.get(kind)}
+    found: dict[str, Any] = {"kind": kind, "metavar": _METAVARS.get(kind)}
     choices = get_args(kind) if get_origin(kind) is Literal else ()
+    if choices:
+        found |= {"metavar": "|".join(map(str, choices)), "choices": tuple(map(str, choices))}
     if choices and isinstance(choices[0], int):
-        metavar = "|".join(map(str, choices))
-        found = {"kind": int, "metavar": metavar, "least": min(choices), "most": max(choices)}
+        found |= {"kind": int, "least": min(choices), "most": max(choices)}
     return {**found, **others}
+
+
+def parse_value(text: str, option: Option) -> Any:
+    """A word of the command line as the option's type has it: of a number, or of a choice.
+
+    Raises:
+        OptionError: it cannot be one; the message says what can.
+    """
+    if option.kind in (int, float):
+        try:
+            value = option.kind(text)
+        except ValueError:
+            value = math.nan
+        least, most = option.least, option.most
+        if (
+            not (-math.inf if least is None else least)
+            <= value
+            <= (math.inf if most is None else most)
+        ):
+            bounds = f" from {least}" * (least is not None) + f" to {most}" * (most is not None)
+            what = "a whole number" if option.kind is int else "a number"
+            raise OptionError(f"{text!r}: give {what}{bounds}.")
+        return value
+    if text not in option.choices:
+        raise OptionError(f"{text!r}: give one of {', '.join(option.choices)}.")
+    return text
 
 
 def revision() -> str | None:
     """The option of commands that open a checkpoint of a hub."""
-    return option(None, "Branch, tag or commit of a hub SRC.", "main", metavar="REV")
+    return option(None, "Branch, tag or commit of a hub SRC.", "main", metavar="REV", panel="Hub")
+
+
+def subfolder() -> str | None:
+    """The option of commands that open a checkpoint in a part of a repository."""
+    text = "Folder inside SRC, such as the transformer of a diffusion model."
+    return option(None, text, "none", metavar="NAME", panel="Hub")
 
 
 def threads() -> int | None:
     """The option of commands that work on several cores."""
-    return option(None, "Threads.", "the cores", least=1)
+    return option(None, "Threads.", "the cores", least=1, panel="Machine")
 
 
 def size(default: Value, help: str, words: str, **others: Any) -> Value:  # noqa: A002
@@ -121,7 +161,10 @@ def size(default: Value, help: str, words: str, **others: Any) -> Value:  # noqa
 def memory() -> int:
     """The option of commands that compute within a budget."""
     return size(
-        parse_bytes("2GB"), "Bytes that all jobs under way may hold together (500MB, 2GiB).", "2GB"
+        parse_bytes("2GB"),
+        "Bytes that all jobs under way may hold together (500MB, 2GiB).",
+        "2GB",
+        panel="Machine",
     )
 
 

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 
 from ctcli.errors import CtcliError
 from ctcli.expressions import expression
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+def alike(told: Mapping[str, str]) -> list[tuple[str, int, str]]:
+    """Names that differ in numbers alone as one: `model.layers.*.mlp`, their count, what is said.
+
+    Args:
+        told: what is said of each name.
+    """
+    counts = Counter((_NUMBER.sub("*", name), what) for name, what in told.items())
+    return [(pattern, count, what) for (pattern, what), count in counts.items()]
 
 
 def matches(pattern: str, module: str) -> bool:

@@ -47,3 +47,8 @@ def format_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s" if minutes else f"{rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def counted(number: int, noun: str) -> str:
+    """How many there are: `1 module`, `2,048 modules`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

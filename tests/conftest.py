@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from ctcli import __main__ as process
-from ctcli import console
+from ctcli.console import progress
 from ctcli.interrupts import Interrupts
 from tests.helpers import processes
 
@@ -82,7 +82,7 @@ def cli(monkeypatch: pytest.MonkeyPatch) -> Ctcli:
         with monkeypatch.context() as patched, redirect_stdout(out), redirect_stderr(err):
             patched.setattr(sys, "argv", words)
             patched.setattr(process, "_leave", sys.exit)
-            patched.setattr(console, "_SECONDS_BETWEEN_LINES", math.inf)
+            patched.setattr(progress, "_SECONDS_BETWEEN_LINES", math.inf)
             for name, value in {"COLUMNS": "200", **(env or {})}.items():
                 patched.setenv(name, value)
             try:

@@ -9,11 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from ctcli import console
+from ctcli.console import Terminal, progress
+from ctcli.console.progress import Meter
+from ctcli.events import Event
 from ctcli.units import format_bytes, format_seconds, parse_bytes
 from tests.conftest import Ctcli
 
@@ -81,7 +84,7 @@ def test_a_terminal_shows_a_bar_and_then_the_result(
     pylm: Path, tmp_path: Path, columns: int
 ) -> None:
     shown = run_in_terminal(columns, "reindex", pylm, tmp_path / "out")
-    assert "6.0/6.0" in shown
+    assert "6 of 6 shards" in shown
     assert "shards rewritten  5 of 6" in shown
     assert "-> model-00002-of-00006.safetensors" in shown
 
@@ -128,10 +131,61 @@ def test_sizes_and_durations_are_shown_short() -> None:
 def test_without_a_terminal_progress_is_a_plain_line_with_rate_and_remaining_time(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(console, "_SECONDS_BETWEEN_LINES", 0.0)
-    with console.Terminal().progress("reindex", 4_000_000) as advance:
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
+    terminal = Terminal()
+    with terminal.progress("reindex", 4_000_000, 3) as advance:
+        terminal.notify(Event("shard_written", "a", 1_000_000))
         advance(1_000_000)
     assert re.fullmatch(
-        r"reindex: 25 %, 1 MB of 4 MB, [0-9.]+ [KMGT]?B/s, [0-9.]+ s left\n",
+        r"reindex: 25 % of 4 MB, 1 of 3 shards, [0-9.]+ [KMGT]?B/s, [0-9.]+ s left\n",
         capsys.readouterr().err,
     )
+
+
+def test_the_rate_is_that_of_the_last_seconds_and_the_phase_is_told() -> None:
+    now = 0.0
+    meter = Meter("quantize", 1_000_000, 2, clock=lambda: now)
+    meter.notify(Event("compiling"))
+    assert meter.phase == "quantize (compiling)"
+    for now in range(1, 101):  # noqa: B007 (the clock reads it)
+        meter(1000)
+    assert (meter.phase, meter.words()) == (
+        *("quantize", "10 % of 1 MB, 0 of 2 shards, 1 KB/s, 15 min 0 s left"),
+    )
+    for now in range(101, 121):  # noqa: B007
+        meter(10_000)
+    assert "10 KB/s, 1 min 10 s left" in meter.words()
+    for _ in range(2):
+        meter.notify(Event("shard_written"))
+        meter.notify(Event("shard_pushed"))
+    assert meter.phase == "quantize (uploading)"
+
+
+def test_logs_tell_of_progress_whether_or_not_it_moves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_EVENTS", 0.01)
+    with Terminal(logs=True).progress("quantize", 100) as advance:
+        advance(25)
+        time.sleep(0.5)
+    first, *_, last = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (first["event"], last["bytes"]) == ("progress", 25)
+    assert last["message"].startswith("25 % of 100 B, ")
+
+
+@pytest.mark.parametrize(
+    "env",
+    [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii"}],
+    ids=str,
+)
+def test_no_locale_ends_a_command(
+    ctcli: Ctcli, pylm: Path, tmp_path: Path, env: dict[str, str]
+) -> None:
+    shutil.copytree(pylm, tmp_path / "modèle")
+    shown = ctcli("inspect", tmp_path / "modèle", env=env)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "llama (LlamaForCausalLM)" in shown.stdout
+    page = ctcli("help", "schemes", env=env)
+    assert (page.returncode, page.stderr) == (0, "")
+    refused = ctcli("inspect", f"./{tmp_path.name}/modèlx", env=env)
+    assert refused.stderr.startswith("error: ./")

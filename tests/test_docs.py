@@ -13,8 +13,11 @@ from ctcli import __version__
 from ctcli.cli import app
 from ctcli.models.fused import FUSED_ROLES
 from tests.conftest import ROOT, Ctcli
+from tests.rewrites.quantizing.test_perplexity import BOUNDS
 
 README = (ROOT / "README.md").read_text()
+GUIDE = {path.stem: path.read_text() for path in sorted((ROOT / "ctcli/guide").glob("*.md"))}
+DOCS = "\n".join([README, *GUIDE.values()])
 GROUP = typer.main.get_group(app)
 COMMANDS = dict(GROUP.commands)
 OPTIONS = [
@@ -25,20 +28,21 @@ OPTIONS = [
 ]
 # Commands that write no checkpoint, and their own options.
 READING: dict[str, set[str]] = {
+    "inspect": {"--tensors", "--sort", "--stats"},
     "finish": set(),
-    "inspect": {"--tensors"},
+    "help": set(),
     "verify": {"--against", "--max-error", "--target", "--tp", "--sha256", "--html"},
 }
 
 
-def readme_table(heading: str) -> list[list[str]]:
+def docs_table(heading: str) -> list[list[str]]:
     """The cells of the table whose heading row starts so."""
-    rows = README[README.index(f"| {heading} |") :].partition("\n\n")[0].splitlines()
+    rows = DOCS[DOCS.index(f"| {heading} |") :].partition("\n\n")[0].splitlines()
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
 
-def readme_commands() -> list[str]:
-    return [line.strip() for line in README.splitlines() if line.startswith("    ")]
+def docs_commands() -> list[str]:
+    return [line.strip() for line in DOCS.splitlines() if line.startswith("    ")]
 
 
 def test_version(ctcli: Ctcli) -> None:
@@ -46,7 +50,7 @@ def test_version(ctcli: Ctcli) -> None:
 
 
 def test_readme_lists_every_command_with_its_help() -> None:
-    rows = readme_table("command")
+    rows = docs_table("command")
     assert [cells[0].strip("`").split()[1] for cells in rows] == list(COMMANDS)
     for cells, command in zip(rows, COMMANDS.values(), strict=True):
         first_sentence = str(command.help).partition(". ")[0].partition(".\n")[0].rstrip(".")
@@ -57,7 +61,7 @@ def test_readme_lists_every_command_with_its_help() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_readme_lists_every_shared_option_with_its_default(name: str) -> None:
     documented = {
-        row[0].split("`")[1].split()[0]: row[2].strip("`") for row in readme_table("option")
+        row[0].split("`")[1].split()[0]: row[2].strip("`") for row in docs_table("option")
     }
     shown = {
         option.opts[0]: str(getattr(option, "show_default", None))
@@ -81,10 +85,44 @@ def test_every_option_has_help_a_visible_default_and_one_word(command: str, opti
 def test_every_option_in_readme_exists(name: str) -> None:
     known = {opt for _, option in OPTIONS for opt in (*option.opts, *option.secondary_opts)}
     known |= {opt for option in GROUP.params for opt in option.opts} | {"--install-completion"}
-    ours = [line for line in readme_commands() if line.startswith(f"ctcli {name} ")]
+    ours = [line for line in docs_commands() if line.startswith(f"ctcli {name} ")]
     mentioned = {word for line in ours for word in re.findall(r"--[a-z0-9-]+", line)}
-    mentioned |= set(re.findall(r"`(--[a-z0-9-]+)", README))
+    mentioned |= set(re.findall(r"`(--[a-z0-9-]+)", DOCS))
     assert mentioned <= known | {"--help"}
+
+
+def test_readme_is_short_and_the_guide_is_whole() -> None:
+    assert sum(any(map(str.isalnum, word)) for word in README.split()) <= 900
+    assert {*re.findall(r"ctcli/guide/([a-z0-9-]+)\.md", README)} == GUIDE.keys()
+    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / path).is_file(), path
+
+
+@pytest.mark.parametrize("columns", [60, 100, 200])
+@pytest.mark.parametrize("name", GUIDE)
+def test_a_page_is_shown_in_the_terminal(cli: Ctcli, name: str, columns: int) -> None:
+    done = cli("help", name, env={"COLUMNS": str(columns)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= 110, "of examples; else 100"
+    title = GUIDE[name].partition("\n")[0].lstrip("# ")
+    shown = re.sub(r"[^a-z0-9]", "", done.stdout.lower())
+    assert re.sub(r"[^a-z0-9]", "", title.lower()) in shown
+
+
+def test_pages_name_pages_that_exist() -> None:
+    named = {*re.findall(r"`ctcli help ([a-z0-9-]+)`", DOCS)}
+    assert named <= {*GUIDE, *COMMANDS}
+
+
+def test_the_table_of_quality_is_the_same_in_readme_and_guide() -> None:
+    row = re.compile(r"^\| `(\w+)` \| (\d+) % \| ([\d.]+) % \| ([-+][\d.]+) % \|$", re.MULTILINE)
+    found = row.findall(README)
+    assert found == row.findall(GUIDE["schemes"])
+    assert len(found) >= 9
+    for scheme, size, error, rise in found:
+        assert abs(float(rise)) <= 100 * BOUNDS[scheme], scheme
+        assert 20 < float(size) < 60
+        assert 0 < float(error) < 30
 
 
 def test_readme_names_the_fused_sets_of_the_table() -> None:
@@ -95,11 +133,11 @@ def test_readme_names_the_fused_sets_of_the_table() -> None:
         ]
         for roles in FUSED_ROLES
     ]
-    assert readme_table("set") == expected
+    assert docs_table("set") == expected
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
-    (command,) = [line for line in readme_commands() if line.endswith("&& pytest")]
+    (command,) = [line for line in docs_commands() if line.endswith("&& pytest")]
     assert command in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
@@ -109,7 +147,7 @@ def test_the_nox_sessions_of_the_readme_exist() -> None:
     )
     mentioned = {
         word
-        for line in readme_commands()
+        for line in docs_commands()
         if line.startswith("nox -s")
         for word in line.partition("#")[0].split()[2:]
     }

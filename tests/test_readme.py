@@ -1,4 +1,4 @@
-"""README's examples are run as they stand there, and what their comments claim is looked at."""
+"""Examples of README, guide and help are run as they stand there, and what they claim is seen."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from huggingface_hub import JobHardware
 from safetensors import safe_open
 
 from ctcli.cli import app
+from ctcli.cli.examples import EXAMPLES as HELP
 from ctcli.cli.options import Destination
 from ctcli.events import EventKind
 from ctcli.storage.opening import open_checkpoint
@@ -33,7 +34,7 @@ from tests.helpers.checkpoints import file_hashes, tensor_hashes, write_checkpoi
 from tests.helpers.hub import Hub
 from tests.helpers.processes import HANG_SECONDS
 from tests.helpers.surgery import orthogonal
-from tests.test_docs import README, readme_table
+from tests.test_docs import DOCS, docs_table
 
 TOKEN = "hf_" + "Rw8" * 11 + "Z"
 SOURCE, MADE = "org/name", "org/made"
@@ -55,13 +56,13 @@ MLP = [f"mlp.{role}_proj" for role in ("gate", "up", "down")]
 EMBEDDING = "model.embed_tokens.weight"
 
 
-# Without its code blocks in fences: README's short examples are indented.
-INDENTED = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+# Without their code blocks in fences: the docs' short examples are indented.
+INDENTED = re.sub(r"^```.*?^```$", "", DOCS, flags=re.MULTILINE | re.DOTALL)
 
 
 def fenced(language: str) -> str:
     """The one code block in that language."""
-    (block,) = re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
     return str(block)
 
 
@@ -89,7 +90,12 @@ def examples() -> list[Example]:
     return found
 
 
-EXAMPLES = examples()
+OF_HELP = [Example(command, "") for lines in HELP.values() for command, _ in lines]
+IN_DOCS = examples()
+EXAMPLES = [
+    *IN_DOCS,
+    *dict.fromkeys(each for each in OF_HELP if each.command not in map(str, IN_DOCS)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +124,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(source: Path) -> Path:
-    """What README's recipe makes of it."""
+    """What the docs' recipe makes of it."""
     folder = source.parent
     (folder / "recipe.toml").write_text(fenced("toml"))
     command = [sys.executable, "-m", "ctcli", "run", "recipe.toml", "SRC", "made", "--quiet"]
@@ -194,7 +200,7 @@ def shell(hub: Hub, tmp_path: Path) -> Shell:
 
 @pytest.fixture
 def place(source: Path, quantized: Path, tmp_path: Path) -> Path:
-    """A folder with everything that README's examples name."""
+    """A folder with everything that the docs' examples name."""
     folder = tmp_path / "place"
     shutil.copytree(source, folder / "SRC")
     shutil.copytree(quantized, folder / "QUANTIZED")
@@ -214,12 +220,12 @@ def parameters_of(call: list[str]) -> dict[str, Any]:
 
 def destinations_of(call: list[str]) -> list[Path]:
     target = parameters_of(call).get("destination")
-    return [target.path] if isinstance(target, Destination) else []
+    return [target.path] if isinstance(target, Destination) and not target.repo else []
 
 
 def test_all_examples_are_found() -> None:
     lines = [line for line in INDENTED.splitlines() if line.startswith("    ctcli ")]
-    assert len(EXAMPLES) == len(lines) + 1, "and the one of the set-up"
+    assert len(IN_DOCS) == len(lines) + 1, "and the one of the set-up"
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
@@ -230,7 +236,7 @@ def test_an_example_does_what_it_says(
     if "DST" in example.command and Path("DST") not in outputs:
         shutil.copytree(made, place / "DST")
     before = file_hashes(place)
-    # A few megabytes of weights make several shards only of less than README's.
+    # A few megabytes of weights make several shards only of less than the docs'.
     done = shell("bash", "-euc", example.command.replace("5GB", "500KB"), cwd=place)
     assert not done.returncode, done.stderr
     if "--dry-run" in example.command:
@@ -360,14 +366,20 @@ def is_spelled_as_fp8(place: Path, _: str) -> None:
     assert (said["quant_method"], said["weight_block_size"]) == ("fp8", [128, 128])
 
 
-# What README's comments say, and how one sees it.
+def is_a_recipe(_: Path, shown: str) -> None:
+    (step,) = tomllib.loads(shown)["steps"]
+    assert step == {"use": "quantize", "scheme": "W4A16"}
+    assert "# rotations" in shown
+
+
+# What the docs' comments say, and how one sees it.
 CLAIMS: dict[str, Claim] = {
     "which sets would move, and where": says("sets moved  ", "_proj} -> model-0000"),
     "lay everything out anew, layer 2 before layer 10": is_in_natural_order,
     "from a hub": is_from_the_hub,
     "learned rotations, as SpinQuant publishes them": is_rotated_as_learned,
     "for a chain without rounding in between": is_float32,
-    "what would be quantized, from headers alone": says("77 modules FP8_DYNAMIC"),
+    "what would be quantized, from headers alone": says("77 modules: FP8_DYNAMIC"),
     "the head too, untied if it is tied": has_a_quantized_head,
     "how its weights are stored, and what can be made of them": says(
         "FP8 in 128x128 blocks", "dequantize", "convert"
@@ -375,18 +387,27 @@ CLAIMS: dict[str, Claim] = {
     "floats, of the dtype that config.json or the norms have": is_float16,
     "the same numbers, for vLLM and transformers": says("FP8 in 128x128 blocks", "exact"),
     "FP8 blocks as DeepSeek and Qwen spell them": is_spelled_as_fp8,
-    "from the floats that it stands for": says("77 modules NVFP4A16"),
+    "from the floats that it stands for": says("77 modules: NVFP4A16"),
     "Q8_0, for runq": is_for_runq,
     "float32, for run, and tokenizer.bin": is_for_run,
     "header fields, sizes and offsets": says(f"dim {WIDTH}", "offset, size", "token_embedding"),
     "the same bytes again": is_the_same_again,
     "structure and values": says("INT4 in groups of 128", "differences  none"),
-    "and the error of every weight": says("have errors", "largest error", "differences    none"),
+    "and the error of every weight": says("with errors", "largest error", "differences    none"),
     "and what vLLM demands, on two GPUs": says("differences  none"),
     "and that nothing has changed since": checks_hashes,
     "a page to look at": is_a_page,
     "one JSON object, for programs": is_json,
     "every tensor: dtype, shape, size, shard": lists_tensors(""),
+    "what it holds, what each scheme would make of it; headers only": says(
+        "family", "W4A16", "bits", "vLLM"
+    ),
+    "4 bits, for vLLM and transformers": says("77 modules: W4A16", "vllm serve DST"),
+    "every weight's error, measured": says("77 weights with errors", "differences    none"),
+    "and what values they hold": says("rms", "mlp.down_proj.weight"),
+    "what two checkpoints differ in": says("only in the second", "weight_packed", "11 x"),
+    "of a hub, by way of its cache": says("differences  none"),
+    "a commented recipe for SRC, to begin with": is_a_recipe,
     "those that match": lists_tensors(r".*layers\.0\."),
 }
 
@@ -396,7 +417,7 @@ def test_every_comment_is_looked_at() -> None:
 
 
 def test_the_mapping_says_what_is_known_of_llama(place: Path, ctcli: Ctcli) -> None:
-    (block,) = re.findall(r"^    embedding = .*?(?=\n\n)", README, re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^    embedding = .*?(?=\n\n)", DOCS, re.MULTILINE | re.DOTALL)
     main, _, norm = re.sub("^    ", "", block, flags=re.MULTILINE).partition("[[norms]]")
     likewise = [f'attn_{role} = "re:.*{role}_proj$"\n' for role in "kvo"]
     others = [
@@ -416,8 +437,8 @@ def test_the_mapping_says_what_is_known_of_llama(place: Path, ctcli: Ctcli) -> N
     assert tensor_hashes(place / "mapped") == tensor_hashes(place / "known")
 
 
-# The fields of each event, as README lists them.
-EVENTS = {row[0].strip("`"): row[2] for row in readme_table("`event`")}
+# The fields of each event, as the guide lists them.
+EVENTS = {row[0].strip("`"): row[2] for row in docs_table("`event`")}
 
 
 def state(hub: Hub, folder: Path) -> tuple[object, ...]:
@@ -432,7 +453,8 @@ def published(hub: Hub) -> dict[str, bytes]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    files = (path for path in folder.iterdir() if path.name != "README.md")
+    return {path.name: path.read_bytes() for path in files}
 
 
 def test_the_workflow_runs(hub: Hub, shell: Shell, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """The command line: options in, one thin function a command."""
 
-from ctcli.cli.program import app
+from ctcli.cli.program import app, main
 
-__all__ = ["app"]
+__all__ = ["app", "main"]

@@ -6,10 +6,10 @@ import sys
 import time
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 from ctcli import __version__
 from ctcli.cli.commands import Step
+from ctcli.cli.layouts import layout_of
 from ctcli.cli.options import Destination, Shared
 from ctcli.cli.parts import lacking_files
 from ctcli.cli.running import check_options, result_of
@@ -26,8 +26,9 @@ from ctcli.storage.agreement import Agreement
 from ctcli.storage.destination import stream_folder_of
 from ctcli.storage.gathering import Gathering, attempt_of, give_up, publish
 from ctcli.storage.journal import Errors
-from ctcli.storage.layout import Layout, lay_out
-from ctcli.storage.opening import local_directory, open_checkpoint
+from ctcli.storage.layout import Layout
+from ctcli.storage.naming import parse_source
+from ctcli.storage.opening import open_checkpoint
 
 
 def run_cluster(command: str, step: Step, source: str, target: Destination, shared: Shared) -> None:
@@ -40,10 +41,12 @@ def run_cluster(command: str, step: Step, source: str, target: Destination, shar
             )
         attempt = attempt_of(target.path, "client")
         folder = stream_folder_of(attempt) if shared.stream else None
-        made, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
+        made, report = step.rewrite(
+            open_checkpoint(source, shared.revision, folder, shared.subfolder)
+        )
         for warning in made.warnings:
             terminal.warn(warning)
-        layout = lay_out(made, target.path.resolve().name)
+        layout = layout_of(made, target.path)
         settings = shared.settings(step.link, keeps=True)
         agreement = agree(layout, settings, made.origin, step.tables, 0, ["ctcli", *sys.argv[1:]])
         start, is_done = time.monotonic(), is_made(layout, target.path)
@@ -53,10 +56,11 @@ def run_cluster(command: str, step: Step, source: str, target: Destination, shar
             check_destination_of(layout, target.path, settings)
             check_resources(plan)
         if gathering and not shared.dry_run:
+            place = parse_source(source, shared.revision, shared.subfolder)
             work = Work(
                 agreement.key,
-                str(Path(source).resolve()) if local_directory(source) else source,
-                shared.revision,
+                place.elsewhere,
+                place.revision,
                 str(target.path.resolve()),
                 step.tables,
                 {**asdict(settings), "workers": shared.num_workers or 0},

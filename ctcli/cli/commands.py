@@ -16,6 +16,7 @@ from ctcli.rewrites.options import RewriteOptions
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.reindex import ReindexOptions
 from ctcli.rewrites.sources.options import ConvertOptions, DequantizeOptions
+from ctcli.rewrites.sparsifying.options import SparsifyOptions
 from ctcli.rewrites.surgery.options import FuseOptions, RotateOptions
 from ctcli.storage.destination import DIRECTORY, Form
 from ctcli.storage.layout import OneFileOutput
@@ -70,6 +71,7 @@ REWRITES: Mapping[str, Rewrite[Any]] = {
     "fuse-norms": Rewrite(FuseOptions, "surgery.fuse_norms:fuse_norms"),
     "rotate": Rewrite(RotateOptions, "surgery.rotate:rotate"),
     "equalize": Rewrite(EqualizeOptions, "equalizing.equalize:equalize"),
+    "sparsify": Rewrite(SparsifyOptions, "sparsifying.sparsify:sparsify"),
     "quantize": Rewrite(QuantizeOptions, "quantizing.quantize:quantize"),
     "dequantize": Rewrite(DequantizeOptions, "sources.dequantize:dequantize"),
     "convert": Rewrite(ConvertOptions, "sources.convert:convert"),

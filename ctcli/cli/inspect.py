@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ctcli.cli.options import as_json, source, source_directory
+from ctcli.checkpoint.value import Checkpoint
+from ctcli.cli.options import as_json, source
 from ctcli.console import Result, Terminal
-from ctcli.inspecting.inspection import data_of, list_tensors, listed_data
+from ctcli.inspecting import comparing
+from ctcli.inspecting.comparing import compare
+from ctcli.inspecting.inspection import data_of
 from ctcli.inspecting.inspection import inspect as inspect_checkpoint
-from ctcli.inspecting.summary import listing, rows_of, sections_of
-from ctcli.options import OptionError, option, revision
+from ctcli.inspecting.summary import rows_of, sections_of
+from ctcli.inspecting.tensors import (
+    Listed,
+    Order,
+    list_tensors,
+    listed_data,
+    listing,
+    with_stats,
+)
+from ctcli.options import OptionError, argument, option, revision, subfolder
 from ctcli.storage.opening import open_checkpoint
 
 
@@ -22,32 +33,41 @@ class InspectOptions:
     """
 
     source: str = source()
-    pattern: str | None = option(
-        None,
-        "With --tensors: a tensor's name, or re: and an expression.",
-        "all tensors",
-        metavar="PATTERN",
-        is_argument=True,
+    other: str | None = argument(
+        "OTHER",
+        "Checkpoint to compare with. With --tensors, which names: a part, one with * and ?, or re: "
+        "and an expression.",
+        default=None,
+        words="none",
     )
     tensors: bool = option(
-        False, "List tensors instead (with --json: as well): all, or those that PATTERN matches."
+        False, "List tensors instead (with --json: as well): all, or those that OTHER matches."
+    )
+    sort: Order = option("name", "What tensors are listed by; name puts layer 2 before layer 10.")
+    stats: bool = option(
+        False, "With --tensors: read them, and tell least, largest, rms, zeros, NaN."
     )
     revision: str | None = revision()
+    subfolder: str | None = subfolder()
     json: bool = as_json()
 
     def __post_init__(self) -> None:
-        """Refuse a pattern that would have no effect."""
-        if self.pattern is not None and not self.tensors:
-            raise OptionError("PATTERN is for --tensors.")
+        """Refuse what would have no effect."""
+        idle = {"--sort": self.sort != "name", "--stats": self.stats}
+        if given := [name for name, is_given in idle.items() if is_given and not self.tensors]:
+            raise OptionError(f"{', '.join(given)} goes with --tensors.")
 
 
 def inspect(options: InspectOptions) -> None:
     """Show what the options ask for."""
     source = options.source
-    source_directory(source, options.revision)
-    checkpoint = open_checkpoint(source, options.revision)
-    listed = list_tensors(checkpoint, options.pattern) if options.tensors else []
-    terminal, title = Terminal(as_json=options.json), f"inspect: {source}"
+    checkpoint = open_checkpoint(source, options.revision, subfolder=options.subfolder)
+    terminal = Terminal(as_json=options.json)
+    if options.other is not None and not options.tensors:
+        _compare(terminal, checkpoint, options)
+        return
+    listed = _list(terminal, checkpoint, options) if options.tensors else []
+    title = f"inspect: {source}"
     if options.tensors and not options.json:
         terminal.show(Result(title, [], [], {}, [listing(listed)]))
         return
@@ -62,3 +82,20 @@ def inspect(options: InspectOptions) -> None:
         **({"listed": listed_data(listed)} if options.tensors else {}),
     }
     terminal.show(Result(title, rows_of(found), [], data, sections_of(found)))
+
+
+def _list(terminal: Terminal, checkpoint: Checkpoint, options: InspectOptions) -> list[Listed]:
+    listed = list_tensors(checkpoint, options.other, options.sort)
+    if not options.stats:
+        return listed
+    nbytes = sum(tensor.spec.nbytes for tensor in listed)
+    with terminal.progress("inspect", nbytes) as advance:
+        return with_stats(checkpoint, listed, advance)
+
+
+def _compare(terminal: Terminal, checkpoint: Checkpoint, options: InspectOptions) -> None:
+    second = str(options.other)
+    found = compare(checkpoint, open_checkpoint(second))
+    title = f"inspect: {options.source} and {second}"
+    data = {"command": "inspect", "source": options.source, "other": second, **found}
+    terminal.show(Result(title, comparing.rows_of(found), [], data, comparing.sections_of(found)))

@@ -9,13 +9,22 @@ from typing import Literal, cast
 
 from ctcli.engine.plan import Settings
 from ctcli.engine.shares import Share
-from ctcli.options import OptionError, argument, cores, memory, option, revision, size, threads
-from ctcli.storage.opening import HUB_ID, local_directory
+from ctcli.options import (
+    OptionError,
+    argument,
+    cores,
+    memory,
+    option,
+    revision,
+    size,
+    subfolder,
+    threads,
+)
+from ctcli.storage.naming import HUB_ID, parse_source
 
 _ON_HUB = "hf://"
-_HUB_PANEL = "Hub"
-_MACHINES_PANEL = "Several machines"
-on_hub = partial(option, panel=_HUB_PANEL)
+on_hub = partial(option, panel="Hub")
+_on_output = partial(option, panel="Output")
 
 
 @dataclass(frozen=True)
@@ -31,14 +40,27 @@ class Destination:
     repo: str | None = None
 
 
-def _path(text: str) -> str:
+def as_path(text: str) -> str:
+    """What names something.
+
+    Raises:
+        OptionError: it is empty.
+    """
     if not text:
         raise OptionError("an empty path.")
     return text
 
 
+def _directory(text: str) -> Destination:
+    return Destination(Path(as_path(text)))
+
+
 def _file(text: str) -> Destination:
-    return Destination(Path(_path(text)))
+    if text.endswith("/"):
+        raise OptionError(f"{text!r}: a folder; name the file in it, such as {text}model.bin.")
+    if text.lower().endswith((".gguf", ".safetensors")):
+        raise OptionError(f"{text!r}: what is written is llama2.c's format; name it .bin.")
+    return Destination(Path(as_path(text)))
 
 
 def _repo(text: str) -> str:
@@ -49,7 +71,7 @@ def _repo(text: str) -> str:
 
 def _target(text: str) -> Destination:
     if not text.startswith(_ON_HUB):
-        return _file(text)
+        return _directory(text)
     repo = _repo(text.removeprefix(_ON_HUB))
     return Destination(Path(repo.replace("/", "--")), repo)
 
@@ -71,18 +93,20 @@ def _cluster(text: str) -> str:
 
 def source() -> str:
     """SRC."""
-    text = "Checkpoint: a local directory or a hub id (org/name)."
-    return cast(str, argument("SRC", text, parse=_path))
+    text = "Checkpoint: a directory, or on a hub org/name, org/name@revision or its address."
+    return cast(str, argument("SRC", text, parse=as_path))
 
 
 def as_json() -> bool:
     """The option of commands that show a result."""
-    return option(False, "Print the result as one JSON object on stdout.")
+    text = "Print the result as one JSON object on stdout."
+    return option(False, text, panel="Messages")
 
 
 def quiet() -> bool:
     """The option of commands that show progress."""
-    return option(False, "Print errors only (and --json's object).", flags="--quiet -q")
+    text = "Print errors only (and --json's object)."
+    return option(False, text, flags="--quiet -q", panel="Messages")
 
 
 @dataclass(frozen=True)
@@ -107,15 +131,13 @@ class FilePlaces(Places):
 
 
 def source_directory(source: str, revision: str | None) -> Path | None:
-    """The directory that SRC names, or None where it is a hub id; only that has revisions.
+    """The directory or file that SRC names, or None where it is on a hub.
 
     Raises:
-        OptionError: a directory with a revision.
+        CtcliError: it names nothing.
+        UsageError: a directory with a revision.
     """
-    directory = local_directory(source)
-    if directory and revision:
-        raise OptionError("--revision is for hub ids, and SRC is a directory.")
-    return directory
+    return parse_source(source, revision).path
 
 
 @dataclass(frozen=True)
@@ -123,6 +145,7 @@ class Shared:
     """The options that every command has which writes one."""
 
     revision: str | None = revision()
+    subfolder: str | None = subfolder()
     num_workers: int | None = threads()
     max_memory: int = memory()
     stream: bool = on_hub(
@@ -134,7 +157,7 @@ class Shared:
         None,
         "Bytes that fetched shards and output may occupy together.",
         "no limit",
-        panel=_HUB_PANEL,
+        panel="Hub",
     )
     push: str | None = on_hub(
         None,
@@ -163,7 +186,7 @@ class Shared:
         "all of it",
         metavar="I/N",
         parse=_share,
-        panel=_MACHINES_PANEL,
+        panel="Machine",
     )
     cluster: str | None = option(
         None,
@@ -172,11 +195,11 @@ class Shared:
         "this process",
         metavar="WHERE",
         parse=_cluster,
-        panel=_MACHINES_PANEL,
+        panel="Machine",
     )
-    dry_run: bool = option(False, "Check everything and say what would be done.")
-    overwrite: bool = option(False, "Replace DST, once its successor is complete.")
-    fsync: bool = option(
+    dry_run: bool = _on_output(False, "Check everything and say what would be done.")
+    overwrite: bool = _on_output(False, "Replace DST, once its successor is complete.")
+    fsync: bool = _on_output(
         False, "Put each file on the disk before it counts as complete: survives a power cut."
     )
     json: bool = as_json()
@@ -185,6 +208,7 @@ class Shared:
         "text",
         "Of progress, warnings and errors on stderr: for people, or one JSON object a line for job "
         "runners.",
+        panel="Messages",
     )
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ctcli.cli.commands import Step
+from ctcli.cli.layouts import layout_of
 from ctcli.cli.options import Destination, Shared
 from ctcli.cli.running import check_options, result_of
 from ctcli.console import Result, Terminal
@@ -21,7 +22,7 @@ from ctcli.storage.agreement import Agreement
 from ctcli.storage.destination import stream_folder_of
 from ctcli.storage.gathering import Gathering, attempt_of, missing_files, publish
 from ctcli.storage.journal import Errors
-from ctcli.storage.layout import Layout, lay_out
+from ctcli.storage.layout import Layout
 from ctcli.storage.opening import open_checkpoint
 from ctcli.storage.writer import BusyError
 
@@ -50,10 +51,10 @@ def _run_part(
         raise OptionError("--part is for a DST on a disk that all machines see, not on a hub.")
     attempt = attempt_of(target.path, part.label)
     folder = stream_folder_of(attempt) if shared.stream else None
-    made, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
+    made, report = step.rewrite(open_checkpoint(source, shared.revision, folder, shared.subfolder))
     for warning in made.warnings:
         terminal.warn(warning)
-    layout = lay_out(made, target.path.resolve().name)
+    layout = layout_of(made, target.path)
     settings = shared.settings(step.link, keeps=True)
     agreement = agree(layout, settings, made.origin, step.tables, part.count, _own_words())
     names = [name for name, (_, number) in agreement.files.items() if number == part.number]

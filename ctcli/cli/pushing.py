@@ -13,6 +13,7 @@ from ctcli.console import Result
 from ctcli.engine.plan import Plan, check_resources, make_plan
 from ctcli.errors import CtcliError
 from ctcli.options import OptionError
+from ctcli.storage.card import model_card
 from ctcli.storage.destination import Form, partial_of
 from ctcli.storage.journal import read_journal
 
@@ -63,11 +64,12 @@ def begin_push(
     Raises:
         CtcliError: the hub does not take it, or another machine is, or was, at it.
     """
-    from ctcli.storage.hub.modelcard import model_card
     from ctcli.storage.hub.publication import open_publication
+    from ctcli.storage.hub.target import token
 
     made_here = read_journal(partial_of(plan.destination) / "journal", plan.key).complete
-    card = model_card(checkpoint, shlex.join(["ctcli", *sys.argv[1:]]))
+    typed = shlex.join(["ctcli", *sys.argv[1:]])
+    card = model_card(checkpoint, typed, repo, token())
     publication = open_publication(_push_target(repo, shared), plan.key, card)
     pushed = publication.pushed
     strange = pushed.keys() - made_here.keys()

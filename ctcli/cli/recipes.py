@@ -24,7 +24,10 @@ def make_steps(steps: Sequence[Table]) -> list[tuple[str, Step]]:
     hints: list[str] = []
     made: list[tuple[str, Step]] = []
     for number, table in enumerate(steps, 1):
-        use = str(table.get("use"))
+        if "use" not in table:
+            problems.append(f"step {number}: it has no `use`, which names a command.")
+            continue
+        use = str(table["use"])
         place = f"step {number} ({use})"
         if made and not made[-1][1].form.is_checkpoint:
             problems.append(f"{place}: {made[-1][0]} makes a file, and has to come last.")

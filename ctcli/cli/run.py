@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +14,14 @@ from ctcli.cli.commands import Made, Step
 from ctcli.cli.recipes import make_steps
 from ctcli.console import Report
 from ctcli.errors import problems_of
-from ctcli.options import argument
+from ctcli.options import argument, option
 from ctcli.storage.recipe import read_recipe
+
+
+def _print_first_recipe(source: str) -> None:
+    from ctcli.cli.first_recipe import first_recipe
+
+    sys.stdout.write(first_recipe(source))
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,14 @@ class RunOptions:
     recipe: Path = argument(
         "RECIPE.toml",
         "TOML with a list of steps: `use` names a command, and the other keys are its options, "
-        "with underscores.",
+        "with underscores. Or llm-compressor's recipe.yaml.",
+    )
+    init: str | None = option(
+        None,
+        "Print a commented recipe for SRC, and do nothing else.",
+        metavar="SRC",
+        instead=_print_first_recipe,
+        panel="What",
     )
 
 

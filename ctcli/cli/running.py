@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.cli.commands import Made, Step
+from ctcli.cli.layouts import layout_of
+from ctcli.cli.next_steps import next_steps
 from ctcli.cli.options import Destination, Shared, source_directory
 from ctcli.cli.pushing import begin_push, check_push, repository, with_push
 from ctcli.console import Report, Result, Terminal
@@ -27,11 +29,10 @@ from ctcli.storage.destination import (
 )
 from ctcli.storage.hub.kinds import publishable
 from ctcli.storage.journal import Errors
-from ctcli.storage.layout import lay_out
 from ctcli.storage.leftover import check_partial, is_aside, is_published, refuse_gathering
 from ctcli.storage.opening import open_checkpoint
 from ctcli.storage.writer import put_back
-from ctcli.units import format_bytes, format_seconds
+from ctcli.units import counted, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from ctcli.storage.hub.publication import Publication
@@ -44,13 +45,14 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
         repo = check_options(terminal, source, target, shared, step.form)
         refuse_gathering(target.path)
         folder = stream_folder_of(target.path) if shared.stream else None
-        made, report = step.rewrite(open_checkpoint(source, shared.revision, folder))
+        opened = open_checkpoint(source, shared.revision, folder, shared.subfolder)
+        made, report = step.rewrite(opened)
         if repo:
             assert isinstance(made, Checkpoint), "what a hub does not take was refused"
             made = publishable(made, shared.include)
         for warning in made.warnings:
             terminal.warn(warning)
-        layout = lay_out(made, target.path.resolve().name)
+        layout = layout_of(made, target.path)
         plan = make_plan(layout, target.path, shared.settings(step.link, target.repo is None))
         if nbytes := plan.leftover.foreign:
             name = partial_of(target.path).name
@@ -101,9 +103,8 @@ def check_options(
     if check_partial(target.path):
         _put_back(terminal, target.path, shared.dry_run)
     published: Callable[[], bool] = partial(is_published, target.path, form)
-    if (
-        shared.part or shared.cluster
-    ):  # whether DST is what they make can be told once it is planned
+    if shared.part or shared.cluster:
+        # Whether DST is what they make can be told only once it is planned.
         published = target.path.exists
     check_destination(target.path, shared.overwrite, form, published)
     return repository(target, shared, form)
@@ -127,7 +128,8 @@ def _execute(
         nbytes += sum(f.size for f in plan.layout.files if f.is_shard)
         nbytes -= sum(file.size for file in publication.pushed.values())
     terminal.notify(Event("started", nbytes=nbytes, message=command))
-    with terminal.progress(command, nbytes) as advance:
+    shards = sum(file.is_shard for file in plan.files)
+    with terminal.progress(command, nbytes, shards) as advance:
         errors = execute(plan, advance, publication, terminal.notify)
     terminal.notify(Event("done", nbytes=nbytes, seconds=time.monotonic() - start))
     return errors
@@ -154,7 +156,7 @@ def result_of(
     if shared.dry_run:
         if plan.fetch_bytes:
             rows.append(("to download", format_bytes(plan.fetch_bytes)))
-        rows.append(("to write", f"{format_bytes(written)} in {len(plan.files)} files"))
+        rows.append(("to write", f"{format_bytes(written)} in {counted(len(plan.files), 'file')}"))
         rows.append(("working memory", f"at most {format_bytes(plan.peak_memory)}"))
     else:
         rate = f"{format_bytes(written / max(seconds, 1e-3))}/s"
@@ -176,4 +178,5 @@ def result_of(
         "seconds": round(seconds, 3),
         "warnings": list(made.warnings),
     }
-    return Result(f"{command}: {source} -> {place}{dry}", rows, report.items(), data)
+    sections = [] if shared.dry_run else next_steps(command, source, place, made)
+    return Result(f"{command}: {source} -> {place}{dry}", rows, report.items(), data, sections)

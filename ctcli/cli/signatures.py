@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import MISSING
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 import typer
 
-from ctcli.options import Option, OptionError, options_of
+from ctcli.options import Option, OptionError, options_of, parse_value
 
 
 def make_command(perform: Callable[..., None], *classes: type) -> Callable[..., None]:
@@ -25,7 +26,7 @@ def make_command(perform: Callable[..., None], *classes: type) -> Callable[..., 
         try:
             perform(*(_instance(each, given) for each in classes))
         except OptionError as error:
-            raise typer.BadParameter(str(error)) from error
+            raise typer.BadParameter(str(error).rstrip(".")) from error
 
     parameters = [
         _parameter(each)
@@ -54,17 +55,18 @@ def _parameter(option: Option) -> inspect.Parameter:
     common: dict[str, Any] = {
         "help": option.help,
         "metavar": option.metavar,
-        "parser": _parser(option.parse) if option.parse else None,
+        "parser": _parser(option),
         "show_default": is_required or option.words,
+        "autocompletion": _completer(option.choices) if option.choices else None,
     }
     info = (
         typer.Argument(**common)
         if option.is_argument
         else typer.Option(
             *(option.flags or f"--{option.name.replace('_', '-')}").split(),
-            min=option.least,
-            max=option.most,
             rich_help_panel=option.panel,
+            is_eager=option.instead is not None,
+            callback=_ending(option.instead) if option.instead else None,
             **common,
         )
     )
@@ -79,11 +81,38 @@ def _parameter(option: Option) -> inspect.Parameter:
     )
 
 
-def _parser(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+def _ending(instead: Callable[[str], None]) -> Callable[[str | None], None]:
+    """What does an option's work in place of the command, before its places are missed."""
+
+    def callback(value: str | None) -> None:
+        if value is not None:
+            instead(value)
+            raise typer.Exit
+
+    return callback
+
+
+def _parser(option: Option) -> Callable[[str], Any] | None:
+    """What makes a value of a word; None: Typer does that as well as any."""
+    is_choice = get_origin(option.kind) is Literal
+    if not (option.parse or is_choice or option.kind in (int, float)):
+        return None
+
     def parsed(text: str) -> Any:
         try:
-            return parse(text)
+            return option.parse(text) if option.parse else parse_value(text, option)
         except OptionError as error:
             raise typer.BadParameter(str(error)) from error
 
     return parsed
+
+
+def _completer(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
+    """What completes the last of the names in a word: `re:.*=W4`, `R1,R`."""
+
+    def complete(incomplete: str) -> list[str]:
+        start, last = re.fullmatch(r"(.*[=,])?(.*)", incomplete, re.DOTALL).groups()  # type: ignore[union-attr]
+        found = [each for each in choices if each.lower().startswith(last.lower())]
+        return [f"{start or ''}{each}" for each in found]
+
+    return complete

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
 
+from ctcli import __version__
 from ctcli.checkpoint.value import RECIPE_NAME, Checkpoint
-from ctcli.cli.options import as_json, quiet, source_directory
+from ctcli.cli.options import as_json, as_path, quiet
 from ctcli.cli.recipes import make_steps
 from ctcli.console import Result, Section, Terminal
-from ctcli.errors import CtcliError, os_errors_of
+from ctcli.errors import CtcliError, grouped, os_errors_of
 from ctcli.options import argument
-from ctcli.storage.opening import local_directory, open_checkpoint
+from ctcli.redaction import redact
+from ctcli.storage.naming import parse_source
+from ctcli.storage.opening import open_checkpoint
 from ctcli.storage.recipe import read_recipe
 from ctcli.units import format_seconds
 from ctcli.verifying.findings import Verification
@@ -31,7 +37,11 @@ _NOT_REPLAYED = ("reindex", "quantize", "export-bin")
 class Reading:
     """What is checked, and how the result is told."""
 
-    destination: Path = argument("DST", "Checkpoint: a local directory.")
+    destination: str = argument(
+        "DST",
+        "Checkpoint: a directory, one weights file, or on a hub, as SRC of other commands.",
+        parse=as_path,
+    )
     json: bool = as_json()
     quiet: bool = quiet()
 
@@ -40,24 +50,51 @@ def verify(options: VerifyOptions, reading: Reading) -> None:
     """Check, show what is different, and end with `_DIFFERENT` if anything is."""
     from ctcli.verifying.verification import verify as verify_checkpoint
 
-    destination, against, html = reading.destination, options.against, options.html
-    if local_directory(str(destination)) is None:
-        raise CtcliError(f"{destination}: no such directory.", "Name the checkpoint's directory.")
+    against, html = options.against, options.html
+    terminal, start = Terminal(reading.quiet, reading.json), time.monotonic()
     if html:
         _check_page(html)
+    directory = _directory(reading.destination, terminal)
     source = None
     if against:
-        source_directory(against, options.revision)
         opened = open_checkpoint(against, options.revision)
-        source = expected_checkpoint(opened, destination / RECIPE_NAME)
-    terminal, start = Terminal(reading.quiet, reading.json), time.monotonic()
-    found = verify_checkpoint(destination, options, terminal.progress, source)
+        source = expected_checkpoint(opened, directory / RECIPE_NAME)
+    found = verify_checkpoint(directory, options, terminal.progress, source)
     if html:
         with os_errors_of(str(html), "writing"):
-            html.write_text(page(str(destination), found), encoding="utf-8")
-    terminal.show(_result(destination, found, time.monotonic() - start))
+            content = page(reading.destination, found, _facts(options))
+            html.write_text(content, encoding="utf-8")
+    terminal.show(_result(reading.destination, found, time.monotonic() - start))
     if found.findings:
         raise typer.Exit(_DIFFERENT)
+
+
+def _facts(options: VerifyOptions) -> list[tuple[str, str]]:
+    """What the page says of the run."""
+    limits = [f"relative error {options.max_error:g}"] if options.max_error is not None else []
+    limits += [f"what {options.target} demands"] if options.target else []
+    return [
+        ("limits", ", ".join(limits) or "errors that rounding cannot leave"),
+        ("command", redact(shlex.join(["ctcli", *sys.argv[1:]]))),
+        ("ctcli", __version__),
+        ("date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
+    ]
+
+
+def _directory(name: str, terminal: Terminal) -> Path:
+    """What to verify, on this machine: of a hub, in its cache.
+
+    Raises:
+        CtcliError: there is none, or the hub failed.
+    """
+    place = parse_source(name)
+    if place.path:
+        return place.path
+    from ctcli.storage.hub.files import list_hub, snapshot_of
+
+    files, _ = list_hub(place.repo, place.revision, place.folder)
+    with terminal.progress("download", sum(file.fetch_bytes for file in files.values())) as told:
+        return snapshot_of(files, told)
 
 
 def _check_page(path: Path) -> None:
@@ -105,13 +142,14 @@ def expected_checkpoint(source: Checkpoint, recipe: Path) -> Checkpoint:
     return source
 
 
-def _result(destination: Path, found: Verification, seconds: float) -> Result:
-    lines = [(f.kind, f"{f.where}: {f.message}") for f in found.findings]
+def _result(destination: str, found: Verification, seconds: float) -> Result:
+    told = grouped(f"{f.kind}\0{f.where}: {f.message}" for f in found.findings)
+    lines = [(kind, message) for kind, _, message in (line.partition("\0") for line in told)]
     sections = [Section("differences", lines, whole=True)] if lines else []
     rows = [*found.rows(), ("time", format_seconds(seconds))]
     data = {
         "command": "verify",
-        "checkpoint": str(destination),
+        "checkpoint": destination,
         **found.data(),
         "seconds": round(seconds, 3),
     }

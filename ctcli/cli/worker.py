@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from ctcli.cli.layouts import layout_of
 from ctcli.cli.run import chain
 from ctcli.engine.plan import Settings
 from ctcli.engine.shares import agree, plan_share, write_share
@@ -21,7 +22,7 @@ from ctcli.ops.runtime import limit_blas, reuse_memory
 from ctcli.storage.agreement import HINT, Agreement
 from ctcli.storage.destination import partial_of, stream_folder_of
 from ctcli.storage.gathering import Gathering, attempt_of, read_agreement
-from ctcli.storage.layout import Layout, lay_out
+from ctcli.storage.layout import Layout
 from ctcli.storage.leftover import ATTEMPTS
 from ctcli.storage.opening import open_checkpoint
 
@@ -122,7 +123,7 @@ def _make_plan(work: Work) -> _Made:
         folder = stream_folder_of(partial_of(destination) / ATTEMPTS / f"stream-{uuid4().hex}")
     step = chain(work.tables)
     made, _ = step.rewrite(open_checkpoint(work.source, work.revision, folder))
-    layout = lay_out(made, destination.name)
+    layout = layout_of(made, destination)
     settings = Settings(**work.settings)
     if not settings.workers:
         settings = Settings(**{**work.settings, "workers": _worker().state.nthreads})

@@ -8,6 +8,7 @@ from functools import partial
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
+from ctcli.formats.sources.cache import cache_problem
 from ctcli.formats.sources.reading import Reading, dense
 from ctcli.models.architecture import Architecture
 from ctcli.models.llama import naming_of
@@ -15,6 +16,9 @@ from ctcli.rewrites.equalizing.equalize import equalizable
 from ctcli.rewrites.equalizing.parts import PARTS
 from ctcli.rewrites.exporting.export_bin import export_bin
 from ctcli.rewrites.exporting.options import ExportOptions
+from ctcli.rewrites.quantizing.config import RELEASE_HINT, release_problem
+from ctcli.rewrites.sources.convert import refusal_hint
+from ctcli.rewrites.sources.options import ConvertOptions
 from ctcli.rewrites.surgery.matrices import Matrices
 from ctcli.rewrites.surgery.surgery import architecture_of, editable
 
@@ -64,12 +68,18 @@ def _source_abilities(reading: Reading) -> Iterator[Ability]:
     is_exact = {False: "each weight is rounded once", True: "exact"}
     yield Ability("dequantize", note=is_exact[reading.is_exact])
     leaves = [leaf for coded in reading.coded.values() for leaf in coded.leaves]
-    refusals = {leaf.method: leaf.refusal for leaf in leaves if not leaf.scheme}
-    reasons = tuple(f"{method}: {refusal}." for method, refusal in refusals.items())
-    note = "exact"
+    refused = [leaf for leaf in leaves if not leaf.scheme]
+    refusals = {leaf.method: leaf.refusal for leaf in refused}
+    reasons = [f"{method}: {refusal}." for method, refusal in refusals.items()]
+    hint, note = refusal_hint(refused), "exact"
+    formats = {leaf.scheme.format for leaf in leaves if leaf.scheme}
+    if not reasons and (problem := release_problem(formats, ConvertOptions().ct_version)):
+        reasons, hint = [problem], RELEASE_HINT
+    if reading.cache and (problem := cache_problem(reading.said)):
+        reasons.append(f"{next(iter(reading.cache))}: {problem}.")
     if any(leaf.has_reciprocal for leaf in leaves):
         note = "global scales are reciprocals, rounded to float32"
-    yield Ability("convert", reasons, "Give --requantize SCHEME.", note=note)
+    yield Ability("convert", tuple(reasons), hint, note)
 
 
 def _dense_abilities(checkpoint: Checkpoint) -> list[Ability]:

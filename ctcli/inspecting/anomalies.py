@@ -12,6 +12,8 @@ from ctcli.lazy.tensors import TensorSpec
 from ctcli.models.config import classes, is_tied, text_config
 from ctcli.ops.dtypes import DTYPES, FLOATS, WEIGHT_FLOATS
 
+# Small tensors that models keep in float32 beside 16-bit weights.
+_WIDER = ("e_score_correction_bias", ".A_log", ".dt_bias")
 _SHOWN = 3  # names in a line
 Specs = Mapping[str, TensorSpec]
 
@@ -65,7 +67,8 @@ def _odd_dtypes(plain: Specs) -> Iterator[str]:
 
 
 def _mixed_dtypes(plain: Specs) -> Iterator[str]:
-    found = {dtype: names for dtype, names in _by_dtype(plain).items() if dtype in WEIGHT_FLOATS}
+    usual = {name: spec for name, spec in plain.items() if not name.endswith(_WIDER)}
+    found = {dtype: names for dtype, names in _by_dtype(usual).items() if dtype in WEIGHT_FLOATS}
     common = max(found, key=lambda dtype: sum(plain[n].nbytes for n in found[dtype]), default="")
     for dtype in sorted(found.keys() - {common}):
         names = found[dtype]

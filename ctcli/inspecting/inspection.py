@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,23 +15,14 @@ from ctcli.formats.declared import read_declaration
 from ctcli.formats.sources.reading import Reading, read_quantized
 from ctcli.inspecting.abilities import Ability, abilities
 from ctcli.inspecting.anomalies import anomalies, stored_heads
+from ctcli.inspecting.offers import Offer, offers
 from ctcli.inspecting.quantization import QuantizationSummary, quantization
 from ctcli.inspecting.stored import StoredWeights, stored_weights
 from ctcli.inspecting.weights import Weight, weights_of
-from ctcli.lazy.tensors import Stored, TensorSpec
+from ctcli.lazy.tensors import Stored
 from ctcli.models.config import is_tied
 from ctcli.models.families import model_type
 from ctcli.models.fused import FusedSet, fused_sets
-from ctcli.patterns import check_patterns, matches
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A tensor, and the shard that holds it."""
-
-    name: str
-    spec: TensorSpec
-    shard: str
 
 
 @dataclass(frozen=True)
@@ -47,6 +38,7 @@ class Inspection:
         stored: the quantized weights, alike ones together.
         abilities: which commands can run.
         anomalies: what is out of the ordinary.
+        offers: what it would become under common schemes.
     """
 
     checkpoint: Checkpoint
@@ -57,6 +49,7 @@ class Inspection:
     stored: tuple[StoredWeights, ...]
     abilities: tuple[Ability, ...]
     anomalies: tuple[str, ...]
+    offers: tuple[Offer, ...] = ()
 
     @property
     def family(self) -> str | None:
@@ -67,6 +60,15 @@ class Inspection:
     def heads(self) -> list[str]:
         """Heads with a weight of their own."""
         return stored_heads(self.checkpoint)
+
+    @property
+    def sparsity(self) -> str | None:
+        """How its weights were pruned, as its recipe has it; None: they were not."""
+        for step in self.checkpoint.history:
+            if step.get("use") == "sparsify":
+                pattern, density = step.get("pattern"), step.get("density")
+                return str(pattern) if pattern else f"{100 * float(density or 0):g} % of each row"
+        return None
 
     @cached_property
     def bytes_by_dtype(self) -> dict[str, int]:
@@ -100,33 +102,17 @@ def inspect(checkpoint: Checkpoint) -> Inspection:
         reading = read_quantized(checkpoint)
     except CtcliError as error:
         reading = error
-    return Inspection(
+    found = Inspection(
         checkpoint,
         weights,
         tuple(fused_sets(checkpoint.specs)),
         is_tied(checkpoint.config),
-        quantization(declared, weights, checkpoint.specs),
+        quantization(declared, weights, checkpoint.specs, checkpoint.config),
         stored_weights(checkpoint, reading) if isinstance(reading, Reading) else (),
         tuple(abilities(checkpoint, reading)),
         tuple(anomalies(checkpoint, weights, declared)),
     )
-
-
-def list_tensors(checkpoint: Checkpoint, pattern: str | None) -> list[Listed]:
-    """The tensors whose names a pattern matches; without one, all.
-
-    Raises:
-        CtcliError: it is no expression, or matches none.
-    """
-    found = [
-        Listed(name, tensor.spec, shard.name)
-        for shard in checkpoint.shards
-        for name, tensor in shard.tensors.items()
-    ]
-    if pattern is None:
-        return found
-    check_patterns([pattern], [tensor.name for tensor in found], kind="tensor")
-    return [tensor for tensor in found if matches(pattern, tensor.name)]
+    return replace(found, offers=offers(checkpoint, found.parameters()))
 
 
 def file_bytes(shard: Shard) -> int:
@@ -181,7 +167,9 @@ def data_of(found: Inspection) -> dict[str, Any]:
             }
             for each in found.stored
         ],
+        "schemes": [offer.data() for offer in found.offers],
         "history": [dict(step) for step in checkpoint.history],
+        "sparsity": found.sparsity,
         "anomalies": list(found.anomalies),
     }
 
@@ -198,22 +186,12 @@ def _quantization_data(found: QuantizationSummary | None) -> dict[str, Any] | No
         "modules_left_alone": found.left_alone,
         "online_transforms": {name: list(places) for name, places in found.transforms.items()},
         "loaders": {
-            loader: {"loads": not refusals, "problems": refusals}
+            loader: {
+                "loads": not refusals,
+                "problems": refusals,
+                "has_architecture": loader not in found.strangers,
+            }
             for loader, refusals in found.refusals.items()
         },
         "vllm_needs": found.machine,
     }
-
-
-def listed_data(tensors: list[Listed]) -> list[dict[str, Any]]:
-    """Tensors, for programs."""
-    return [
-        {
-            "name": tensor.name,
-            "dtype": tensor.spec.dtype,
-            "shape": list(tensor.spec.shape),
-            "shard": tensor.shard,
-            "bytes": tensor.spec.nbytes,
-        }
-        for tensor in tensors
-    ]

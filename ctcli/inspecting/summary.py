@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from itertools import zip_longest
 
 from ctcli.console import Section
+from ctcli.formats.declared import QUANT_METHOD
 from ctcli.inspecting.abilities import Ability
-from ctcli.inspecting.inspection import Inspection, Listed
+from ctcli.inspecting.inspection import Inspection
+from ctcli.inspecting.offers import Offer
 from ctcli.inspecting.quantization import QuantizationSummary
 from ctcli.models.config import classes
 from ctcli.schemes import words
 from ctcli.schemes.arguments import Scheme
-from ctcli.units import format_bytes
+from ctcli.units import counted, format_bytes
 
 _REASONS = 3  # of a command that a line each is given to
 _NAMES = {"vllm": "vLLM", "transformers": "transformers"}
@@ -25,13 +27,15 @@ def rows_of(found: Inspection) -> list[tuple[str, str]]:
     rows = [
         ("family", _family(found)),
         ("parameters", _parameters(found)),
-        ("tensors", f"{len(checkpoint.specs):,} in {_count(len(checkpoint.shards), 'shard')}"),
+        ("tensors", f"{len(checkpoint.specs):,} in {counted(len(checkpoint.shards), 'shard')}"),
         ("tensor bytes", f"{format_bytes(checkpoint.nbytes)}: {dtypes}"),
         ("tied", _tied(found)),
         ("fused sets", f"{len(found.fused):,}, of which {straddling or 'none'} straddle shards"),
     ]
     if checkpoint.history:
         rows.append(("made by", ", ".join(str(step.get("use")) for step in checkpoint.history)))
+    if found.sparsity:
+        rows.append(("pruned", found.sparsity))
     if found.quantization is None:
         rows.append(("quantization", "none"))
     elif not found.quantization.groups:
@@ -44,7 +48,7 @@ def rows_of(found: Inspection) -> list[tuple[str, str]]:
 def sections_of(found: Inspection) -> list[Section]:
     """Commands, quantization, loaders, shards, straddling sets and anomalies, where there are."""
     shards = [
-        (shard.name, _count(len(shard.tensors), "tensor"), format_bytes(shard.nbytes))
+        (shard.name, counted(len(shard.tensors), "tensor"), format_bytes(shard.nbytes))
         for shard in found.checkpoint.shards
     ]
     straddling = [
@@ -59,29 +63,15 @@ def sections_of(found: Inspection) -> list[Section]:
         for each in found.stored
     ]
     sections.append(Section("quantized weights", stored))
+    if found.quantization is None or found.quantization.method != QUANT_METHOD:
+        heading = "what `ctcli quantize --scheme` would make of it"
+        sections.append(Section(heading, [*_offers(found.offers)]))
     sections += [
         Section("shards", shards),
         Section("fused sets that straddle shards (reindex brings them together)", straddling),
         Section("anomalies", [(line,) for line in found.anomalies]),
     ]
     return [section for section in sections if section.lines]
-
-
-def listing(tensors: list[Listed]) -> Section:
-    """A line for each tensor."""
-    nbytes = sum(tensor.spec.nbytes for tensor in tensors)
-    lines = [
-        (
-            tensor.name,
-            tensor.spec.dtype,
-            str(list(tensor.spec.shape)),
-            format_bytes(tensor.spec.nbytes),
-            tensor.shard,
-        )
-        for tensor in tensors
-    ]
-    heading = f"{_count(len(tensors), 'tensor')}, {format_bytes(nbytes)}"
-    return Section(heading, lines, whole=True)
 
 
 def _family(found: Inspection) -> str:
@@ -128,10 +118,11 @@ def _under(name: str, verdict: str, reasons: tuple[str, ...]) -> Iterator[tuple[
 
 def _quantization(found: QuantizationSummary) -> Iterator[Section]:
     groups = [
-        (group.name, _count(count, "module"), _words(group.scheme)) for group, count in found.groups
+        (group.name, counted(count, "module"), _words(group.scheme))
+        for group, count in found.groups
     ]
     if groups:
-        groups.append(("left alone", _count(found.left_alone, "module"), ""))
+        groups.append(("left alone", counted(found.left_alone, "module"), ""))
         yield Section(f"quantization ({found.method})", groups)
     if found.transforms:
         places = [(name, ", ".join(where)) for name, where in found.transforms.items()]
@@ -142,15 +133,31 @@ def _quantization(found: QuantizationSummary) -> Iterator[Section]:
             loaders += _under(_NAMES[loader], "no: ", tuple(refusals))
         else:
             on = f", on {found.machine}" if loader == "vllm" and found.machine else ""
+            if loader in found.strangers:
+                on += "; the architecture: not known to it"
             loaders.append((_NAMES[loader], f"yes{on}"))
     yield Section("does it load in", loaders)
+
+
+def _offers(offers: tuple[Offer, ...]) -> Iterator[tuple[str, ...]]:
+    """A line for each scheme: size, bits per weight, memory, who loads it, what else to give."""
+    for offer in offers:
+        if offer.nbytes is None:
+            yield offer.scheme, "no", "", "", offer.problem
+            continue
+        loaders = [f"vLLM ({offer.machine})"] if offer.machine else []
+        loaders += ["transformers"] if offer.in_transformers else []
+        words = ", ".join(loaders) or "no loader"
+        yield (
+            offer.scheme,
+            format_bytes(offer.nbytes),
+            f"{offer.bits:.3g} bits",
+            f"fits {offer.fits}",
+            f"{words}; give {offer.options}" if offer.options else words,
+        )
 
 
 def _words(scheme: Scheme) -> str:
     inputs = scheme.input_activations
     parts = [words(scheme.weights), f"inputs {words(inputs)}" if inputs else "", scheme.format]
     return "; ".join(part for part in parts if part)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -14,15 +14,15 @@ from ctcli.ops.elements import F16, F32, KINDS
 from ctcli.ops.jit import kernel
 from ctcli.ops.packing import pack_words, unpack_words
 from ctcli.ops.pieces import PIECE, Source, Work
-from ctcli.ops.quantized import SHRINKS, QuantizedBlock, Rounding
+from ctcli.ops.quantized import QuantizedBlock, Rounding, Search
 from ctcli.ops.tiles import Settings, Tiles, find_ranges
 
 if TYPE_CHECKING:
     from ctcli.ops.loops import Kernels
     from ctcli.ops.quantized import Array
 
-_TINY = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126, "F64": 0.0}
 _MOST = 448.0 * 6  # the largest E4M3 scale times the largest E2M1 element
+_TINY = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126, "F64": 0.0}
 
 
 @kernel
@@ -43,9 +43,10 @@ class Compiled:
         settings = _settings(block.shape, rounding)
         work, tiles = _work(), _tiles(settings, ranges)
         has_ranges = ranges is not None
-        if rounding.searches and not has_ranges:
-            errors = np.empty((len(SHRINKS), 1, tiles.lows.shape[1]))
-            kernels.search(source, settings, work, tiles, has_ranges, _shrinks(), errors)
+        if rounding.search and not has_ranges:
+            parts = _parts(rounding.search)
+            errors = np.empty((parts.size, 1, tiles.lows.shape[1]))
+            kernels.search(source, settings, work, tiles, has_ranges, parts, errors)
             has_ranges = True
         nbytes = bytes_of(settings.columns, rounding)
         if settings.packed != _spacing(rounding):  # then they are packed afterwards
@@ -58,12 +59,13 @@ class Compiled:
 
     def errors(self, block: Array, tag: str, rounding: Rounding, ranges: Array) -> Array:
         """See `quantized.Body`."""
-        settings = _settings(block.shape, rounding)
+        assert rounding.search, "there is one"
+        settings, parts = _settings(block.shape, rounding), _parts(rounding.search)
         tiles = _tiles(settings, ranges)
-        errors = np.empty((len(SHRINKS), *tiles.lows.shape))
+        errors = np.empty((parts.size, *tiles.lows.shape))
         search = _kernels(rounding).search
-        search(_source(block, tag), settings, _work(), tiles, True, _shrinks(), errors)
-        return errors.reshape(len(SHRINKS), -1)
+        search(_source(block, tag), settings, _work(), tiles, True, parts, errors)
+        return errors.reshape(parts.size, -1)
 
     def widest(self, block: Array, tag: str, rounding: Rounding) -> Array:
         """See `quantized.Body`."""
@@ -187,6 +189,8 @@ def _settings(shape: tuple[int, ...], rounding: Rounding) -> Settings:
         packed=_spacing(rounding) if is_aligned else 8,
         offset=1 << (rounding.bits - 1) if rounding.packed else 0,
         symmetric=rounding.symmetric,
+        signed=rounding.signed,
+        fourth=rounding.search is not None and rounding.search.power == 4,
         total=float32(total),
     )
 
@@ -214,5 +218,5 @@ def _tiles(settings: Settings, ranges: Array | None) -> Tiles:
     return found
 
 
-def _shrinks() -> Array:
-    return np.array(SHRINKS, np.float32)
+def _parts(search: Search) -> Array:
+    return np.array(search.parts, np.float32)

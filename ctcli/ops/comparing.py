@@ -46,6 +46,12 @@ def count_nonpositive(bits: Bits, tag: str) -> int:
     return int(((magnitudes == 0) | ((bits != magnitudes) & is_number)).sum())
 
 
+def count_zeros(bits: Bits) -> int:
+    """How many stored values of a float dtype are zero."""
+    magnitudes = bits & bits.dtype.type((1 << (8 * bits.itemsize - 1)) - 1)
+    return int((magnitudes == 0).sum())
+
+
 def count_outside(x: NDArray[np.integer], lowest: int, highest: int) -> int:
     """How many integers are outside a range."""
     if not x.size or (int(x.min()) >= lowest and int(x.max()) <= highest):

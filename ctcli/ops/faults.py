@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 NOT_FINITE = "values are NaN or infinite"
 
 
-def scale_faults(bits: Array, tag: str) -> Iterator[tuple[str, int]]:
-    """Of scales of a float dtype, or of biased exponents (U8)."""
+def scale_faults(bits: Array, tag: str, signed: bool = False) -> Iterator[tuple[str, int]]:
+    """Of scales of a float dtype, which may be `signed`, or of biased exponents (U8)."""
     if tag == "U8":
         yield "exponents are 255, which stands for NaN", int((bits == 255).sum())
         return
     yield NOT_FINITE, comparing.count_nonfinite(bits, tag)
+    if signed:
+        yield "values are zero, as no scale is", comparing.count_zeros(bits)
+        return
     nonpositive = comparing.count_nonpositive(bits, tag)
     yield "values are zero or negative, as no scale is", nonpositive
 

@@ -1,7 +1,9 @@
 """Rounding weights to integers of B bits, with a scale and perhaps a zero point.
 
-Symmetric: scale = max|w| / ((2^B - 1) / 2), q = round(w / scale). Asymmetric: the range, with zero
-in it, is divided in 2^B - 1 steps and a zero point z added: q = round(w / scale + z).
+Symmetric: scale = max|w| / ((2^B - 1) / 2), q = round(w / scale). Signed: scale = -m / 2^(B-1) with
+m the element of largest magnitude, as GGUF's Q4_0 has it: m gets the lowest code, and nothing is
+cut off by more than half a step. Asymmetric: the range, with zero in it, is divided in 2^B - 1
+steps and a zero point z added: q = round(w / scale + z).
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ def _shifted(x: float32, lowest: float32, highest: float32) -> float32:
 @merged
 def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32, float32]:
     kind, steps = settings.kind, float32((1 << settings.bits) - 1)
+    if settings.signed:
+        extreme = low if -low >= high else high
+        return round_scale(float32(-extreme / float32(1 << (settings.bits - 1))), kind), _ZERO
     if settings.symmetric:
         return round_scale(float32(high / float32(steps / float32(2))), kind), _ZERO
     lowest = float32(-(1 << (settings.bits - 1)))

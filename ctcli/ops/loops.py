@@ -179,7 +179,7 @@ def _searcher(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Calla
         shrinks: Array,
         errors: Array,
     ) -> None:
-        """Find the squared error of each tile for parts of its range.
+        """Find the error of each tile for parts of its range; of which power, settings say.
 
         Args:
             source: the block.
@@ -207,7 +207,8 @@ def _searcher(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Calla
                         errors[k, at, tile] = float64(0) if changed else errors[k - 1, at, tile]
                     if changed:
                         spread_all(settings, work, tiles, top, left)
-                        add_errors(source, settings, work, top, left, errors[k, at])
+                        highs = tiles.highs[down, across:]
+                        add_errors(source, settings, work, top, left, highs, errors[k, at])
                 if not has_ranges:
                     _shrink(tiles, down, across, stop, shrinks, errors)
 
@@ -242,9 +243,15 @@ def _scaler(scale_of: Callable[..., Any]) -> Callable[..., Any]:
 def _error_adder(encode: Callable[..., Any]) -> Callable[..., Any]:
     @inlined
     def add_errors(
-        source: Source, settings: Settings, work: Work, top: int, left: int, errors: Array
+        source: Source,
+        settings: Settings,
+        work: Work,
+        top: int,
+        left: int,
+        highs: Array,
+        errors: Array,
     ) -> None:
-        """The squared error of each tile of an area, added to those of all columns of tiles."""
+        """The error of each tile of an area, added to those of all columns of tiles."""
         right = min(left + settings.step, settings.columns)
         tiles = errors[left // settings.width :]
         size, added = min(right - left, PIECE), 0
@@ -254,7 +261,9 @@ def _error_adder(encode: Callable[..., Any]) -> Callable[..., Any]:
                 load(source, row, start, count, work.weights)
                 encode(work, count, settings)
                 added += 1
-                if added == _ADDED:
+                if settings.fourth:
+                    _square_errors(work, size, settings.width, highs)
+                if settings.fourth or added == _ADDED:
                     _take_errors(work, size, settings.width, tiles)
                     added = 0
         _take_errors(work, size, settings.width, tiles)
@@ -263,8 +272,19 @@ def _error_adder(encode: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @inlined
+def _square_errors(work: Work, size: int, width: int, highs: Array) -> None:
+    """Squares of errors to fourth powers, over that of the end of each tile's range."""
+    for start in range(0, size, width):
+        high = float64(highs[start // width])
+        factor = float32(1 / (high * high)) if high > 0 else _ZERO
+        for i in range(start, min(start + width, size)):
+            ratio = float32(work.errors[i] * factor)
+            work.errors[i] = ratio * ratio
+
+
+@inlined
 def _take_errors(work: Work, size: int, width: int, tiles: Array) -> None:
-    """Add the squares of the errors of an area to those of its tiles; they begin anew."""
+    """Add the errors of an area to those of its tiles; they begin anew."""
     for start in range(0, size, width):
         tiles[start // width] += total(work.errors, start, min(start + width, size))
     for i in range(size):

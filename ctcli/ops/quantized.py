@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from typing import Any
@@ -14,8 +14,22 @@ if TYPE_CHECKING:
 
 FormatName = str  # a file beside this one
 
-# What the search for the least squared error tries: the whole range first, so that it wins ties.
-SHRINKS = tuple(1 - step / 50 for step in range(31))
+
+@dataclass(frozen=True)
+class Search:
+    """What part of its range a tile is to cover.
+
+    Attributes:
+        parts: those that are tried; negative ones give negative scales. The first wins ties.
+        power: of the errors whose sum is to be least: 2 or 4.
+    """
+
+    parts: tuple[float, ...]
+    power: Literal[2, 4] = 2
+
+
+# Of the whole range down to two fifths of it, that with the least squared error.
+LEAST_SQUARES = Search(tuple(1 - step / 50 for step in range(31)))
 
 
 @dataclass(frozen=True)
@@ -30,7 +44,9 @@ class Rounding:
         bits: of an element.
         packed: integers side by side, as offset binary.
         symmetric: there are no zero points.
-        searches: tiles cover the part of their range that has the least squared error.
+        signed: the element of largest magnitude gets the lowest code, whatever its sign: scales
+            have the other one.
+        search: tiles cover the best part of their range; None: all of it.
         total: the largest magnitude of all weights under a global scale, for nvfp4.
     """
 
@@ -41,8 +57,14 @@ class Rounding:
     bits: int
     packed: bool = False
     symmetric: bool = True
-    searches: bool = False
+    signed: bool = False
+    search: Search | None = None
     total: float = 0.0
+
+    @property
+    def spans_zero(self) -> bool:
+        """Whether the ranges of tiles are those of magnitudes, [-amax, amax]."""
+        return self.symmetric and not self.signed
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,16 +107,17 @@ class Body(Protocol):
         """
 
     def errors(self, block: Array, tag: str, rounding: Rounding, ranges: Array) -> Array:
-        """The squared error of the block, or of each row, for each of `SHRINKS`.
+        """The error of the block, or of each row, for each part that the search tries.
 
         Args:
             block: the block.
             tag: its dtype.
-            rounding: how to quantize it.
+            rounding: how to quantize it, with a search.
             ranges: as `quantize` takes them.
 
         Returns:
-            float64 [31, 1 or rows].
+            float64 [parts, 1 or rows]: sums of squares, or of fourth powers over that of the
+            range's end.
         """
 
     def widest(self, block: Array, tag: str, rounding: Rounding) -> Array:

@@ -38,6 +38,8 @@ class Settings(NamedTuple):
         packed: bits that an element takes up in a row of codes.
         offset: what is added to integers to make codes of them.
         symmetric: there are no zero points.
+        signed: scales take their sign from the element of largest magnitude.
+        fourth: searches add up fourth powers of errors, not squares.
         total: the global scale of NVFP4.
     """
 
@@ -52,6 +54,8 @@ class Settings(NamedTuple):
     packed: int
     offset: int
     symmetric: bool
+    signed: bool
+    fourth: bool
     total: float32
 
 
@@ -102,7 +106,8 @@ _widen_16, _widen_32 = _widener(16), _widener(32)
 
 @inlined
 def find_ranges(source: Source, settings: Settings, tiles: Tiles, top: int, left: int) -> None:
-    """The range of each tile of an area: of symmetric ones the largest magnitude, +-."""
+    """The range of each tile of an area: where signs do not matter the largest magnitude, +-."""
+    symmetric = settings.symmetric and not settings.signed
     right = min(left + settings.step, settings.columns)
     down, across = top // settings.height, left // settings.width
     stop = (right + settings.width - 1) // settings.width
@@ -112,14 +117,14 @@ def find_ranges(source: Source, settings: Settings, tiles: Tiles, top: int, left
     for row in range(top, min(top + settings.height, settings.rows)):
         if source.kind in (BF16, F16):
             some, kind, width = source.halves[row, left:right], source.kind, settings.width
-            if settings.symmetric and width == 16 and some.size % 16 == 0:
+            if symmetric and width == 16 and some.size % 16 == 0:
                 _widen_16(some, kind, lows, highs)
-            elif settings.symmetric and width == 32 and some.size % 32 == 0:
+            elif symmetric and width == 32 and some.size % 32 == 0:
                 _widen_32(some, kind, lows, highs)
             else:
-                _widen_by_halves(some, kind, width, settings.symmetric, lows, highs)
+                _widen_by_halves(some, kind, width, symmetric, lows, highs)
         else:
-            _widen(source.floats[row, left:right], settings.width, settings.symmetric, lows, highs)
+            _widen(source.floats[row, left:right], settings.width, symmetric, lows, highs)
 
 
 @inlined

@@ -23,19 +23,23 @@ def shard_size() -> int | None:
         "tensor data (5GB, 300MiB).",
         "the shards stay",
         is_common=True,
+        panel="Output",
     )
 
 
 def ct_version() -> Literal["0.19", "0.20"]:
     """The option of commands that write compressed-tensors' config."""
     text = "Spelling of config.json; compressed-tensors 0.20 leaves out what is null."
-    return option("0.19", text, "0.19, for vLLM 0.32", recorded="unless default")
+    words = "0.19, for vLLM 0.32"
+    return option("0.19", text, words, recorded="unless default", panel="Output")
 
 
 def device() -> str:
     """The option of commands that compute."""
     text = "Where to compute: cpu, cuda, ..."
-    return option("cpu", text, metavar="NAME", is_common=True, recorded="unless default")
+    return option(
+        "cpu", text, metavar="NAME", is_common=True, recorded="unless default", panel="Machine"
+    )
 
 
 @dataclass(frozen=True)

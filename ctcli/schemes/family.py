@@ -7,7 +7,7 @@ from typing import Literal
 
 from ctcli.schemes.arguments import Scheme
 
-Observer = Literal["minmax", "mse"]
+Observer = Literal["minmax", "mse", "signed", "pnorm"]
 ComputeDtype = Literal["float32", "weight"]
 
 
@@ -21,7 +21,8 @@ class Numerics:
         compute_dtype: `float32` keeps the quotient weight / scale in float32, as
             compressed-tensors does on accelerators; `weight` rounds it to D, as it does on CPU.
         observer: `minmax` takes the range of each group, `mse` the shrunk range with the least
-            squared error.
+            squared error; `signed` gives the largest element the lowest code, `pnorm` takes the
+            scale of either sign with the least sum of fourth powers of errors.
     """
 
     scheme: Scheme

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from ctcli.lazy.nodes import NonFiniteError, Output
 from ctcli.lazy.tensors import TensorSpec
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
-from ctcli.schemes.family import Execution, Numerics
+from ctcli.schemes.family import Execution, Numerics, Observer
 from ctcli.schemes.tiles import granule_of, tile_of
 
 if TYPE_CHECKING:
     from ctcli.ops.decoding import Codes, Elements
-    from ctcli.ops.quantized import Array, Body, FormatName, QuantizedBlock, Rounding
+    from ctcli.ops.quantized import Array, Body, FormatName, QuantizedBlock, Rounding, Search
 
 # What has to be known of a whole weight before a part of it can be quantized: the range of all of
 # it or of each of its rows; the largest magnitude that a fused set shares.
@@ -133,6 +133,18 @@ class NumericFormat(ABC):
         if arguments.type == "float" and arguments.num_bits not in (4, 6, 8):
             raise ValueError(f"{arguments.num_bits} bits: floats have 4, 6 or 8")
 
+    def observer_problem(self, scheme: Scheme, observer: Observer) -> str | None:  # noqa: ARG002
+        """Why an observer is of no use for weights of a scheme; None: it is."""
+        if observer in ("minmax", "mse"):
+            return None
+        return "negative scales gain something for integers only"
+
+    def search(self, numerics: Numerics) -> Search | None:
+        """What an observer tries."""
+        from ctcli.ops.quantized import LEAST_SQUARES
+
+        return LEAST_SQUARES if numerics.observer == "mse" else None
+
     def granule(self, scheme: Scheme) -> tuple[int, int]:
         """Rows, and columns, of the weight that belong together once `whole` is known."""
         return granule_of(scheme.weights)
@@ -216,7 +228,7 @@ class NumericFormat(ABC):
     def shrunk_errors(
         self, block: Array, tag: str, *, numerics: Numerics, execution: Execution, whole: Array
     ) -> Array:
-        """The squared error for each part of a range that `shrink` chooses from; for `sum`.
+        """The error for each part of a range that the search tries; for `sum`.
 
         Args:
             block: see `encode`.
@@ -226,7 +238,7 @@ class NumericFormat(ABC):
             whole: [low, high] of the whole weight, or of each row.
 
         Returns:
-            float64 [31, 1 or rows].
+            float64 [parts, 1 or rows].
         """
         return _body(execution).errors(block, tag, self._rounding(numerics, 0.0), whole)
 
@@ -300,7 +312,8 @@ class NumericFormat(ABC):
             weights.num_bits,
             packed=numerics.scheme.format == "pack-quantized",
             symmetric=weights.symmetric,
-            searches=numerics.observer == "mse",
+            signed=numerics.observer == "signed",
+            search=self.search(numerics),
             total=total,
         )
 

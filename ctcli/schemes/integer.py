@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING
 from ctcli.lazy.nodes import Output
 from ctcli.lazy.tensors import TensorSpec
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
-from ctcli.schemes.family import Numerics
+from ctcli.schemes.family import Numerics, Observer
 from ctcli.schemes.format import NumericFormat, ShapeError, StoredPart
 from ctcli.schemes.tiles import granule_of, read_scales, scale_output, stored_scales
 
 if TYPE_CHECKING:
     from ctcli.ops.decoding import Elements
-    from ctcli.ops.quantized import Array, QuantizedBlock
+    from ctcli.ops.quantized import Array, QuantizedBlock, Search
 
 _STRATEGIES = ("tensor", "channel", "group", "block")
+_TRIED = 8  # parts of a range, for scales of each sign
 
 
 class Integers(NumericFormat):
@@ -56,6 +57,26 @@ class Integers(NumericFormat):
         """INT8, ..."""
         return f"INT{weights.num_bits}"
 
+    def observer_problem(self, scheme: Scheme, observer: Observer) -> str | None:
+        """Negative scales take symmetric weights, and kernels that only multiply by scales."""
+        if observer in ("minmax", "mse"):
+            return None
+        if not scheme.weights.symmetric:
+            return "asymmetric weights have a zero point, which is worth more than a sign"
+        if scheme.input_activations:
+            return "kernels for quantized activations divide by the largest scale"
+        return None
+
+    def search(self, numerics: Numerics) -> Search | None:
+        """For `pnorm`, parts of the range from 1.08 on down, with scales of both signs."""
+        if numerics.observer != "pnorm":
+            return super().search(numerics)
+        from ctcli.ops.quantized import Search
+
+        least = 0.52 if numerics.scheme.weights.num_bits < 4 else 0.7
+        parts = tuple(1.08 - step * (1.08 - least) / (_TRIED - 1) for step in range(_TRIED))
+        return Search((*parts, *(-part for part in parts)), power=4)
+
     def granule(self, scheme: Scheme) -> tuple[int, int]:
         """A tile, and as much as fills whole words of packed elements and zero points."""
         height, width = granule_of(scheme.weights)
@@ -88,8 +109,8 @@ class Integers(NumericFormat):
     def faults(
         self, stored: StoredPart, shape: tuple[int, int], scheme: Scheme
     ) -> Iterator[tuple[str, int]]:
-        """Codes and zero points that are out of range, and set padding bits."""
-        from ctcli.ops.faults import code_faults, padding_faults
+        """Codes and zero points out of range, set padding bits, scales that are none."""
+        from ctcli.ops.faults import code_faults, padding_faults, scale_faults
 
         bits, (rows, columns) = scheme.weights.num_bits, shape
         is_packed = stored.spec.dtype == "I32"
@@ -103,6 +124,9 @@ class Integers(NumericFormat):
                 yield padding_faults(stored.bits[-1], used)
         elif stored.suffix in ("weight", "weight_zero_point"):
             yield code_faults(stored.bits, bits)
+        elif stored.suffix == "weight_scale":
+            signed = self.observer_problem(scheme, "signed") is None
+            yield from scale_faults(stored.bits, stored.spec.dtype, signed)
         else:
             yield from super().faults(stored, shape, scheme)
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ctcli.errors import CtcliError
+from ctcli.errors import UsageError
 from ctcli.schemes import check, default_format, format_of
+from ctcli.schemes.advice import advice_on
 from ctcli.schemes.arguments import QuantizationArgs, Scheme, Strategy
-from ctcli.schemes.presets import PRESETS, preset
+from ctcli.schemes.presets import preset
 
 # A scheme and the modules it is for: a pattern, or None for all linears that nothing else matches.
 TargetedScheme = tuple[str | None, Scheme]
 _MADE_BY_HAND = "config_group_0"
-_HINT = f"Presets: {', '.join(PRESETS)}."
+_ALL = "`ctcli help quantize` lists all presets."
+_COMMON = "Common ones: FP8_DYNAMIC, W4A16, NVFP4A16;"
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,15 @@ def parse_schemes(texts: Sequence[str], overrides: Overrides) -> tuple[TargetedS
         overrides: the single arguments.
 
     Raises:
-        CtcliError: unknown presets, or arguments that do not go together; lists them all.
+        UsageError: unknown presets, or arguments that do not go together; lists them all.
     """
     if not texts and not overrides.given():
-        raise CtcliError("no scheme is given.", f"Give --scheme, --config or --bits. {_HINT}")
+        raise UsageError(
+            "no scheme is given.", f"Give --scheme, --config or --bits. {_COMMON} {_ALL}"
+        )
     found: list[TargetedScheme] = []
-    problems = []
+    problems: list[str] = []
+    hints: list[str] = []
     for text in texts or [""]:
         pattern, given, name = text.rpartition("=")
         if (texts and not name) or (given and not pattern):
@@ -57,13 +61,13 @@ def parse_schemes(texts: Sequence[str], overrides: Overrides) -> tuple[TargetedS
         try:
             found.append((pattern or None, _scheme(name, overrides)))
         except KeyError:
-            near = difflib.get_close_matches(name.upper(), PRESETS, n=3)
-            also = f"; near names: {', '.join(near)}" if near else ""
-            problems.append(f"--scheme {text}: there is no preset {name!r}{also}.")
+            problems.append(f"--scheme {text}: there is no preset {name!r}.")
+            hints.append(advice_on(name))
         except ValueError as error:
             problems.append(f"--scheme {text}: {error}." if text else f"{error}.")
     if problems:
-        raise CtcliError(problems, _HINT)
+        advice = " ".join(hint for hint in dict.fromkeys(hints) if hint)
+        raise UsageError(problems, f"{advice or _COMMON} {_ALL}")
     return tuple(found)
 
 

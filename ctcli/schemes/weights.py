@@ -111,15 +111,17 @@ def _range_of(module: str, weight: Weight, numerics: Numerics, execution: Execut
     rows = 1 if numerics.scheme.weights.strategy == "tensor" else weight.spec.shape[0]
     tag = weight.spec.dtype
     extremes = _over(module, weight, "range", Widest(tag, numerics, execution), (2, rows))
-    if numerics.observer == "minmax":
+    search = format_of(numerics.scheme).search(numerics)
+    if search is None:
         return extremes
+    tried = (len(search.parts), rows)
     errors = _over(
-        module, weight, "errors", Errors(tag, numerics, execution), (31, rows), extremes, "sum"
+        module, weight, "errors", Errors(tag, numerics, execution), tried, extremes, "sum"
     )
     inputs = {"range": value(extremes), "errors": value(errors)}
     outputs = _value_outputs("F32", (2, rows))
     key = step_key(module, "weight", weight, "shrink")
-    return Node(key, module, (1, 1), inputs, outputs, Shrink(), combine="max")
+    return Node(key, module, (1, 1), inputs, outputs, Shrink(search.parts), combine="max")
 
 
 def _over(
@@ -246,7 +248,7 @@ class Widest:
 
 @dataclass(frozen=True)
 class Errors:
-    """Squared error of all of it, or of each row, for each range that mse tries: float64."""
+    """The error of all of it, or of each row, for each range that is tried: float64."""
 
     tag: str
     numerics: Numerics
@@ -266,13 +268,17 @@ class Errors:
 
 @dataclass(frozen=True)
 class Shrink:
-    """The range with the least error."""
+    """The range with the least error.
+
+    Attributes:
+        parts: of the whole range, in the order of the errors.
+    """
+
+    parts: tuple[float, ...]
 
     def __call__(self, blocks: Blocks, _where: Where) -> tuple[Blocks, Sequence[float]]:
         """See `Kernel`."""
         import numpy as np
 
-        from ctcli.ops.quantized import SHRINKS
-
-        shrinks = np.array(SHRINKS, np.float32)
-        return {"value": blocks["range"] * shrinks[blocks["errors"].argmin(0)]}, ()
+        parts = np.array(self.parts, np.float32)
+        return {"value": blocks["range"] * parts[blocks["errors"].argmin(0)]}, ()

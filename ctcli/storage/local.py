@@ -116,7 +116,7 @@ def mode_of(sources: Iterable[SourceFile]) -> int:
 
 
 def list_local(directory: Path) -> Listing:
-    """All files below `directory` that belong to a checkpoint.
+    """All files below `directory` that belong to a checkpoint; of a file, it and config.json.
 
     Version control and caches are left out. A link is followed where it leads to something inside
     the directory, or, in a snapshot of a hub cache, to one of the cache's own files. Inside a
@@ -125,6 +125,9 @@ def list_local(directory: Path) -> Listing:
     Raises:
         CtcliError: files that cannot be looked at, which are all listed; or too many.
     """
+    if directory.is_file():
+        beside = (directory, directory.with_name("config.json"))
+        return Listing({p.name: local_file(p.name, p) for p in beside if p.is_file()}, ())
     files, leading_out, problems = dict[str, LocalFile](), list[str](), list[str]()
     homes = _homes(directory)
     for path in _walk(directory, homes):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,63 +15,76 @@ from ctcli.errors import CtcliError
 from ctcli.lazy.tensors import SourceFile, content_of
 from ctcli.storage.index import DEFAULT_INDEX, Index
 from ctcli.storage.local import list_local
+from ctcli.storage.naming import near_paths, parse_source
 from ctcli.storage.problems import Refusing
 from ctcli.storage.recipe import read_history
 from ctcli.storage.safetensors import WeightsFile
 from ctcli.storage.strict_json import parse_json
-from ctcli.storage.weights import OTHER_WEIGHTS, read_weights, some_of, strays_of
+from ctcli.storage.weights import DEFAULT_WEIGHTS, OTHER_WEIGHTS, read_weights, some_of, strays_of
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-
-
-def local_directory(source: str) -> Path | None:
-    """The directory that `source` names, or None where it is a hub id.
-
-    Raises:
-        CtcliError: it is neither.
-    """
-    path = Path(source)
-    try:
-        if path.is_dir():
-            return path
-        exists = path.exists()
-    except (OSError, ValueError):  # a name that no file can have
-        exists = False
-    if exists:
-        raise CtcliError(f"{source}: not a directory.", "Name the directory that holds it.")
-    if not HUB_ID.fullmatch(source):
-        raise CtcliError(
-            f"{source}: no such directory.", "Name a directory, or a hub id such as org/name."
-        )
-    return None
+_ADAPTER = "adapter_config.json"
 
 
 def open_checkpoint(
-    source: str, revision: str | None = None, stream_to: Path | None = None
+    source: str,
+    revision: str | None = None,
+    stream_to: Path | None = None,
+    subfolder: str | None = None,
 ) -> Checkpoint:
-    """Open the checkpoint at `source`, a local directory or a hub id.
+    """Open the checkpoint that `source` names, as `storage.naming` reads it.
 
     Args:
-        source: the directory or id.
+        source: a directory, a weights file, or a model on a hub.
         revision: branch, tag or commit on the hub.
         stream_to: folder that weights files of a hub pass through, instead of the hub cache.
+        subfolder: folder inside it.
 
     Raises:
         CtcliError: nothing there, or index, headers and files that do not fit together.
     """
-    directory = local_directory(source)
-    if directory:
-        listing = list_local(directory)
+    place = parse_source(source, revision, subfolder)
+    if place.path:
+        listing = list_local(place.path)
+        _check_kind(source, listing.files)
         with _also_saying(listing.warnings):
-            checkpoint = _assemble(source, listing.files, directory.resolve().name, None)
+            name = place.path.resolve().name
+            checkpoint = _assemble(source, listing.files, name, None)
         return replace(checkpoint, warnings=(*checkpoint.warnings, *listing.warnings))
     from ctcli.storage.hub.files import list_hub  # the hub client takes 0.3 s to import
     from ctcli.storage.hub.streamed import stream_files
 
-    files, commit = list_hub(source, revision)
+    with _naming_near_paths(source):
+        files, commit = list_hub(place.repo, place.revision, place.folder)
+    _check_kind(source, files)
     if stream_to:
         files = stream_files(files.values(), stream_to)
-    return _assemble(source, files, source, commit)
+    return _assemble(place.repo, files, place.repo, commit)
+
+
+@contextmanager
+def _naming_near_paths(source: str) -> Iterator[None]:
+    """Where a hub does not have it, the directories here that may have been meant."""
+    try:
+        yield
+    except CtcliError as error:
+        if near := near_paths(source):
+            raise CtcliError(
+                error.problems, f"Near names here: {', '.join(near)}. {error.hint}"
+            ) from error
+        raise
+
+
+def _check_kind(source: str, files: Mapping[str, SourceFile]) -> None:
+    """Refuse what has safetensors files and is no model.
+
+    Raises:
+        CtcliError: says what it is.
+    """
+    if _ADAPTER in files and DEFAULT_INDEX not in files and DEFAULT_WEIGHTS not in files:
+        raise CtcliError(
+            f"{source}: a LoRA adapter, which changes a model and is none.",
+            "Merge it into its base model first (PEFT's merge_and_unload), then name the result.",
+        )
 
 
 @contextmanager

@@ -18,7 +18,9 @@ from ctcli import __version__
 from ctcli.checkpoint.value import RECIPE_NAME, Checkpoint, Step
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.lazy.tensors import SourceFile, content_of
+from ctcli.storage.llmcompressor import steps_of_yaml
 
+_YAML = (".yaml", ".yml")
 _DEEPEST = 50  # tables and lists inside one another; a recipe of ours has four
 
 
@@ -51,17 +53,24 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe that a user gives.
+    """Read a recipe that a user gives: TOML, or llm-compressor's YAML.
 
     Raises:
         CtcliError: it cannot be read, or is no recipe; lists every reason.
     """
+    if path.is_dir():
+        raise CtcliError(
+            f"{path}: a directory, and no recipe.", "The order is: ctcli run RECIPE.toml SRC DST"
+        )
     with os_errors_of(str(path), "reading"):
         content = path.read_bytes()
+    if path.suffix in _YAML:
+        return Recipe(steps_of_yaml(str(path), content), (), None)
     try:
         recipe = parse_recipe(content)
     except ValueError as error:
-        raise CtcliError(f"{path}: no TOML: {error}.", "Correct the file.") from error
+        hint = "Correct the file; llm-compressor's recipes are read from files named .yaml."
+        raise CtcliError(f"{path}: not valid TOML: {error}.", hint) from error
     if problems := [f"{path}: {problem}." for problem in _problems(recipe)]:
         hint = "Give tables [[steps]], each with `use` and a command's options."
         raise CtcliError(problems, hint)

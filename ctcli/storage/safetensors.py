@@ -18,6 +18,7 @@ from ctcli.errors import CtcliError
 from ctcli.lazy.nodes import LazyTensor
 from ctcli.lazy.tensors import SourceFile, Stored, TensorSpec
 from ctcli.ops.dtypes import DTYPE_RANK, DTYPES
+from ctcli.storage.naming import told_by
 from ctcli.storage.strict_json import Pairs, parse_json, unique
 
 LENGTH_BYTES = 8
@@ -94,6 +95,8 @@ class _HeaderError(Exception):
 
 def _read_header_bytes(file: SourceFile) -> bytes:
     first = file.read(0, _FIRST_READ)
+    if said := told_by(first):
+        raise CtcliError(f"{file.name}: {said[0]}.", said[1])
     length = int.from_bytes(first[:LENGTH_BYTES], "little")
     problem = None
     if len(first) < LENGTH_BYTES:

@@ -89,6 +89,9 @@ def _no_weights(source: str, files: Iterable[str], *, is_indexed: bool) -> Probl
     if others := [name for name in files if name.endswith(OTHER_WEIGHTS)]:
         line = f"{source}: its weights are not safetensors: {some_of(others)}."
         hint = "Convert them first: load the model in transformers and save_pretrained it."
+        if all(name.endswith(".gguf") for name in others):
+            line = f"{source}: GGUF files, which llama.cpp reads: {some_of(others)}."
+            hint = "Give the safetensors checkpoint that they were made from."
     message = "there are no weights files."
     return Problem("file", "*.safetensors", message, "" if is_indexed else line, hint)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
+from ctcli.formats.sources.cache import CACHE_SCALES
 from ctcli.formats.sources.coded import Coded
 from ctcli.formats.sources.reading import dense, read_quantized
 from ctcli.lazy.nodes import Computed, LazyTensor, Stacked, matrix_shape, starting_point
@@ -22,7 +23,6 @@ from ctcli.ops.dtypes import WEIGHT_FLOATS
 from ctcli.verifying.checks import Check, coded_checks, module_check, plain_check, rounded_check
 from ctcli.verifying.findings import Finding
 from ctcli.verifying.linear import QuantizedModule
-from ctcli.verifying.quantized import CACHE_SCALES
 from ctcli.verifying.structure import Snapshot
 
 if TYPE_CHECKING:

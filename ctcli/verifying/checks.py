@@ -16,6 +16,7 @@ from ctcli.formats.sources.decoding import Decoding
 from ctcli.lazy.nodes import (
     COLUMNS,
     Computed,
+    ContentError,
     Input,
     LazyTensor,
     Node,
@@ -320,7 +321,11 @@ class CheckCoded:
         from ctcli.ops.edits import edited
 
         seen = Seen()
-        codes = self.decoding.codes(blocks, where)
+        try:
+            codes = self.decoding.codes(blocks, where)
+        except ContentError as error:
+            seen.fault(self.name, f"blocks cannot be read: {error}", 1)
+            return {}, (seen,)
         values, _ = decoded(codes, len(where.columns), "F32")
         seen.fault(self.name, NOT_FINITE, int((~np.isfinite(values)).sum()))
         seen.fault(self.name, "scales are negative", int((codes.scales < 0).sum()))

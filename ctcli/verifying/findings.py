@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ctcli.units import format_bytes
+from ctcli.units import counted, format_bytes
 from ctcli.verifying.errors import LayerError
 
 # In the order of the report: files, index, config.json, shapes, quantized tensors, values, the
@@ -60,14 +60,15 @@ class Verification:
 
     def rows(self) -> list[tuple[str, str]]:
         """Labels and values, for people."""
-        schemes = ", ".join(f"{n} modules {name}" for name, n in self.quantized.items())
+        schemes = ", ".join(f"{counted(n, 'module')} {name}" for name, n in self.quantized.items())
         rows = [
-            ("tensors", f"{self.tensors}, {format_bytes(self.nbytes)}"),
+            ("tensors", f"{self.tensors:,}, {format_bytes(self.nbytes)}"),
             ("quantized", schemes or "nothing"),
         ]
         if self.against:
-            same = f"{self.unchanged} tensors are equal byte for byte"
-            rows.append(("source", f"{self.against}: {same}, {len(self.errors)} have errors"))
+            equal = f"{counted(self.unchanged, 'tensor')} equal byte for byte"
+            errors = f"{counted(len(self.errors), 'weight')} with errors"
+            rows.append(("source", f"{self.against}: {equal}, {errors}"))
         if self.errors:
             name, worst = max(self.errors.items(), key=lambda item: item[1].relative)
             rows.append(("largest error", f"{worst.relative:.5f} of its rms in {name}"))
@@ -75,8 +76,8 @@ class Verification:
             rows.append(("hashes", self.hashes))
         rows += [("not checked", note) for note in self.notes]
         kinds = Counter(finding.kind for finding in self.findings)
-        counted = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
-        return [*rows, ("differences", f"{len(self.findings)}: {counted}" if counted else "none")]
+        listed = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+        return [*rows, ("differences", f"{len(self.findings)}: {listed}" if listed else "none")]
 
     def data(self) -> dict[str, Any]:
         """Everything, for programs."""

@@ -9,6 +9,7 @@ from typing import Any
 from ctcli.errors import CtcliError
 from ctcli.formats.declared import QUANT_METHOD, Declaration, read_declaration
 from ctcli.formats.quantized import quantized_format
+from ctcli.formats.sources.cache import CACHE_SCALES
 from ctcli.formats.sources.coded import Coded
 from ctcli.formats.sources.reading import read_modules
 from ctcli.lazy.tensors import Stored
@@ -22,7 +23,6 @@ from ctcli.verifying.linear import PARTS, LinearCheck, QuantizedModule
 from ctcli.verifying.structure import Snapshot
 
 _CONFIG = "config.json"
-CACHE_SCALES = ("k_scale", "v_scale", "q_scale")
 
 
 @dataclass(frozen=True)

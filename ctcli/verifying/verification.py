@@ -20,6 +20,7 @@ from ctcli.verifying.model import shape_findings, tie_findings, tied_pair
 from ctcli.verifying.options import VerifyOptions
 from ctcli.verifying.quantized import Quantization, quantization_of
 from ctcli.verifying.scanning import bytes_to_read, scan_all
+from ctcli.verifying.sparsity import pattern_checks
 from ctcli.verifying.structure import Snapshot, look_at
 from ctcli.verifying.targets import loader_findings
 from ctcli.verifying.values import shared_findings
@@ -108,6 +109,7 @@ def _paired(snapshot: Snapshot, quantization: Quantization, source: Checkpoint |
         checks = [module_check(module) for module in modules.values()]
         checks += [check for each in coded.values() for check in coded_checks(each)]
         pairing = Pairing([*checks, *(plain_check(name, t) for name, t in plain.items())])
+    pairing.checks += pattern_checks(snapshot, modules)
     head, embedding = tied_pair(snapshot) or (None, None)
     if head and embedding and snapshot.tensors[head].spec == snapshot.tensors[embedding].spec:
         expected = snapshot.tensors[embedding]

@@ -23,7 +23,7 @@ def main() -> None:
         action="append",
         default=[],
         metavar="RACE:NAME=COMMAND",
-        help="one more contender, from an environment of its own, with {src} and {dst}: "
+        help="one more contender, from an environment of its own, with {src}, {made} and {dst}: "
         "'reindex:llm-compressor=venv/bin/llmcompressor.reindex_fused_weights {src} {dst}'",
     )
     parser.add_argument(

@@ -1,12 +1,14 @@
 """Kill runs of all commands again and again: `python -m tests.bench.kills [RUNS] [JOBS] [MB]`.
 
-Each command is run on a checkpoint of 300 MB until it is killed (TERM, INT, KILL in turn) at a
-random moment of the time that it takes, then again, and after a few kills undisturbed. DST must be
-absent or whole after each, and whole at last. Likewise jobs that publish on a hub.
+Each command is run on a checkpoint of 300 MB (`dequantize` and `convert` on one that is quantized)
+until it is killed (TERM, INT, KILL in turn) at a random moment of the time that it takes, then
+again, and after a few kills undisturbed. DST must be absent or whole after each, and whole at last.
+Likewise jobs that publish on a hub.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -17,6 +19,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from tests.fuzzing.checkpoints import write_large
@@ -33,10 +37,14 @@ COMMANDS: Mapping[str, Sequence[str]] = {
     "reindex --overwrite": ("reindex", "--overwrite"),
     "reindex --fsync": ("reindex", "--fsync"),
     "fuse-norms": ("fuse-norms",),
+    "equalize": ("equalize",),
     "rotate": ("rotate", "--transform-type", "random-hadamard", "--seed", "1"),
     "quantize FP8_BLOCK": ("quantize", "--scheme", "FP8_BLOCK"),
     "quantize NVFP4A16": ("quantize", "--scheme", "NVFP4A16"),
     "run": ("run", str(RECIPES / "rotate-NVFP4A16.toml")),
+    "dequantize": ("dequantize",),
+    "convert": ("convert",),
+    "export-bin": ("export-bin",),
 }
 
 
@@ -85,36 +93,84 @@ class Tally:
         self.ends["done before" if process.returncode in (0, 1) else number.name] += 1
 
 
+def write_fp8(source: Path, folder: Path) -> Path:
+    """Write a checkpoint in FP8 blocks, as others than compressed-tensors declare it."""
+    finish(["quantize", source, folder, "--scheme", "FP8_BLOCK"], {})
+    (folder / "ctcli_recipe.toml").unlink()
+    for path in folder.glob("*.safetensors"):
+        raw = path.read_bytes()
+        stop = 8 + int.from_bytes(raw[:8], "little")
+        header = raw[8:stop].replace(b'weight_scale"', b'weight_scale_inv"')
+        path.write_bytes(len(header).to_bytes(8, "little") + header + raw[stop:])
+    index = folder / "model.safetensors.index.json"
+    index.write_bytes(index.read_bytes().replace(b'weight_scale"', b'weight_scale_inv"'))
+    declared = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": declared}))
+    return folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command on a checkpoint, and where it puts what it makes."""
+
+    name: str
+    source: Path
+    out: Path
+
+    @property
+    def words(self) -> list[str | Path]:
+        """The command line."""
+        command, *options = COMMANDS[self.name]
+        given = [options.pop(0)] if command == "run" else []
+        return [command, *given, self.source, self.out, *options]
+
+    def prepare(self) -> Mapping[str, str]:
+        """Put there what is to be replaced, and return what lies there."""
+        if "--overwrite" in self.words:
+            self.out.mkdir()
+            (self.out / "old.txt").write_text("old")
+        return self.found
+
+    @property
+    def found(self) -> Mapping[str, str]:
+        """Hashes of what lies there."""
+        if self.out.is_file():
+            return {self.out.name: sha256(self.out.read_bytes()).hexdigest()}
+        return file_hashes(self.out)
+
+    def clear(self) -> None:
+        """Do away with it."""
+        for path in (self.out, self.out.with_name(f".{self.out.name}.ctcli-partial")):
+            if path.is_file():
+                path.unlink()
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def kill_runs(folder: Path, count: int, megabytes: int) -> None:
     """Kill so many runs of all commands."""
     source = write_large(folder / "source", megabytes)
+    quantized = write_fp8(source, folder / "quantized")
     tally, begin = Tally(), time.monotonic()
+    sources = {"dequantize": quantized, "convert": quantized}
+    runs = [Run(name, sources.get(name, source), folder / "out") for name in COMMANDS]
     whole, times = dict[str, Mapping[str, str]](), dict[str, float]()
-    for name, (command, *options) in COMMANDS.items():
-        given = options[:1] if command == "run" else []
-        rest = options[len(given) :]
-        times[name] = finish([command, *given, source, folder / "whole", *rest], {})
-        whole[name] = file_hashes(folder / "whole")
-        shutil.rmtree(folder / "whole")
+    for run in runs:
+        run.prepare()
+        times[run.name] = finish(run.words, {})
+        whole[run.name] = run.found
+        run.clear()
     while tally.ends.total() < count:
         print(dict(tally.ends), flush=True)
-        for name, (command, *options) in COMMANDS.items():
-            out, old = folder / "out", dict[str, str]()
-            given = options[:1] if command == "run" else []
-            words: list[str | Path] = [command, *given, source, out, *options[len(given) :]]
-            if "--overwrite" in options:
-                (out).mkdir()
-                (out / "old.txt").write_text("old")
-                old = file_hashes(out)
+        for run in runs:
+            old = run.prepare()
             for _ in range(min(_IN_A_ROW, count - tally.ends.total())):
-                tally.kill(words, times[name], {})
-                found = file_hashes(out) if out.exists() else {}
-                assert found in (old, whole[name]), f"{name}: DST is neither old nor new"
-            if not out.exists() or file_hashes(out) == old:
-                finish(words, {})
-            assert file_hashes(out) == whole[name], f"{name}: other bytes than undisturbed"
-            shutil.rmtree(out)
-            shutil.rmtree(folder / ".out.ctcli-partial", ignore_errors=True)
+                tally.kill(run.words, times[run.name], {})
+                assert run.found in (old, whole[run.name]), f"{run.name}: neither old nor new"
+            if run.found == old:
+                finish(run.words, {})
+            assert run.found == whole[run.name], f"{run.name}: other bytes than undisturbed"
+            run.clear()
     print(
         f"{tally.ends.total()} runs on {megabytes} MB: {dict(tally.ends)}, all whole in the end, "
         f"{time.monotonic() - begin:.0f} s"

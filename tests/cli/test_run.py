@@ -287,7 +287,7 @@ def test_steps_of_the_source_are_kept_as_history_and_another_source_is_noticed(
 
 BAD_STEPS: Mapping[str, list[dict[str, Any]]] = {
     "step 1: use = 'quantise'; near names: quantize, dequantize.": [{"use": "quantise"}],
-    "step 1: use = 'None'": [{"scheme": "W4A16"}],
+    "step 1: it has no `use`": [{"scheme": "W4A16"}],
     "unknown option 'shceme'; near names: scheme": [{"use": "quantize", "shceme": "W4A16"}],
     "bits = 'four': give a whole number from 2 to 8.": [{"use": "quantize", "bits": "four"}],
     "bits = 9: give a whole number from 2 to 8.": [{"use": "quantize", "bits": 9}],
@@ -297,7 +297,9 @@ BAD_STEPS: Mapping[str, list[dict[str, Any]]] = {
     "ignore = 3: give a text, or a list of texts.": [{"use": "quantize", "ignore": 3}],
     "block = [128]: give two numbers.": [{"use": "quantize", "block": [128]}],
     "block = '128': '128' is no block": [{"use": "quantize", "block": "128"}],
-    "observer = 'max': give one of minmax, mse.": [{"use": "quantize", "observer": "max"}],
+    "observer = 'max': give one of minmax, mse, signed, pnorm.": [
+        {"use": "quantize", "observer": "max"}
+    ],
     "mapping = 1: give a text.": [{"use": "fuse-norms", "mapping": 1}],
     "'R5': give some of R1,R2,R3,R4.": [{"use": "rotate", "rotations": ["R5"]}],
     "max_shard_size = 'big'": [{"use": "reindex", "max_shard_size": "big"}],
@@ -348,7 +350,7 @@ def test_orders_that_make_no_sense_are_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("steps = [", "no TOML"),
+        ("steps = [", "not valid TOML"),
         ("", "it has no steps"),
         ("steps = []", "it has no steps"),
         ("steps = [1]", "steps are no tables"),

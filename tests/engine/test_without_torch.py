@@ -84,6 +84,11 @@ def test_quantize_loads_no_torch(observer: str, folder: Path) -> None:
         for name, preset in SCHEMES.items()
     ]
     own = f"--type int --bits 5 --strategy group --group-size 32 --observer {observer}"
+    if observer == "mse":
+        signed = "--scheme W4A16 --observer"
+        lines += [
+            f"quantize golden of-{each} {signed} {each} --quiet" for each in ("signed", "pnorm")
+        ]
     lines += [
         f"quantize golden {observer}-own {own} --asymmetric --quiet",
         f"quantize pylm {observer}-pylm {own} --on-indivisible smaller-group --quiet",

@@ -10,9 +10,12 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import typer.main
 
 from ctcli import __main__ as process
 from ctcli.errors import CtcliError
@@ -21,6 +24,9 @@ from tests.fuzzing.checkpoints import CONFIG, CONFIG_GROUPS, MAPPING, RECIPE, TR
 from tests.helpers.checkpoints import write_raw
 
 CORPUS = Path(__file__).parent / "corpus"  # what was found once
+# Typer takes half the time of a dry run to make its commands.
+_typer: Any = typer.main
+_typer.get_command = cache(typer.main.get_command)
 Read = Callable[[Path, bytes], None]
 
 

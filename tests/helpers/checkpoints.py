@@ -97,6 +97,11 @@ def file_hashes(folder: Path) -> dict[str, str]:
     }
 
 
+def hashes_but_card(folder: Path) -> dict[str, str]:
+    """The same without the model card, in which a hub's says more than one on a disk."""
+    return {name: digest for name, digest in file_hashes(folder).items() if name != "README.md"}
+
+
 def assert_same_but_for_device(one: Path, other: Path) -> None:
     """Both hold the same files; only the recipe of one names the device that it was made on."""
     hashes, others = file_hashes(one), file_hashes(other)

@@ -112,7 +112,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     },
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "longcat_flash": {**_MLA, "zero_expert_num": 2},
+    "longcat_flash": {**_MLA, "zero_expert_num": 0},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "qwen4_exp_text": {
         **_LINEAR_AND_FULL,

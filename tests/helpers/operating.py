@@ -16,6 +16,7 @@ from ctcli.rewrites.equalizing.options import EqualizeOptions
 from ctcli.rewrites.surgery.fuse_norms import SurgeryReport, fuse_norms
 from ctcli.rewrites.surgery.options import FuseOptions, RotateOptions
 from ctcli.rewrites.surgery.rotate import rotate
+from ctcli.storage.card import with_card
 from ctcli.storage.layout import lay_out
 from ctcli.storage.opening import open_checkpoint
 
@@ -57,8 +58,9 @@ def run_steps(source: Path, destination: Path, *steps: Mapping[str, Any], worker
     for rewrite in rewrites:
         assert isinstance(made, Checkpoint)
         made, _ = rewrite(made)
+    written = with_card(made) if isinstance(made, Checkpoint) else made
     execute(
-        make_plan(lay_out(made, destination.name), destination, Settings(workers, 2 * 10**9)),
+        make_plan(lay_out(written, destination.name), destination, Settings(workers, 2 * 10**9)),
         _ignore,
     )
     return destination

@@ -49,6 +49,7 @@ class Arguments:
         strategy: compressed-tensors' name of such tiles.
         symmetric: no zero point.
         packed: integers side by side in words, and not one in a byte.
+        signed: the largest element gets the lowest code, by the sign of the scale.
         compute: `weight` rounds the quotient weight / scale to D, `float32` does not.
     """
 
@@ -59,6 +60,7 @@ class Arguments:
     symmetric: bool = True
     packed: bool = False
     compute: str = "float32"
+    signed: bool = False
 
 
 class Quantized(NamedTuple):
@@ -211,7 +213,12 @@ def quantize(
 def _integers(weight: F32, dtype: str, how: Arguments, shrink: F32) -> Quantized:
     tiles = Tiles(weight.shape, how.tile)
     steps, lowest = np.float32(2**how.bits - 1), np.float32(-(2 ** (how.bits - 1)))
-    if how.symmetric:
+    if how.signed:
+        low, high = tiles.bounds(weight)
+        largest = np.where(-low >= high, low, high)
+        scale = rounded(-largest / np.float32(2 ** (how.bits - 1)), dtype)
+        zero = np.zeros_like(scale)
+    elif how.symmetric:
         scale = rounded(tiles.amax(weight) * shrink / (steps / 2), dtype)
         zero = np.zeros_like(scale)
     else:

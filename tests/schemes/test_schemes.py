@@ -31,7 +31,7 @@ from ctcli.lazy.nodes import (
 from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.ops import packing
 from ctcli.ops.device import rounding, sums
-from ctcli.ops.quantized import SHRINKS
+from ctcli.ops.quantized import LEAST_SQUARES
 from ctcli.schemes import format_of
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.family import Execution, Numerics
@@ -412,7 +412,9 @@ def assert_least_error(weight: F32, how: Numerics) -> None:
         squares = (values.astype(np.float64) - weight) ** 2
         return Tiles(weight.shape, plain.tile).sums(squares)
 
-    tried = [reference.quantize(weight, how.dtype, plain, gmax, shrink) for shrink in SHRINKS]
+    tried = [
+        reference.quantize(weight, how.dtype, plain, gmax, shrink) for shrink in LEAST_SQUARES.parts
+    ]
     possible = np.stack([errors(quantized.values) for quantized in tried])
     outputs, values = quantize(weight, how, 32)
     # ctcli sums squares of differences in float32: three roundings each, and one for each sum.
@@ -421,7 +423,9 @@ def assert_least_error(weight: F32, how: Numerics) -> None:
     # The widest range with that error and scale; of ties in float64, rounding picks one.
     scales = np.stack([q.outputs["weight_scale"][1].reshape(possible[0].shape) for q in tried])
     found = raw(outputs["weight_scale"]).view(scales.dtype).reshape(possible[0].shape)
-    chosen = np.array(SHRINKS)[((possible == errors(values)) & (scales == found)).argmax(0)]
+    chosen = np.array(LEAST_SQUARES.parts)[
+        ((possible == errors(values)) & (scales == found)).argmax(0)
+    ]
     assert_equal(outputs, values, reference.quantize(weight, how.dtype, plain, gmax, chosen))
 
 

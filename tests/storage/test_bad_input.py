@@ -73,11 +73,11 @@ def assert_expected_error(done: Done, said: tuple[str, ...]) -> None:
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
     lines = done.stderr.splitlines()
     kinds = [line.partition(" ")[0] for line in lines]
-    assert set(kinds) <= {"warning:", "error:", "…", "next:"}, done.stderr
+    assert set(kinds) <= {"warning:", "error:", "...", "next:"}, done.stderr
     assert kinds[-1] == "next:"
     assert kinds.count("next:") == 1
     assert max(map(len, lines)) < 1000
-    errors = "\n".join(line for line in lines if line.startswith(("error: ", "… ")))
+    errors = "\n".join(line for line in lines if line.startswith(("error: ", "... ")))
     assert all(part in errors for part in said), done.stderr
 
 
@@ -147,7 +147,7 @@ BAD_SOURCES: Mapping[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "bad shards": (lambda f: [write_raw(f / s, {"a": 0}) for s in SHARDS], (FIRST, f"{SECOND}: t")),
     "25 bad tensors": (
         lambda f: write_raw(f / FIRST, {f"bad{i}": 0 for i in range(25)}),
-        ("tensor 'bad0'", "tensor 'bad19'", "… and 5 more problems"),
+        ("tensor 'bad0'", "tensor 'bad19'", "... and 5 more problems"),
     ),
     "terminal escapes": (lambda f: name_one(f, "\x1b[2J\u202e\n", "\7"), (ESCAPED,)),
     "long name": (lambda f: name_one(f, "n" * 10**5, "F7"), (f"{FIRST}: tensor 'nnn",)),

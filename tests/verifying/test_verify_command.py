@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import subprocess
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ctcli import __version__
 from ctcli.checkpoint.value import RECIPE_NAME
 from ctcli.errors import CtcliError
 from ctcli.storage.opening import open_checkpoint
+from ctcli.verifying.errors import LayerError
+from ctcli.verifying.findings import Finding, Verification
 from ctcli.verifying.page import page
 from tests.conftest import ROOT, Ctcli
 from tests.helpers.checkpoints import file_hashes
@@ -50,7 +55,7 @@ def test_a_sound_checkpoint_exits_with_zero(made: Path, cli: Ctcli) -> None:
     done = cli("verify", made, "--against", GOLDEN, "--target", "vllm", "--tp", "2")
     assert (done.returncode, done.stderr) == (0, "")
     assert "differences    none" in done.stdout
-    assert "7 tensors are equal byte for byte, 14 have errors" in done.stdout
+    assert "7 tensors equal byte for byte, 14 weights with errors" in done.stdout
     assert file_hashes(made) == before
 
 
@@ -89,7 +94,7 @@ def test_json_has_the_errors_of_every_module(made: Path, cli: Ctcli) -> None:
     ("arguments", "status", "message"),
     [
         (["nowhere"], 1, "nowhere: no such directory"),
-        (["org/name"], 1, "org/name: no such directory"),
+        (["a/b/c"], 1, "a/b/c: no such directory"),
         ([".", "--max-error", "0.1"], 2, "--max-error is for --against"),
         ([".", "--revision", "main"], 2, "--revision is for --against"),
         ([".", "--tp", "2"], 2, "--tp is for --target vllm"),
@@ -164,7 +169,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, dict(attrs)))
-        if tag != "meta":
+        if tag not in ("meta", "input", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -204,17 +209,17 @@ def test_the_page_stands_alone_and_shows_every_error(
     reader.feed(content)
     assert reader.open == []
     tags = [tag for tag, _ in reader.found]
-    assert not {"script", "link", "img", "iframe"} & {*tags}
+    assert not {"link", "img", "iframe"} & {*tags}
     assert not re.search(r"https?:|url\(|@import", content)
     assert "prefers-color-scheme: dark" in content
     assert "a <b> & c" in reader.text
     assert "1 difference" in reader.text
-    circles = [attributes for tag, attributes in reader.found if tag == "circle"]
-    heights = [float(str(circle["cy"])) for circle in circles if circle["r"] == "4"]
-    assert len(heights) == 14
-    assert min(heights) >= 0
-    assert max(heights) <= 320
-    assert tags.count("caption") == 2
+    cells = [attributes for tag, attributes in reader.found if tag == "rect" and "x" in attributes]
+    assert len(cells) == 14
+    captions = [each for each in reader.found if each == ("p", {"class": "caption"})]
+    assert len(captions) == 2
+    assert f"ctcli{__version__}date20" in reader.text
+    assert "commandctcli verify" in reader.text
     assert sum(attributes.get("scope") == "row" for _, attributes in reader.found) == 15
     assert f"{Q}: 0." in reader.text
 
@@ -223,6 +228,72 @@ def test_the_page_of_a_sound_checkpoint_without_a_source(made: Path) -> None:
     content = page("made", run_verify(made))
     assert ">sound</p>" in content
     assert "<svg" not in content
+    assert "<script" not in content
+
+
+def many(layers: int, experts: int) -> dict[str, LayerError]:
+    """Errors of a mixture of experts, each module with another."""
+    roles = [f"experts.{n}.{role}_proj" for n in range(experts) for role in ("gate", "up", "down")]
+    roles += [f"self_attn.{role}_proj" for role in "qkvo"]
+    names = [f"model.layers.{n}.mlp.{role}" for n in range(layers) for role in roles]
+    return {
+        name: LayerError(1e-3 * i, 0.1 + 1e-6 * i, 20.0 - i / 1e4, 0.031, 0.98, 0, 0)
+        for i, name in enumerate(names)
+    }
+
+
+def verification(errors: Mapping[str, LayerError], *findings: Finding) -> Verification:
+    return Verification(findings, (), 9, {}, 9, "source", 0, errors, None)
+
+
+def test_the_page_of_a_giant_is_small_and_its_map_can_be_read() -> None:
+    errors = many(61, 160)
+    assert len(errors) > 29_000
+    content = page("giant", verification(errors))
+    assert len(content.encode()) < 2_000_000
+    reader = Reader()
+    reader.feed(content)
+    cells = [attributes for tag, attributes in reader.found if tag == "rect" and "x" in attributes]
+    assert len(cells) == 61 * 7, "experts of a layer share a cell"
+    assert min(float(str(cell["width"])) for cell in cells) >= 6
+    assert "(the worst of 160)" in content
+
+
+def test_the_data_of_the_page_is_whole() -> None:
+    errors = many(2, 3) | {"lm_head<script>*": LayerError(0.0, math.nan, None, 0.0, 0.0, 0, 0)}
+    content = page("made", verification(errors))
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', content)
+    found: dict[str, list[float | None]] = {}
+    for pattern, values in json.loads(data):
+        parts = pattern.split("*")
+        size = len(parts) + 3
+        for i in range(0, len(values), size):
+            numbers = [str(n) for n in values[i : i + size - 4]]
+            name = "".join(p + n for p, n in zip(parts, [*numbers, ""], strict=True))
+            found[name] = values[i + size - 4 : i + size]
+    assert found.keys() == {name.replace("*", "?") for name in errors}
+    for name, error in errors.items():
+        relative, rms, largest, excess = found[name.replace("*", "?")]
+        assert relative == (
+            None if math.isnan(error.relative) else pytest.approx(error.relative, rel=1e-3)
+        )
+        assert rms == pytest.approx(error.rms, rel=1e-3)
+        assert (largest, excess) == (error.largest, error.excess)
+    assert "lm_head<" not in content, "names are escaped"
+
+
+def test_modules_are_sorted_by_error_and_repeated_differences_are_one_line() -> None:
+    errors = many(4, 2)
+    findings = [Finding("error", f"layers.{n}.mlp", "it is 0.25.") for n in range(9)]
+    reader = Reader()
+    reader.feed(page("made", verification(errors, *findings)))
+    table = reader.text.partition("worst group\n")[2]
+    listed = [line for line in table.split("\n") if line.startswith("model.")]
+    assert len(listed) == len(errors)
+    named = [next(name for name in errors if line.startswith(name)) for line in listed]
+    assert named == sorted(named, key=lambda name: -errors[name].relative)
+    assert "layers.*.mlp" in reader.text
+    assert "it is 0.25. (9 like this)" in reader.text
 
 
 def demands(folder: Path, **options: Any) -> list[str]:
@@ -348,13 +419,13 @@ def test_a_packed_word_does_not_lie_on_two_machines(tmp_path: Path) -> None:
 
 EXAMPLES = [
     line.strip().partition("#")[0].split()
-    for line in (ROOT / "README.md").read_text().splitlines()
-    if line.startswith("    ctcli verify ")
+    for line in (ROOT / "ctcli/guide/verify.md").read_text().splitlines()
+    if line.startswith("    ctcli verify DST")
 ]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=" ".join)
-def test_the_examples_of_the_readme_run(
+def test_the_examples_of_the_guide_run(
     example: list[str], made: Path, cli: Ctcli, tmp_path: Path
 ) -> None:
     places = {"DST": made, "SRC": GOLDEN}

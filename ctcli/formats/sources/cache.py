@@ -15,7 +15,7 @@ from ctcli.lazy.nodes import LazyTensor
 from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.models.config import table
 
-_LEAVES = ("k_scale", "v_scale", "q_scale")
+CACHE_SCALES = ("k_scale", "v_scale", "q_scale")
 _OF_MODULES = re.compile(r"(?P<parent>.*)\.(?P<kind>[kvq])_proj\.(?P=kind)_scale")
 
 
@@ -24,7 +24,7 @@ def cache_scales(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     return {
         name: tensor
         for name, tensor in tensors.items()
-        if name.rpartition(".")[2] in _LEAVES and math.prod(tensor.spec.shape) == 1
+        if name.rpartition(".")[2] in CACHE_SCALES and math.prod(tensor.spec.shape) == 1
     }
 
 

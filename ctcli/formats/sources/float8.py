@@ -146,6 +146,8 @@ def _layout(
     count, is_exponent, grid, refusal = 1, scale.dtype in _EXPONENTS, scale.shape, ""
     if len(grid) == 4:  # NVIDIA's, [row blocks, 1, column blocks, 1]
         grid = grid[::2]
+    if said == (1, 32) and is_exponent:
+        said = None  # MXFP8, as below
     if said and (grid or (1, 1)) == grid_of(said, shape):
         tile, method, scheme = said, f"FP8, blocks of {said[0]}x{said[1]}", _blocks_scheme(said)
     elif math.prod(grid) == 1:

@@ -19,7 +19,10 @@ from ctcli.models.modules import Module
 
 _ROLES = ("gate_up_proj", "down_proj")
 _TILE = (1, 32)
-_REFUSAL = "no loader is known to take gpt-oss's experts one by one"
+# vLLM 0.32, `model_executor/models/gpt_oss.py`; transformers 5.17 has no linears for them.
+_REFUSAL = (
+    "vLLM and transformers load gpt-oss's MXFP4 as it is, and not from compressed-tensors' tensors"
+)
 
 
 class GptOss(SourceFormat):

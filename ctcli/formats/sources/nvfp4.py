@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ctcli.formats.sources.coded import Coded, Source, SourceError, SourceFormat, part
 from ctcli.formats.sources.decoding import (
@@ -23,6 +24,7 @@ from ctcli.formats.sources.decoding import (
     viewed,
     whole_input,
 )
+from ctcli.formats.sources.nvfp4_experts import TransposedExperts
 from ctcli.lazy.nodes import Computed, Input, LazyTensor, Shape, Stacked
 from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.models.modules import Module
@@ -45,7 +47,8 @@ class RawNvfp4(SourceFormat):
                 scales = [part(module, leaf) for leaf in leaves]
                 leaves += [leaf for leaf in (f"{role}_input_scale",) if leaf in module.parts]
                 names = [module.tensor(leaf) for leaf in leaves]
-                yield _read(module.tensor(role), weight, scales, names, source)
+                coded = _read(module.tensor(role), weight, scales, names, source)
+                yield _apart(coded, module, role, weight, source)
         scales = [part(module, "scale"), part(module, "scale2")]
         weight = _own(module, source)
         if weight and scales[0] and weight.spec.dtype == "U8":
@@ -53,6 +56,27 @@ class RawNvfp4(SourceFormat):
             leaves = ["scale", "scale2", *(leaf for leaf in _RAW_BESIDE if leaf in module.parts)]
             names = [module.tensor(leaf) for leaf in leaves]
             yield _read(module.name, weight, scales, names, source)
+
+
+def _apart(
+    coded: Coded, module: Module[LazyTensor], role: str, weight: Stored, source: Source
+) -> Coded:
+    """Packed experts, with the linears that they are made of where these can be told."""
+    leaves = ("weight_scale", "weight_scale_2", "input_scale")
+    scale, total, inputs = (part(module, f"{role}_{leaf}") for leaf in leaves)
+    assert scale, "it was read"
+    assert total, "it was read"
+    if weight.spec.shape[1] != 8 * scale.spec.shape[1] or not isinstance(coded.weight, Stacked):
+        return coded
+    if inputs and math.prod(inputs.spec.shape) not in (1, weight.spec.shape[0]):
+        return coded
+    experts = TransposedExperts(module.name, role, weight, scale, total, inputs, source)
+    if problem := experts.problem():
+        return replace(coded, refusal=problem)
+    linears = tuple(experts.linears())
+    weights = {each.name: each.weight for each in linears if isinstance(each.weight, Computed)}
+    floats = replace(coded.weight, linears=weights)
+    return replace(coded, weight=floats, refusal="", linears=linears)
 
 
 def nvfp4_inputs(

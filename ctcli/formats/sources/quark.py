@@ -8,17 +8,21 @@ MXFP6: `weight` U8 [N, 3 K / 4], four codes in three bytes, the first in the low
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ctcli.formats.sources.coded import Coded, Source, SourceError, SourceFormat, part
-from ctcli.formats.sources.decoding import Decoding, Scaled, Table, decoded, scale_input
-from ctcli.lazy.nodes import ContentError, Input, LazyTensor, Where
-from ctcli.lazy.tensors import Stored
+from ctcli.formats.sources.coded import Coded, MadeWhenRead, Source, SourceError, SourceFormat, part
+from ctcli.formats.sources.decoding import Decoding, Scaled, Table, decoded, scale_input, viewed
+from ctcli.formats.sources.packed import made, shape_tensor
+from ctcli.lazy.nodes import ContentError, Input, LazyTensor, Shape, Where
+from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.models.config import table
 from ctcli.models.modules import Module
+from ctcli.schemes.arguments import QuantizationArgs, Scheme
+from ctcli.schemes.presets import preset
 
 if TYPE_CHECKING:
     from ctcli.lazy.nodes import Blocks
@@ -58,14 +62,17 @@ def _float6(module: Module[LazyTensor], weight: Stored, scale: Stored, source: S
         "scale": scale_input(scale, tile, shape),
     }
     kernel = Scaled("F32", 6, _SIX[element], scale.spec.dtype, tile)
-    return Coded(
+    coded = Coded(
         module.tensor("weight"),
         f"MXFP6 {_SIX[element].upper()}",
         (module.tensor("weight"), module.tensor("weight_scale")),
         decoded(module.name, inputs, kernel, shape, tile, source.dtype),
         is_exact=True,
-        refusal="compressed-tensors has FP6 from 0.20 on, and ctcli does not write it",
     )
+    if _SIX[element] != "e2m3":
+        return replace(coded, refusal="compressed-tensors' elements of six bits are E2M3")
+    stored = {"weight_packed": weight, "weight_scale": viewed(scale, "U8", scale.spec.shape)}
+    return replace(coded, scheme=preset("MXFP6A16"), stored=stored)
 
 
 def _int4(module: Module[LazyTensor], weight: Stored, scale: Stored, source: Source) -> Coded:
@@ -93,15 +100,42 @@ def _int4(module: Module[LazyTensor], weight: Stored, scale: Stored, source: Sou
             raise SourceError(f"its zero points {list(zeros.spec.shape)} are not those of groups")
         inputs["zeros"] = Input(zeros, (grid[0], words), "transposed", each=(1, 1))
         leaves.append("weight_zero_point")
-    kernel = DecodeQuark("F32", group, scale.spec.dtype)
+    kernel, granule = DecodeQuark("F32", group, scale.spec.dtype), (_TO_A_WORD, group)
     return Coded(
         module.tensor("weight"),
         f"INT4 in groups of {group}, Quark's words",
         tuple(module.tensor(leaf) for leaf in leaves),
-        decoded(module.name, inputs, kernel, (rows, columns), (_TO_A_WORD, group), source.dtype),
+        decoded(module.name, inputs, kernel, (rows, columns), granule, source.dtype),
         is_exact=False,
-        refusal="ctcli does not pack Quark's signed words anew",
+        scheme=Scheme("W4A16", QuantizationArgs(4, "int", "group", group), None, "pack-quantized"),
+        stored=MadeWhenRead(partial(_packed, module.name, (rows, columns), inputs, scale.spec)),
     )
+
+
+def _packed(
+    module: str, shape: Shape, inputs: Mapping[str, Input], scale: TensorSpec
+) -> Mapping[str, LazyTensor]:
+    """The tensors of compressed-tensors' pack-quantized, by suffix."""
+    (rows, columns), groups = shape, scale.shape[0]
+    words = inputs["codes"]._replace(each=(_TO_A_WORD, 1))
+    beside = {name: item for name, item in inputs.items() if name != "codes"}
+    return {
+        "weight_packed": made(
+            module,
+            {"weight_packed": TensorSpec("I32", (rows, columns // _TO_A_WORD))},
+            {"codes": words},
+            PackSigned(),
+            (shape, (_TO_A_WORD, _TO_A_WORD)),
+        ),
+        "weight_scale": made(
+            module,
+            {"weight_scale": TensorSpec(scale.dtype, (rows, groups))},
+            beside,
+            WithoutZeros(),
+            ((rows, groups), (_TO_A_WORD, 1)),
+        ),
+        "weight_shape": shape_tensor(shape),
+    }
 
 
 def _element(module: str, said: Mapping[str, Any]) -> object:
@@ -145,12 +179,43 @@ class DecodeQuark(Decoding):
         from ctcli.ops import decoding
         from ctcli.ops.awq import packed_by_rows
 
-        if "zeros" in blocks and blocks["zeros"].any():
-            raise ContentError("its zero points are not zero, and Quark's are not known", _HINT)
+        _check_zeros(blocks)
         stream = packed_by_rows(np.ascontiguousarray(blocks["codes"]).view(np.uint32))
         stream = stream.view(np.uint8)
         scales = decoding.scales_of(blocks["scale"], self.scale)
         return decoding.Codes(stream, 4, decoding.signed_elements(4), scales, None, (1, self.group))
+
+
+@dataclass(frozen=True)
+class PackSigned:
+    """Words of eight rows in two's complement as offset ones, by rows: a kernel."""
+
+    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:  # noqa: ARG002
+        """See `lazy.nodes.Kernel`."""
+        import numpy as np
+
+        from ctcli.ops.awq import packed_by_rows
+
+        return {"weight_packed": packed_by_rows(blocks["codes"]) ^ np.uint32(0x88888888)}, ()
+
+
+@dataclass(frozen=True)
+class WithoutZeros:
+    """Scales, beside which zero points have to be zero: a kernel."""
+
+    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:  # noqa: ARG002
+        """See `lazy.nodes.Kernel`.
+
+        Raises:
+            ContentError: they are not.
+        """
+        _check_zeros(blocks)
+        return {"weight_scale": blocks["scale"]}, ()
+
+
+def _check_zeros(blocks: Blocks) -> None:
+    if "zeros" in blocks and blocks["zeros"].any():
+        raise ContentError("its zero points are not zero, and Quark's are not known", _HINT)
 
 
 QUARK = Quark()

@@ -15,7 +15,7 @@ from ctcli.ops.device.grouping import Grouping
 from ctcli.ops.device.integers import Integers
 from ctcli.ops.device.mx import Microscaling
 from ctcli.ops.device.nvfp4 import Nvfp4, global_scale
-from ctcli.ops.device.ranges import Bounds, best_bounds, shrunk_errors, widest_bounds
+from ctcli.ops.device.ranges import Bounds, best_bounds, errors_of_parts, widest_bounds
 from ctcli.ops.device.rounding import from_e4m3, pow2
 from ctcli.ops.device.sums import largest_magnitude, sum_of_squares
 from ctcli.ops.packing import offset_binary, pack_bytes, pack_words
@@ -65,13 +65,14 @@ class Torch:
         """See `quantized.Body`."""
         view = Grouping(*rounding.tile).view(self._loaded(block, tag))
         roundtrip = _format(rounding, self._device).roundtrip
-        found = shrunk_errors(view, self._given(ranges), roundtrip)
+        assert rounding.search, "there is one"
+        found = errors_of_parts(view, self._given(ranges), roundtrip, rounding.search)
         return np.stack([error.to(torch.float64).view(-1).cpu().numpy() for _, error in found])
 
     def widest(self, block: Array, tag: str, rounding: Rounding) -> Array:
         """See `quantized.Body`."""
         view = Grouping(*rounding.tile).view(self._loaded(block, tag))
-        low, high = widest_bounds(view, rounding.symmetric)
+        low, high = widest_bounds(view, rounding.spans_zero)
         found: Array = torch.stack((-low.view(-1), high.view(-1))).cpu().numpy()
         return found
 
@@ -100,9 +101,9 @@ class Torch:
     ) -> Bounds:
         if ranges is not None:
             return self._given(ranges)
-        if rounding.searches:
-            return best_bounds(view, rounding.symmetric, roundtrip)
-        return widest_bounds(view, rounding.symmetric)
+        if rounding.search:
+            return best_bounds(view, rounding.spans_zero, roundtrip, rounding.search)
+        return widest_bounds(view, rounding.spans_zero)
 
 
 def _format(rounding: Rounding, device: str) -> Format:
@@ -112,7 +113,7 @@ def _format(rounding: Rounding, device: str) -> Format:
         case "float8":
             return Float8(dtype, quotient)
         case "integers":
-            return Integers(rounding.bits, rounding.symmetric, dtype, quotient)
+            return Integers(rounding.bits, rounding.symmetric, rounding.signed, dtype, quotient)
         case "mx":
             return Microscaling(rounding.bits, dtype, quotient)
         case "nvfp4":

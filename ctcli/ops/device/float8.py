@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctcli.ops.device.ranges import Bounds, positive_scale
+from ctcli.ops.device.ranges import Bounds, nonzero_scale
 from ctcli.ops.device.rounding import E4M3_MAX, from_e4m3, round_through, to_e4m3
 
 
@@ -25,7 +25,7 @@ class Float8:
 
     def scale(self, bounds: Bounds) -> Tensor:
         """Scales as float32."""
-        return positive_scale(bounds[1] / E4M3_MAX, self.dtype)
+        return nonzero_scale(bounds[1] / E4M3_MAX, self.dtype)
 
     def encode(self, view: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         """E4M3 codes, and the float32 values that a reader computes from them."""

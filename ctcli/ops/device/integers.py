@@ -1,7 +1,8 @@
 """Rounding weights to integers of B bits, with a scale and perhaps a zero point.
 
-Symmetric: scale = max|w| / ((2^B - 1) / 2), q = round(w / scale). Asymmetric: the range, with zero
-in it, is divided in 2^B - 1 steps and a zero point z added: q = round(w / scale + z).
+Symmetric: scale = max|w| / ((2^B - 1) / 2), q = round(w / scale). Signed: scale = -m / 2^(B-1) with
+m the element of largest magnitude. Asymmetric: the range, with zero in it, is divided in 2^B - 1
+steps and a zero point z added: q = round(w / scale + z).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ctcli.ops.device.ranges import Bounds, positive_scale
+from ctcli.ops.device.ranges import Bounds, nonzero_scale
 from ctcli.ops.device.rounding import round_through
 
 
@@ -22,25 +23,30 @@ class Integers:
     Attributes:
         bits: B, 2 to 8.
         symmetric: no zero point.
+        signed: scales take their sign from the element of largest magnitude.
         dtype: D, of the scales, to which every step up to them is rounded.
         quotient_dtype: what w / scale is rounded to; None: float32.
     """
 
     bits: int
     symmetric: bool
+    signed: bool
     dtype: torch.dtype
     quotient_dtype: torch.dtype | None
 
     def parameters(self, bounds: Bounds) -> tuple[Tensor, Tensor | None]:
         """Scale, and zero point where there is one, as float32."""
         (low, high), steps, lowest = bounds, 2**self.bits - 1, -(2.0 ** (self.bits - 1))
+        if self.signed:
+            extreme = torch.where(-low >= high, low, high)
+            return nonzero_scale(-extreme / -lowest, self.dtype), None
         if self.symmetric:
-            return positive_scale(high / (steps / 2), self.dtype), None
+            return nonzero_scale(high / (steps / 2), self.dtype), None
         scale = round_through(round_through(high - low, self.dtype) / steps, self.dtype)
         zero = round_through(lowest - round_through(low / scale, self.dtype), self.dtype)
         # An empty group gives 0 / 0 here; compressed-tensors' conversion to int8 makes that 0.
         zero = zero.nan_to_num_(nan=0.0).clamp_(lowest, lowest + steps).round_()
-        return positive_scale(scale, self.dtype), zero
+        return nonzero_scale(scale, self.dtype), zero
 
     def encode(self, view: Tensor, scale: Tensor, zero: Tensor | None) -> tuple[Tensor, Tensor]:
         """Codes, and the values that a reader computes from them, both float32."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctcli.ops.device.grouping import Grouping
-from ctcli.ops.quantized import SHRINKS
+from ctcli.ops.quantized import Search
 
 # Lower and upper end of each group's range, zero included; symmetric ranges are [-amax, amax].
 Bounds = tuple[Tensor, Tensor]
@@ -24,28 +24,32 @@ def widest_bounds(view: Tensor, symmetric: bool) -> Bounds:
     return -amax, amax
 
 
-def best_bounds(view: Tensor, symmetric: bool, roundtrip: Roundtrip) -> Bounds:
-    """The range of each group, shrunk to where the squared error of a round trip is least."""
+def best_bounds(view: Tensor, symmetric: bool, roundtrip: Roundtrip, search: Search) -> Bounds:
+    """The part of the range of each group where the error of a round trip is least."""
     low, high = widest_bounds(view, symmetric)
-    errors = shrunk_errors(view, (low, high), roundtrip)
-    _, least = next(errors)
-    best = torch.ones_like(high)
-    for shrink, error in errors:
-        best = best.masked_fill_(error < least, shrink)
+    errors = errors_of_parts(view, (low, high), roundtrip, search)
+    first, least = next(errors)
+    best = torch.full_like(high, first)
+    for part, error in errors:
+        best = best.masked_fill_(error < least, part)
         least = torch.minimum(error, least)
     return low * best, high * best
 
 
-def shrunk_errors(
-    view: Tensor, bounds: Bounds, roundtrip: Roundtrip
+def errors_of_parts(
+    view: Tensor, bounds: Bounds, roundtrip: Roundtrip, search: Search
 ) -> Iterator[tuple[float, Tensor]]:
-    """Each group's squared error after a round trip, for every element of `SHRINKS`."""
-    for shrink in SHRINKS:
-        values = roundtrip(view, (bounds[0] * shrink, bounds[1] * shrink))
-        yield shrink, Grouping.sum(values.sub_(view).square_())
+    """Each group's error after a round trip, for every part that a search tries."""
+    wide = bounds[1].double().square()
+    factors = torch.where(wide > 0, 1 / wide, 0).float()
+    for part in search.parts:
+        errors = roundtrip(view, (bounds[0] * part, bounds[1] * part)).sub_(view).square_()
+        if search.power == 4:
+            errors = errors.mul_(factors).square_()
+        yield part, Grouping.sum(errors)
 
 
-def positive_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+def nonzero_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Round a float32 scale to `dtype`, and replace zero (an empty group) by its epsilon.
 
     Returns:

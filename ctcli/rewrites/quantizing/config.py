@@ -18,7 +18,7 @@ from ctcli.schemes.arguments import QuantizationArgs, Scheme
 Release = Literal["0.19", "0.20"]
 VERSIONS: Mapping[Release, str] = {"0.19": "0.19.0", "0.20": "0.20.1"}
 _NEWER = "mxfp6-pack-quantized"
-_HINT = "Give --ct-version 0.20, and serve it with a release that reads that."
+RELEASE_HINT = "Give --ct-version 0.20, and serve it with a release that reads that."
 _FP8_KV_CACHE = QuantizationArgs(8, "float", "tensor")
 
 
@@ -48,8 +48,8 @@ def quantization_config(
     kept = [*left_alone]
     groups = _groups(schemes, kept, named)
     formats = {scheme.format for scheme, _ in groups}
-    if release == "0.19" and _NEWER in formats:
-        raise CtcliError(f"{_NEWER}: compressed-tensors 0.19 has no such format.", _HINT)
+    if problem := release_problem(formats, release):
+        raise CtcliError(problem, RELEASE_HINT)
     linears = [module for module in kept if not is_embedding(module)]
     spelled = {
         name: scheme.to_config(targets)
@@ -68,6 +68,13 @@ def quantization_config(
         "transform_config": {},
         "version": VERSIONS[release],
     }
+
+
+def release_problem(formats: Collection[str], release: Release) -> str:
+    """Why a release of compressed-tensors cannot say these formats; empty: it can."""
+    if release == "0.19" and _NEWER in formats:
+        return f"{_NEWER}: compressed-tensors 0.19 has no such format."
+    return ""
 
 
 def _without_nulls(group: Mapping[str, Any]) -> dict[str, Any]:

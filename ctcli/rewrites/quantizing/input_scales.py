@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.lazy.nodes import LazyTensor
-from ctcli.lazy.tensors import Stored, TensorSpec
+from ctcli.lazy.tensors import Known, Stored, TensorSpec
 from ctcli.ops.dtypes import WEIGHT_FLOATS
+from ctcli.schemes.arguments import Scheme
 from ctcli.storage.local import local_file
 from ctcli.storage.safetensors import read_weights_file
 
 CACHE_SCALES = (".k_scale", ".v_scale")
+# One, in float32: no activation is scaled before groups are.
+_ONE = Known(TensorSpec("F32", (1,)), b"\x00\x00\x80\x3f")
+
+
+def constant_scales(schemes: Mapping[str, Scheme]) -> dict[str, LazyTensor]:
+    """A global scale of one for the activations of every module whose scheme has one.
+
+    It divides nothing by calibrated ranges: E4M3 scales of groups, up to 448 times 6, take all.
+
+    Args:
+        schemes: by module.
+    """
+    suffix = "input_global_scale"
+    return {
+        f"{module}.{suffix}": _ONE
+        for module, scheme in schemes.items()
+        if scheme.needs_input_scale == suffix
+    }
 
 
 def read_scales(path: Path) -> dict[str, LazyTensor]:

@@ -23,8 +23,11 @@ from ctcli.rewrites.options import (
 from ctcli.rewrites.quantizing.config import Release
 from ctcli.rewrites.quantizing.input_scales import read_scales
 from ctcli.rewrites.quantizing.selection import Choice, OnIndivisible
+from ctcli.rewrites.quantizing.targets import Target
+from ctcli.schemes import format_of
 from ctcli.schemes.family import ComputeDtype, Execution, Observer
 from ctcli.schemes.parsing import Overrides, parse_schemes
+from ctcli.schemes.presets import PRESETS
 
 _SCHEME_S = "the scheme's"
 
@@ -40,19 +43,23 @@ def _parse_block(text: str) -> tuple[int, int]:
 class QuantizeOptions(RewriteOptions):
     """Quantize linears into a compressed-tensors checkpoint, without a model and without data.
 
-    Embeddings, heads, routers and gates, norms, convolutions, vision and audio towers and
-    multi-token-prediction layers are left alone unless --targets names them.
+    Embeddings, heads, classifiers, routers and gates, norms, convolutions, vision and audio towers,
+    per-layer inputs and multi-token-prediction layers are left alone unless --targets names them.
     """
 
     scheme: tuple[str, ...] = option(
         (),
-        "Preset such as W4A16, for all linears or for those that PATTERN matches (a name, or re: "
-        "and an expression). Repeatable; the first that matches counts.",
+        "Preset such as W4A16, for all linears or those that PATTERN matches. PATTERN is a name, "
+        "or re: and an expression. Repeatable; the first that matches counts.",
         "none",
         metavar="[PATTERN=]NAME",
+        panel="What",
+        choices=PRESETS,
     )
     config: Path | None = option(
-        None, "compressed-tensors' own JSON (config_groups, ignore), instead of --scheme."
+        None,
+        "compressed-tensors' own JSON (config_groups, ignore), instead of --scheme.",
+        panel="What",
     )
     bits: int | None = option(None, "Bits of a weight.", _SCHEME_S, metavar="BITS", least=2, most=8)
     type: Literal["int", "float"] | None = option(None, "Integers, or FP8 and FP4.", _SCHEME_S)
@@ -75,35 +82,51 @@ class QuantizeOptions(RewriteOptions):
         "Layout on disk: pack-quantized, int-quantized, float-quantized, naive-quantized.",
         "what vLLM loads",
         metavar="NAME",
+        panel="Output",
+        choices=("pack-quantized", "int-quantized", "float-quantized", "naive-quantized"),
     )
     targets: tuple[str, ...] = option(
         (),
         "Module to quantize although it is protected by default (lm_head). Repeatable.",
         "linears",
         metavar="PATTERN",
+        panel="What",
     )
     ignore: tuple[str, ...] = option(
         (),
         "Module to leave alone, beside the default ones. Repeatable.",
         "embeddings, heads, routers, norms, convolutions, towers, MTP",
         metavar="PATTERN",
+        panel="What",
     )
     default_ignore: bool = option(
-        True, "Leave the default modules alone.", flags="--default-ignore/--no-default-ignore"
+        True,
+        "Leave the default modules alone.",
+        flags="--default-ignore/--no-default-ignore",
+        panel="What",
     )
     on_indivisible: OnIndivisible = option(
-        "error", "What to do with weights whose columns are no multiple of the group size."
+        "error", "What to do where the group size does not divide a weight's columns."
+    )
+    target: Target | None = option(
+        None,
+        "The loader that has to take the result: what it does not take is refused before anything "
+        "is written. none: nobody has to.",
+        "a warning where no loader takes it",
+        recorded="unless default",
     )
     rest: Literal["keep", "dense"] = option(
         "keep",
         "Where SRC is quantized already: modules that are left alone stay as they are stored, or "
         "become floats.",
         recorded="unless default",
+        panel="What",
     )
     observer: Observer = option(
         "minmax",
         "Range of a group: its extremes, or the shrunk range with the least squared error (mse, "
-        "slower).",
+        "slower). For symmetric integers and 16-bit activations: signed, where scales may be "
+        "negative, and pnorm, which searches such scales by fourth powers of errors.",
     )
     compute_dtype: ComputeDtype = option(
         "float32",
@@ -112,8 +135,14 @@ class QuantizeOptions(RewriteOptions):
     )
     input_scales: Path | None = option(
         None,
-        "safetensors file with <module>.input_scale or .input_global_scale for static schemes, and "
-        "k_scale and v_scale for an FP8 key-value cache.",
+        "Calibrated scales for static schemes. A safetensors file with <module>.input_scale or "
+        ".input_global_scale, and k_scale and v_scale for an FP8 key-value cache.",
+    )
+    constant_input_scale: bool = option(
+        False,
+        "NVFP4 activations without calibration: input_global_scale is 1.0 for every module, so "
+        "that only the scale of each group follows the activations.",
+        recorded="unless default",
     )
     ct_version: Release = ct_version()
     allow_nonfinite: bool = option(False, "Let NaN and infinite weights through.")
@@ -123,6 +152,8 @@ class QuantizeOptions(RewriteOptions):
     def __post_init__(self) -> None:
         """Hash, parse and read what the options name."""
         _ = self.recipe, self.choice
+        self._check_observer()
+        self._check_constant_scale()
         check_device(self.device)
         _ = self.scales
 
@@ -151,6 +182,38 @@ class QuantizeOptions(RewriteOptions):
             schemes, left_alone = parse_config(self.config.name, read_json(self.config))
         ignore = (*self.ignore, *left_alone)
         return Choice(schemes, self.targets, ignore, self.default_ignore, self.on_indivisible)
+
+    def _check_constant_scale(self) -> None:
+        """Refuse a constant scale that nothing takes, or that is given as well.
+
+        Raises:
+            CtcliError: says which.
+        """
+        if not self.constant_input_scale:
+            return
+        schemes = [scheme for _, scheme in self.choice.schemes]
+        problem = None
+        if not any(s.needs_input_scale == "input_global_scale" for s in schemes):
+            named = ", ".join(dict.fromkeys(scheme.name for scheme in schemes))
+            problem = f"no scheme has activations under a global scale ({named})"
+        elif self.input_scales:
+            problem = f"{self.input_scales} has the scales"
+        if problem:
+            raise CtcliError(f"--constant-input-scale: {problem}.", "Leave it out.")
+
+    def _check_observer(self) -> None:
+        """Refuse an observer that a scheme has no use for.
+
+        Raises:
+            CtcliError: names each scheme, and why.
+        """
+        problems = [
+            f"{scheme.name}: --observer {self.observer}: {problem}."
+            for scheme in dict.fromkeys(scheme for _, scheme in self.choice.schemes)
+            if (problem := format_of(scheme).observer_problem(scheme, self.observer))
+        ]
+        if problems:
+            raise CtcliError(problems, "Give --observer minmax, or a scheme such as W4A16.")
 
     @property
     def execution(self) -> Execution:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal
 
 from ctcli.checkpoint.sharding import cut_to_size
@@ -22,21 +22,27 @@ from ctcli.models.experts import (
     layout_problem,
     packed_experts,
     split_experts,
+    turned,
 )
+from ctcli.models.familiar import unfamiliar
 from ctcli.models.fused import FusedSet
 from ctcli.models.modules import Module, modules_of
 from ctcli.models.protected import TRANSPOSED_LINEARS
-from ctcli.patterns import matches
+from ctcli.patterns import alike, matches
+from ctcli.rewrites.quantizing.advice import advice
 from ctcli.rewrites.quantizing.config import quantization_config
-from ctcli.rewrites.quantizing.input_scales import CACHE_SCALES
+from ctcli.rewrites.quantizing.input_scales import CACHE_SCALES, constant_scales
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.selection import Choice, Selection, select
+from ctcli.rewrites.quantizing.targets import takers
+from ctcli.schemes import words
+from ctcli.schemes.advice import WITHOUT_CALIBRATION
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Execution, Numerics
 from ctcli.schemes.weights import Quantizer, Weight, largest_magnitude, value
-from ctcli.units import format_bytes
+from ctcli.units import counted, format_bytes
 
-_WORST = 10  # modules with the largest error that the summary shows
+_WORST = 5  # modules with the largest error that the summary shows
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class QuantizeReport:
         bytes_after: tensor bytes of the output.
         as_stored: how modules were quantized before whose numbers stay, by name.
         errors: relative root mean square error by module, once it is known.
+        constant: how many modules have a constant scale of their activations.
     """
 
     selection: Selection
@@ -56,6 +63,12 @@ class QuantizeReport:
     bytes_after: int
     as_stored: Mapping[str, str]
     errors: Mapping[str, float]
+    constant: int = 0
+
+    @cached_property
+    def unfamiliar(self) -> Mapping[str, int]:
+        """Patterns of quantized modules whose names no record knows, and how many each matches."""
+        return unfamiliar(m for m in self.selection.schemes if m not in self.as_stored)
 
     def with_errors(self, measured: Mapping[str, Sequence[float]]) -> QuantizeReport:
         """The same with what was measured: squares of error and of weight, summed, by module."""
@@ -69,25 +82,41 @@ class QuantizeReport:
     def rows(self) -> list[tuple[str, str]]:
         """Labels and values, for people."""
         schemes = Counter(
-            scheme.name
+            f"{scheme.name} ({words(scheme.weights)})"
             for module, scheme in self.selection.schemes.items()
             if module not in self.as_stored
         )
         kept, stored = Counter(self.selection.kept.values()), Counter(self.as_stored.values())
-        made = ", ".join(f"{n} modules {name}" for name, n in schemes.items())
-        rows = [("quantized", made)] if made else []
-        rows += [("as stored", f"{n} modules: {method}") for method, n in stored.items()]
-        rows += [("left alone", f"{n}: {reason}") for reason, n in kept.items()]
+        rows = [("quantized", f"{counted(n, 'module')}: {name}") for name, n in schemes.items()]
+        rows += [("as stored", f"{counted(n, 'module')}: {method}") for method, n in stored.items()]
+        rows += [("left alone", f"{counted(n, 'module')}: {why}") for why, n in kept.items()]
+        if self.constant:
+            made = counted(self.constant, "module")
+            rows.append(("input scales", f"{made}: constant, 1.0; nothing was calibrated"))
+        if strange := self.unfamiliar:
+            modules = counted(sum(strange.values()), "module")
+            rows.append(
+                (
+                    "unfamiliar",
+                    f"{counted(len(strange), 'pattern')}, {modules}, quantized as linears",
+                )
+            )
         share = self.bytes_after / self.bytes_before
         before, after = format_bytes(self.bytes_before), format_bytes(self.bytes_after)
         return [*rows, ("tensor bytes", f"{before} -> {after} ({100 * share:.0f} %)")]
 
     def items(self) -> list[str]:
-        """The modules with the largest relative error."""
+        """What becomes of which modules, and those with the largest relative error."""
+        names = {module: _short_name(scheme) for module, scheme in self.selection.schemes.items()}
+        kept = {module: f"left alone: {why}" for module, why in self.selection.kept.items()}
+        stored = {module: f"as stored: {how}" for module, how in self.as_stored.items()}
+        told = alike(names | stored | kept)
+        width = max((len(pattern) for pattern, _, _ in told), default=0)
         # NaN, which is in no order with anything, comes first.
         worst = sorted(self.errors.items(), key=lambda item: (not math.isnan(item[1]), -item[1]))
         lines = [f"{error:8.5f}  {module}" for module, error in worst[:_WORST]]
-        return ["largest relative weight error (rms):", *lines] if lines else []
+        modules = [f"{name:<{width}}  {n:>4,} x  {what}" for name, n, what in told]
+        return [*modules, *(["largest relative weight errors (rms):", *lines] if lines else [])]
 
     def data(self) -> dict[str, Any]:
         """Everything, for programs."""
@@ -102,9 +131,17 @@ class QuantizeReport:
                 for module, scheme in self.selection.schemes.items()
             },
             "left_alone": dict(self.selection.kept),
+            "constant_input_scales": self.constant,
+            "unfamiliar": dict(self.unfamiliar),
             "tensor_bytes_before": self.bytes_before,
             "tensor_bytes_after": self.bytes_after,
         }
+
+
+def _short_name(scheme: Scheme) -> str:
+    """A scheme in a word or two: its name, and the size of its groups."""
+    size = scheme.weights.group_size
+    return f"{scheme.name} g{size}" if size else scheme.name
 
 
 def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoint, QuantizeReport]:
@@ -126,13 +163,19 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     tied = [] if any(module.kind == "head" for module in linears.values()) else ["lm_head"]
     online = _online_matrices(untied)
     selection = select(linears, choice, known=(*linears, *packed, *tied, *online))
-    selection = replace(selection, kept={**selection.kept, **online})
+    turned_experts = _turned(untied, packed)
+    selection = replace(selection, kept={**selection.kept, **online, **turned_experts})
     selection, as_stored = _unchanged(selection, reading, options.rest)
     made = _quantized_weights(linears, selection, as_stored, options)
-    added = _placed_scales(untied, linears, selection, as_stored, options.scales)
+    scales = options.scales
+    if options.constant_input_scale:
+        scales = constant_scales(
+            {m: scheme for m, scheme in selection.schemes.items() if m not in as_stored}
+        )
+    added = _placed_scales(untied, linears, selection, as_stored, scales)
     inside = {untied.modules[name].weight_name: split for name, split in experts.items()}
     shards = tuple(_quantized(shard, inside, made, added) for shard in untied.shards)
-    kv_cache = any(name.endswith(CACHE_SCALES) for name in options.scales)
+    kv_cache = any(name.endswith(CACHE_SCALES) for name in scales)
     whole = [each for name, each in packed.items() if name not in experts]
     unlisted = [*tied, *(module for each in whole for module in each.linears)]
     config = quantization_config(
@@ -147,12 +190,20 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     declared = table(untied.config.get("quantization_config"))
     config["transform_config"] = declared.get("transform_config", {})
     step = {"use": "quantize", **options.recipe}
-    result = replace(untied, shards=shards, steps=(*untied.steps, step))
+    new = (s for module, s in selection.schemes.items() if module not in as_stored)
+    found = advice(new, options.observer, (*untied.history, *untied.steps))
+    warnings = (*untied.warnings, *found)
+    result = replace(untied, shards=shards, steps=(*untied.steps, step), warnings=warnings)
     if options.max_shard_size:
         result = cut_to_size(result, options.max_shard_size)
     result = result.with_config({**untied.config, "quantization_config": config})
+    shapes = {module: linear.shape for module, linear in linears.items()}
+    warnings = takers(result, shapes, options.target)
+    result = replace(result, warnings=(*result.warnings, *warnings))
     methods = {module: coded.method for module, coded in as_stored.items()}
-    return result, QuantizeReport(selection, checkpoint.nbytes, result.nbytes, methods, {})
+    constant = len(scales) if options.constant_input_scale else 0
+    before, after = checkpoint.nbytes, result.nbytes
+    return result, QuantizeReport(selection, before, after, methods, {}, constant)
 
 
 def _unchanged(
@@ -221,6 +272,8 @@ def _expert_linears(
         weight = module.weight
         if weight is None or any(matches(pattern, name) for pattern in ignore):
             continue
+        if isinstance(weight, Stored) and turned(checkpoint.config):
+            continue
         problem = layout_problem(experts, weight.spec, checkpoint.config)
         if isinstance(weight, Stacked):
             problem = None if weight.linears else problem or "its gate and up share scales"
@@ -239,6 +292,17 @@ def _expert_linears(
             problems, "Save the experts unpacked, one linear each, or leave them with --ignore."
         )
     return found
+
+
+def _turned(checkpoint: Checkpoint, packed: Iterable[str]) -> dict[str, str]:
+    """Packed experts that stay as they are stored, with the reason."""
+    reason = turned(checkpoint.config)
+    modules = {name: checkpoint.modules[name] for name in packed}
+    return {
+        name: f"{reason}, and loaders take them so"
+        for name, module in modules.items()
+        if reason and isinstance(module.weight, Stored)
+    }
 
 
 def _untie(checkpoint: Checkpoint, choice: Choice) -> Checkpoint:
@@ -349,6 +413,8 @@ def _placed_scales(
     }
     there = {f"{module}.{leaf}" for module, each in as_stored.items() for leaf in each.stored}
     lacking = {*beside} - {*scales} - there
+    if lacking and not scales:
+        raise _uncalibrated(selection.schemes, lacking)
     problems = [f"{name}: the scheme is static and needs it." for name in sorted(lacking)]
     parents = {name.rpartition(".")[0].rpartition(".")[0]: name for name in checkpoint.specs}
     placed: dict[str, dict[str, LazyTensor]] = {}
@@ -363,9 +429,22 @@ def _placed_scales(
         raise CtcliError(
             problems,
             "Static schemes need calibrated scales: give --input-scales FILE.safetensors with "
-            "<module>.input_scale (FP8, INT8) or <module>.input_global_scale (NVFP4).",
+            "<module>.input_scale (FP8, INT8) or <module>.input_global_scale (NVFP4); or for NVFP4 "
+            "--constant-input-scale.",
         )
     return placed
+
+
+def _uncalibrated(schemes: Mapping[str, Scheme], lacking: Collection[str]) -> CtcliError:
+    """The error of static schemes without any scales: names what needs no calibration."""
+    names = {s.name for m, s in schemes.items() if f"{m}.{s.needs_input_scale}" in lacking}
+    others = {name: WITHOUT_CALIBRATION.get(name.upper()) for name in sorted(names)}
+    given = "Give --input-scales FILE.safetensors with <module>.input_scale (FP8, INT8) or "
+    return CtcliError(
+        [f"{name}: its activations have static scales, which need calibration." for name in others],
+        "".join(f"{o} needs no calibration. " for o in others.values() if o)
+        + f"{given}<module>.input_global_scale (NVFP4).",
+    )
 
 
 def _quantized(

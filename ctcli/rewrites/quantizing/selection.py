@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from ctcli.checkpoint.value import Modules
 from ctcli.errors import CtcliError
 from ctcli.lazy.nodes import LazyTensor
+from ctcli.models.experts import EXPERT
 from ctcli.models.fused import FusedSet, fused_sets
 from ctcli.models.modules import Module
 from ctcli.models.protected import REASONS
@@ -78,7 +80,11 @@ def select(linears: Modules, choice: Choice, known: Collection[str]) -> Selectio
     ignored = matching(choice.ignore, linears)
     named = {*(pattern for pattern, _ in choice.schemes), *matching(choice.targets, linears)}
     for name, module in linears.items():
-        reason = "--ignore" if name in ignored else _reason_to_keep(module, choice, name in named)
+        reason = (
+            "--ignore"
+            if name in ignored
+            else reason_to_keep(module, choice.default_ignore, name in named)
+        )
         if reason or name not in chosen:
             kept[name] = reason or "no scheme for it"
         else:
@@ -99,14 +105,21 @@ def _rank(pattern: str | None) -> int:
     return 1 if pattern.startswith("re:") else 0
 
 
-def _reason_to_keep(module: Module[LazyTensor], choice: Choice, is_named: bool) -> str | None:
+def reason_to_keep(module: Module[LazyTensor], default_ignore: bool, is_named: bool) -> str | None:
+    """Why a linear is left alone; None: it is not.
+
+    Args:
+        module: a module with a weight.
+        default_ignore: whether the kinds of `models.protected` are.
+        is_named: whether the user names it.
+    """
     assert module.weight, "it has a weight of two dimensions"
     spec = module.weight.spec
     if not spec.nbytes:
         return "it is empty"
     if is_named:
         return None
-    if choice.default_ignore and module.kind in REASONS:
+    if default_ignore and module.kind in REASONS:
         return REASONS[module.kind]
     return None if spec.dtype in WEIGHT_FLOATS else f"dtype {spec.dtype}"
 
@@ -119,7 +132,8 @@ def _divide(
 ) -> None:
     """Settle the modules whose columns are no multiple of the group size."""
     problems = []
-    for module, scheme in list(schemes.items()):
+    chosen = dict(schemes)
+    for module, scheme in chosen.items():
         group, columns = scheme.weights.group_size, linears[module].shape[1]
         if not group or columns % group == 0:
             continue
@@ -142,6 +156,34 @@ def _divide(
             "--on-indivisible skip leaves these modules as they are, smaller-group gives them the "
             "size in brackets; or choose another --group-size.",
         )
+    _keep_experts_alike(chosen, schemes, kept)
+
+
+def _keep_experts_alike(
+    chosen: Mapping[str, Scheme], schemes: dict[str, Scheme], kept: dict[str, str]
+) -> None:
+    """What had to be done to one linear of a layer's experts is done to all: loaders want it so.
+
+    Args:
+        chosen: the schemes before.
+        schemes: the schemes now.
+        kept: reasons by module that is left alone.
+    """
+    members: dict[str, list[str]] = defaultdict(list)
+    for module in chosen:
+        if match := EXPERT.fullmatch(module):
+            members[match["parent"]].append(module)
+    for parent, modules in members.items():
+        if all(schemes.get(module) is chosen[module] for module in modules):
+            continue
+        left = [module for module in modules if module not in schemes]
+        sizes = [schemes[m].weights.group_size or 0 for m in modules if m in schemes]
+        for module in modules:
+            if left:
+                schemes.pop(module, None)
+                kept.setdefault(module, f"another linear of {parent} is left alone")
+            elif (smaller := _smaller_group(chosen[module], min(sizes))) is not None:
+                schemes[module] = smaller
 
 
 def _smaller_group(scheme: Scheme, columns: int) -> Scheme | None:

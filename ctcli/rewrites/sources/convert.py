@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +18,11 @@ from ctcli.formats.sources.reading import (
     replaced,
     without_quantization,
 )
-from ctcli.lazy.nodes import LazyTensor
+from ctcli.lazy.nodes import LazyTensor, Stacked
 from ctcli.rewrites.quantizing.config import Release, quantization_config
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.quantize import QuantizeReport, quantize
+from ctcli.rewrites.sources.nvfp4 import as_nvfp4
 from ctcli.rewrites.sources.options import ConvertOptions
 from ctcli.rewrites.sources.report import SourceReport
 from ctcli.schemes import words
@@ -57,6 +58,9 @@ def convert(
         result, requantized = quantize(checkpoint, again)
         return replace(result, steps=(*checkpoint.steps, step)), requantized
     _check(refused)
+    if options.to == "nvfp4":
+        reading = _with_nvfp4(checkpoint, reading)
+        leaves = [leaf for coded in reading.coded.values() for leaf in coded.leaves]
     if reading.cache and (problem := cache_problem(reading.said)):
         name = next(iter(reading.cache))
         raise CtcliError(f"{name}: {problem}.", "Turn it into floats with ctcli dequantize.")
@@ -79,6 +83,25 @@ def convert(
     became = {coded.name: f"{coded.method} -> {_words(coded)}" for coded in leaves}
     exact = not any(coded.has_reciprocal for coded in leaves)
     return result, SourceReport("converted", became, exact, checkpoint.nbytes, result.nbytes)
+
+
+def _with_nvfp4(checkpoint: Checkpoint, reading: Reading) -> Reading:
+    """The same weights with NVFP4 in the place of MXFP4.
+
+    Raises:
+        CtcliError: none is MXFP4.
+    """
+    found = as_nvfp4([leaf for coded in reading.coded.values() for leaf in coded.leaves])
+    if not found:
+        raise CtcliError(
+            f"{checkpoint.origin.name}: none of its weights is MXFP4.",
+            "Quantize it anew with ctcli quantize --scheme NVFP4A16.",
+        )
+    coded = {
+        name: found.get(name) or replace(c, linears=tuple(found.get(x.name, x) for x in c.linears))
+        for name, c in reading.coded.items()
+    }
+    return replace(reading, coded=coded)
 
 
 def _as_compressed(
@@ -150,7 +173,7 @@ def _words(coded: Coded) -> str:
     return f"{coded.scheme.name} ({words(coded.scheme.weights)}, {coded.scheme.format})"
 
 
-def _check(refused: Iterable[Coded]) -> None:
+def _check(refused: Collection[Coded]) -> None:
     """Refuse weights that have no counterpart, each reason once."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for coded in refused:
@@ -161,5 +184,12 @@ def _check(refused: Iterable[Coded]) -> None:
                 f"{modules[0]} ({len(modules)} like it): {reason}."
                 for reason, modules in reasons.items()
             ],
-            "Quantize these anew with --requantize SCHEME, or make floats with ctcli dequantize.",
+            refusal_hint(refused),
         )
+
+
+def refusal_hint(refused: Collection[Coded]) -> str:
+    """What to do with weights that have no counterpart; experts in one tensor are no linears."""
+    if all(isinstance(coded.weight, Stacked) and not coded.weight.linears for coded in refused):
+        return "Serve it as it is, or make floats with ctcli dequantize."
+    return "Quantize these anew with --requantize SCHEME, or make floats with ctcli dequantize."

@@ -75,10 +75,10 @@ class ConvertOptions(SourceOptions):
     compressed-tensors has no format for are refused, or quantized anew.
     """
 
-    to: Literal["compressed-tensors", "fp8"] = option(
+    to: Literal["compressed-tensors", "fp8", "nvfp4"] = option(
         "compressed-tensors",
         "What is written: fp8 is the spelling of DeepSeek's and Qwen's checkpoints, for FP8 blocks "
-        "of one size.",
+        "of one size; nvfp4 is compressed-tensors with MXFP4 as NVFP4A16, where that is exact.",
     )
     requantize: str | None = option(
         None,

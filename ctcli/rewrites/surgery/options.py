@@ -107,6 +107,7 @@ class RotateOptions(SurgeryOptions):
         "R1,R2",
         metavar="NAMES",
         parse=_parse_rotations,
+        choices=("R1", "R2", "R3", "R4"),
     )
     transform_type: TransformType | None = option(None, "Where the matrices come from.", "hadamard")
     seed: int | None = option(

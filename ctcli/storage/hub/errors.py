@@ -98,6 +98,8 @@ def _explain(error: BaseException, repo: str, revision: str | None, name: str | 
         case HfHubHTTPError() | httpx.HTTPError() | ShortReadError():
             problem, hint = _failed_request(error)
             problem = f"{what}: {problem}."
+            if name is None and hint is _SAME_COMMAND:  # nothing has begun that could continue
+                hint = "Check the spelling, the network and HF_ENDPOINT; then try again."
         case RuntimeError() | OSError() if is_of_xet(error):
             problem, hint = _failed_transfer(error)
             problem = f"{what}: {problem}."

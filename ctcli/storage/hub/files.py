@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,12 @@ CLIENT: dict[str, Any] = {"library_name": "ctcli", "library_version": __version_
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a hub repository at one commit."""
+    """A file of a hub repository at one commit.
+
+    Attributes:
+        name: path inside the checkpoint, which may lie in a folder of the repository.
+        folder: that folder, with a slash at its end; empty: the repository's top.
+    """
 
     repo: str
     commit: str
@@ -46,8 +51,14 @@ class HubFile:
     size: int
     stamp: str
     checksum: Checksum | None
+    folder: str = ""
     is_streamed: bool = field(default=False, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+
+    @property
+    def place(self) -> str:
+        """Path inside the repository."""
+        return self.folder + self.name
 
     def read(self, start: int, nbytes: int) -> bytes:
         """Return `nbytes` bytes from `start`, from the cache or by a range request."""
@@ -58,7 +69,7 @@ class HubFile:
             with cached.open("rb") as file:
                 file.seek(start)
                 return file.read(nbytes)
-        with hub_errors(self.repo, self.commit, self.name):
+        with hub_errors(self.repo, self.commit, self.place):
             return retrying(lambda: b"".join(self.stream(start, start + nbytes)), Retries())
 
     def stream(self, start: int, stop: int) -> Iterator[bytes]:
@@ -71,7 +82,7 @@ class HubFile:
         left = stop - start
         with huggingface_hub.get_session().stream(
             "GET",
-            huggingface_hub.hf_hub_url(self.repo, self.name, revision=self.commit),
+            huggingface_hub.hf_hub_url(self.repo, self.place, revision=self.commit),
             headers={
                 **build_hf_headers(**CLIENT),
                 "Range": f"bytes={start}-{stop - 1}",
@@ -103,7 +114,7 @@ class HubFile:
             if cached := self._cached():
                 return cached
             meter, seen = _meter(advance)
-            with hub_errors(self.repo, self.commit, self.name):
+            with hub_errors(self.repo, self.commit, self.place):
                 path = self._download(self.commit, meter, advance)
             advance(self.size - seen())
             return path
@@ -126,7 +137,7 @@ class HubFile:
         try:
             return str(
                 huggingface_hub.hf_hub_download(
-                    self.repo, self.name, revision=revision, tqdm_class=meter, **CLIENT
+                    self.repo, self.place, revision=revision, tqdm_class=meter, **CLIENT
                 )
             )
         except OSError as error:
@@ -139,7 +150,7 @@ class HubFile:
         """The error for content that is not what the hub announced."""
         kind = "git hash" if self.checksum and self.checksum.is_git else "SHA-256"
         return CtcliError(
-            f"{self.repo}/{self.name}: what arrives does not have the {kind} that the hub states, "
+            f"{self.repo}/{self.place}: what arrives does not have the {kind} that the hub states, "
             "twice.",
             "Look whether a proxy or the disk spoils it; then run the same command again.",
         )
@@ -162,7 +173,7 @@ class HubFile:
         return 0 if self._cached() else self.size
 
     def _cached(self) -> Path | None:
-        path = huggingface_hub.try_to_load_from_cache(self.repo, self.name, revision=self.commit)
+        path = huggingface_hub.try_to_load_from_cache(self.repo, self.place, revision=self.commit)
         return Path(path) if isinstance(path, str) else None
 
 
@@ -175,23 +186,61 @@ def _is_left_to_us(error: BaseException) -> bool:
     return is_passing(error) and (not isinstance(error, tried) or error.request.method == "HEAD")
 
 
-def list_hub(repo: str, revision: str | None) -> tuple[dict[str, SourceFile], str]:
+def list_hub(
+    repo: str, revision: str | None, folder: str = ""
+) -> tuple[dict[str, SourceFile], str]:
     """The files of a hub repository and the commit they are pinned to. Downloads no weights.
 
     With HF_HUB_OFFLINE, the files that the cache holds.
+
+    Args:
+        repo: the repository.
+        revision: branch, tag or commit.
+        folder: inside the repository, whose files alone are listed.
 
     Raises:
         CtcliError: unknown or gated repository, unknown revision, hub out of reach.
     """
     with hub_errors(repo, revision):
         if constants.is_offline_mode():
-            return _list_cache(repo, revision)
+            return _list_cache(repo, revision, folder)
         files, commit = retrying(lambda: hub_files(repo, revision), Retries(tries=FEW_TRIES))
+        files = _inside(files, folder) if folder else files
         if config := files.get(CONFIG_NAME):
             # By the revision's own name, so that the cache learns which commit it stands for.
             meter, _ = _meter(ignore)
             config._download(revision, meter, ignore)
+    if not files:
+        raise CtcliError(f"{repo}: it has no folder {folder}.", "Look at the repository's page.")
     return {name: file for name, file in files.items() if name != ".gitattributes"}, commit
+
+
+def _inside(files: Mapping[str, HubFile], folder: str) -> dict[str, HubFile]:
+    """The files of a folder, by path inside it."""
+    start = f"{folder.strip('/')}/"
+    return {
+        name.removeprefix(start): replace(file, name=name.removeprefix(start), folder=start)
+        for name, file in files.items()
+        if name.startswith(start)
+    }
+
+
+def snapshot_of(files: Mapping[str, SourceFile], advance: Advance) -> Path:
+    """Have all files of a checkpoint in the hub cache; returns the folder that they lie in there.
+
+    Args:
+        files: from `list_hub`.
+        advance: told of bytes that were downloaded.
+
+    Raises:
+        CtcliError: the hub failed.
+    """
+    folder = Path()
+    for name, file in files.items():
+        folder = file.fetch(advance)
+        for _ in name.split("/"):
+            folder = folder.parent
+    return folder
 
 
 def hub_files(repo: str, revision: str | None) -> tuple[dict[str, HubFile], str]:
@@ -227,12 +276,11 @@ def _is_inside(name: Any) -> bool:
     return not {"", ".", ".."}.intersection(parts)
 
 
-def _list_cache(repo: str, revision: str | None) -> tuple[dict[str, SourceFile], str]:
-    config = huggingface_hub.hf_hub_download(
-        repo, CONFIG_NAME, revision=revision, local_files_only=True
-    )
-    snapshot = Path(config).parent
-    return dict(list_local(snapshot).files), snapshot.name
+def _list_cache(repo: str, revision: str | None, folder: str) -> tuple[dict[str, SourceFile], str]:
+    name = f"{folder}/{CONFIG_NAME}" if folder else CONFIG_NAME
+    config = huggingface_hub.hf_hub_download(repo, name, revision=revision, local_files_only=True)
+    snapshot = Path(config.removesuffix(name))
+    return dict(list_local(snapshot / folder).files), snapshot.name
 
 
 def _meter(advance: Advance) -> tuple[type[tqdm], Callable[[], int]]:

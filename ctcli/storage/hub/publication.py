@@ -31,10 +31,10 @@ from ctcli import __version__
 from ctcli.errors import CtcliError
 from ctcli.interrupts import interrupted_means, run_is_done
 from ctcli.redaction import redact
+from ctcli.storage.card import CARD
 from ctcli.storage.hub.branch import Branch
 from ctcli.storage.hub.errors import hub_errors
 from ctcli.storage.hub.files import CLIENT, hub_files
-from ctcli.storage.hub.modelcard import CARD
 from ctcli.storage.hub.pushed import JOURNAL, Pushed, decode_pushed, encode_pushed
 from ctcli.storage.hub.retries import Retries, ignore, retrying
 from ctcli.storage.hub.target import ATTRIBUTES, PushTarget, Standing, look_at

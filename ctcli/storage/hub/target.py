@@ -111,3 +111,8 @@ def _ask(target: PushTarget, key: str) -> Standing:
         finished = working_branch in last.message
     names = frozenset(entry.rfilename for entry in info.siblings or ())
     return Standing(bool(info.private), parent, head is not None, names, work, finished)
+
+
+def token() -> str | None:
+    """The token in use, which must appear nowhere."""
+    return huggingface_hub.get_token()

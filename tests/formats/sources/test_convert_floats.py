@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 
 from tests.conftest import Ctcli
 from tests.helpers.decompressing import decompressed
@@ -22,11 +24,10 @@ REFUSED = {
     "modelopt-int4-awq": "no scales of inputs' columns (pre_quant_scale)",
     "modelopt-int8-smooth": "no scales of inputs' columns (pre_quant_scale)",
     "modelopt-w4a8": "no such weights with FP8 inputs",
-    "modelopt-nvfp4-gpt-oss": "no tensors of packed experts",
-    "modelopt-nvfp4-llama4-text": "no tensors of packed experts",
-    "quark": "ctcli does not pack Quark's signed words anew",
-    "gpt-oss": "no loader is known to take gpt-oss's experts one by one",
-    "gpt-oss-original": "no loader is known to take gpt-oss's experts one by one",
+    "modelopt-nvfp4-gpt-oss": "how experts of gpt_oss lie in one tensor is not known of NVFP4",
+    "quark": "compressed-tensors' elements of six bits are E2M3",
+    "gpt-oss": "vLLM and transformers load gpt-oss's MXFP4 as it is",
+    "gpt-oss-original": "vLLM and transformers load gpt-oss's MXFP4 as it is",
 }
 OPTIONS = {"fp8-presharded": ("--presharded", "re:.*qkv_proj=4")}
 CASES = [
@@ -64,6 +65,34 @@ def test_compressed_tensors_reads_the_same_numbers(
     assert not missing or len(expected) < LINEARS
 
 
+def test_quark_keeps_its_numbers_but_for_e3m2(cli: Ctcli, tmp_path: Path) -> None:
+    case, attention = SourceCase("quark"), "model.layers.0.self_attn"
+    expected = case.expected()
+
+    def without(*modules: str) -> Path:
+        source = shutil.copytree(case.checkpoint, tmp_path / "-".join(modules))
+        left = {n: t for n, t in tensors_of(source).items() if not n.startswith(modules)}
+        save_file(left, source / "model.safetensors")
+        for module in modules:
+            expected.pop(f"{module}.weight", None)
+        return source
+
+    source, dense = without(f"{attention}.v_proj"), tmp_path / "dense"
+    done = cli("convert", source, tmp_path / "all", "--ct-version", "0.20")
+    assert done.returncode == 0, done.stderr
+    assert cli("dequantize", tmp_path / "all", dense, "--dtype", "float32").returncode == 0
+    found = tensors_of(dense)
+    for name, weight in expected.items():
+        np.testing.assert_array_equal(found[name].numpy().view("u4"), weight.view("u4"), name)
+    # compressed-tensors 0.19 reads all but FP6.
+    source = without(f"{attention}.v_proj", f"{attention}.o_proj")
+    assert cli("convert", source, tmp_path / "known").returncode == 0
+    by_others = decompressed(tmp_path / "known")
+    assert by_others.keys() == expected.keys()
+    for name, weight in expected.items():
+        np.testing.assert_array_equal(by_others[name].view("u4"), weight.view("u4"), name)
+
+
 def packed(found: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
     """The experts' own weights as the one tensor that transformers has in their place."""
     parent, _, role = name.rpartition(".")
@@ -77,12 +106,28 @@ def packed(found: dict[str, NDArray[Any]], name: str) -> NDArray[Any]:
     )
 
 
+def test_linears_of_transposed_experts_are_quantized_anew(cli: Ctcli, tmp_path: Path) -> None:
+    case = SourceCase("modelopt-nvfp4-llama4-text")
+    done = cli("quantize", case.checkpoint, tmp_path / "dst", "--scheme", "FP8_DYNAMIC")
+    assert done.returncode == 0, done.stderr
+    found = decompressed(tmp_path / "dst")
+    for name, weight in case.expected().items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            continue
+        weights = packed(found, name).swapaxes(1, 2)
+        # Half a step of E4M3, or of its subnormal numbers under the scale of a row.
+        step = np.abs(weight).max(axis=1, keepdims=True) / 448 * 2**-10
+        assert (np.abs(weights - weight) <= np.abs(weight) * 2**-4 + step).all(), name
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_has_no_counterpart_is_refused(cli: Ctcli, tmp_path: Path, name: str) -> None:
     given = OPTIONS.get(name, ())
     result = cli("convert", SourceCase(name).checkpoint, tmp_path / "dst", *given)
     assert result.returncode == 1
     assert REFUSED[name] in result.stderr
+    # Experts in one tensor are no linears, which could be quantized anew.
+    assert ("--requantize" in result.stderr) is ("gpt-oss" not in name)
     assert not (tmp_path / "dst").exists()
 
 

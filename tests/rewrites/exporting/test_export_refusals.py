@@ -224,9 +224,9 @@ def test_version_0_refuses_tables_that_would_not_fit_in_memory(tmp_path: Path) -
     ("options", "words"),
     [
         (("--group-size", "32", "--version", "1"), "--group-size is for --version 2"),
-        (("--max-shard-size", "1GB"), "No such option"),
-        (("--version", "3"), "Invalid value for"),
-        (("--max-seq-len", "0"), "Invalid value for"),
+        (("--max-shard-size", "1GB"), "there is no option --max-shard-size"),
+        (("--version", "3"), "--version '3': give a whole number from 0 to 2"),
+        (("--max-seq-len", "0"), "--max-seq-len '0': give a whole number from 1 to"),
     ],
 )
 def test_options_that_make_no_sense_are_wrong_usage(
@@ -234,5 +234,5 @@ def test_options_that_make_no_sense_are_wrong_usage(
 ) -> None:
     done = cli("export-bin", pylm, tmp_path / "out.bin", *options)
     assert done.returncode == 2
-    assert words in " ".join(done.stderr.replace("│", " ").split())
+    assert words in " ".join(done.stderr.split())
     assert not file_hashes(tmp_path)

@@ -44,16 +44,21 @@ EVERY_ROTATION = itertools.product((STREAM, HEADS, (*STREAM, *HEADS)), TYPES)
 IGNORED = {"FP8_BLOCK": ("re:.*down_proj",)}
 
 
-@pytest.fixture(scope="module")
-def tokens() -> Tensor:
-    """[windows, length] bytes of Python source, which are the model's tokens.
+def python_source() -> bytes:
+    """Text that the bundled model has not seen.
 
-    The model was trained on the standard library without idlelib, which is not always installed.
+    It was trained on the standard library without idlelib, which is not always installed.
     """
     idlelib = importlib.util.find_spec("idlelib")
     folders = idlelib.submodule_search_locations if idlelib else None
     paths = sorted(Path(folders[0]).glob("*.py")) if folders else [Path(argparse.__file__)]
-    text = b"".join(path.read_bytes() for path in paths)
+    return b"".join(path.read_bytes() for path in paths)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tensor:
+    """[windows, length] bytes of Python source, which are the model's tokens."""
+    text = python_source()
     return torch.tensor(list(text[: WINDOWS * WINDOW])).view(WINDOWS, WINDOW)
 
 

@@ -16,7 +16,7 @@ from ctcli.storage.destination import DIRECTORY
 from ctcli.storage.leftover import look_for_leftover
 from ctcli.storage.writer import open_partial
 from tests.conftest import Ctcli
-from tests.helpers.checkpoints import file_hashes
+from tests.helpers.checkpoints import hashes_but_card
 from tests.helpers.dying import Moment, end_at
 from tests.helpers.hub import Fault, Hub
 from tests.helpers.hub.killing import run_until
@@ -82,7 +82,7 @@ def test_files_that_are_no_shards_stay_on_the_disk_to_the_end(
     done = watch.run(*arguments, "--max-disk", str(least), env=env)
     assert not done.returncode, done.stderr
     assert 0 < watch.bytes <= least + JOURNAL_BYTES
-    assert published(hub) == file_hashes(tmp_path / "plain")
+    assert published(hub) == hashes_but_card(tmp_path / "plain")
 
 
 def test_what_a_killed_run_left_counts_for_the_disk(
@@ -163,7 +163,7 @@ def test_killed_after_the_last_commit_only_clearing_up_is_left_to_do(
     hub.inject(Fault("", method="DELETE", times=9, status=503))
     arguments = (*QUANTIZE, REPO, "out", "--push", MADE)
     run_until_it_cleans_up(hub, arguments, env)
-    made = file_hashes(work / "out")
+    made = hashes_but_card(work / "out")
     assert published(hub) == made
     hub.forget()
     done = ctcli(*arguments, "--json", env=env)
@@ -171,7 +171,7 @@ def test_killed_after_the_last_commit_only_clearing_up_is_left_to_do(
     assert json.loads(done.stdout)["bytes_written"] == 0
     assert hub.repos[MADE].branches.keys() == {"main"}
     assert not hub.bytes_received()
-    assert published(hub) == made == file_hashes(work / "out")
+    assert published(hub) == made == hashes_but_card(work / "out")
     assert not list(work.glob(".*"))
 
 
@@ -220,7 +220,7 @@ def test_an_error_on_the_way_ends_the_run_and_the_next_one_tells_of_each_shard_o
     done = watch.run(*arguments, env=env)
     assert not done.returncode, done.stderr
     assert 0 < watch.bytes <= int(arguments[-1]) + JOURNAL_BYTES
-    assert published(hub) == file_hashes(tmp_path / "plain")
+    assert published(hub) == hashes_but_card(tmp_path / "plain")
     logs = [[json.loads(line) for line in run.stderr.splitlines()] for run in (failed, done)]
     assert [log[-1]["event"] for log in logs] == ["failed", "done"]
     told = [(e["event"], e["name"]) for log in logs for e in log if e["event"] == "shard_pushed"]

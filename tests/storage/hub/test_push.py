@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Ctcli
-from tests.helpers.checkpoints import file_hashes
+from tests.fuzzing import checkpoints
+from tests.helpers.checkpoints import file_hashes, hashes_but_card
 from tests.helpers.hub import Fault, Hub
 from tests.helpers.hub.killing import run_until
 from tests.helpers.processes import HANG_SECONDS, environment
@@ -47,7 +48,7 @@ def undisturbed(ctcli: Ctcli, tmp_path: Path, env: dict[str, str]) -> dict[str, 
     """Hashes of what a local run makes."""
     done = ctcli(*QUANTIZE, REPO, tmp_path / "undisturbed", env=env)
     assert not done.returncode, done.stderr
-    return file_hashes(tmp_path / "undisturbed")
+    return hashes_but_card(tmp_path / "undisturbed")
 
 
 def published(hub: Hub) -> dict[str, str]:
@@ -75,7 +76,7 @@ def test_a_pushed_checkpoint_is_the_local_one_and_comes_in_one_commit(
 ) -> None:
     done = ctcli(*QUANTIZE, REPO, tmp_path / "out", "--push", MADE, "--json", env=env)
     assert not done.returncode, done.stderr
-    assert file_hashes(tmp_path / "out") == undisturbed == published(hub)
+    assert hashes_but_card(tmp_path / "out") == undisturbed == published(hub)
     assert branches(hub) == {"main"}
     assert json.loads(done.stdout)["push"]["commit"] == hub.repos[MADE].branches["main"]
     card = hub.contents(MADE)["README.md"].decode()
@@ -118,6 +119,39 @@ def test_killed_at_random_it_comes_out_whole_within_its_disk(
     assert published(hub) == undisturbed
     assert 0 < watch.bytes <= 14_100_000, "beside files there is the journal"
     assert branches(hub) == {"main"}
+
+
+@pytest.mark.parametrize("left", range(5))
+def test_killed_at_its_last_requests_it_has_published_nothing_or_all(
+    hub: Hub, tmp_path: Path, env: dict[str, str], left: int
+) -> None:
+    """The hub goes on with the request at which the process dies."""
+    small = checkpoints.write(tmp_path / "small")
+    command = [sys.executable, "-m", "ctcli", "reindex", str(small)]
+    hub.forget()
+    subprocess.run([*command, "hf://org/whole"], env=environment(env), cwd=tmp_path, check=True)
+    whole = hub.contents("org/whole")
+    nth = len(hub.requests()) - left
+    command += [f"hf://{MADE}"]
+    status = run_until(hub, lambda _: True, command, nth=nth, env=env, cwd=tmp_path)
+    assert status == -signal.SIGKILL
+    is_asked = bool(hub.requests(f"/api/models/{MADE}/commit/main"))
+    assert is_asked == (left < 2), "the last request but one publishes"
+    found = hub.contents(MADE)
+    assert found.keys() == (whole.keys() if is_asked else {".gitattributes"})
+    done = subprocess.run(
+        command, env=environment(env), cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    # Once the working branch is gone, nothing tells that it was this command.
+    assert done.returncode == (left == 0), done.stderr
+    assert left or f"{MADE}: its branch main holds" in done.stderr
+    found = hub.contents(MADE)
+    card, ours = whole.pop("README.md"), found.pop("README.md")
+    assert card.replace(b"org/whole", MADE.encode()) == ours
+    assert found == whole
+    assert branches(hub) == {"main"}
+    history = hub.repos[MADE].history(hub.repos[MADE].branches["main"])
+    assert len([*history]) == len(["initial", "published"])
 
 
 def test_another_machine_continues_when_it_is_told_to(

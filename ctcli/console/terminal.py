@@ -6,74 +6,22 @@ import json
 import math
 import sys
 import textwrap
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from ctcli.errors import CtcliError, Stopped, os_errors_of
+from ctcli.console.progress import Meter, logging, showing
+from ctcli.console.results import Result
+from ctcli.errors import CtcliError, Stopped, grouped, os_errors_of
 from ctcli.events import Event, EventLog
-from ctcli.units import Advance, format_bytes, format_seconds
+from ctcli.units import Advance
 
 _SHOWN = 20  # lines of a list or of problems before it is cut short
 _LONGEST = 600  # characters of a line
 _NARROWEST = 30  # columns in which the last cell of a line is worth wrapping
-_SECONDS_BETWEEN_LINES = 5.0
-
-
-@dataclass(frozen=True)
-class Section:
-    """Lines under a heading.
-
-    Attributes:
-        heading: one line.
-        lines: cells, aligned by column; the last one of a line may be long.
-        whole: show them all, however many there are.
-    """
-
-    heading: str
-    lines: Sequence[tuple[str, ...]]
-    whole: bool = False
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command has to say when it is done.
-
-    Attributes:
-        title: one line.
-        rows: label and value, for people.
-        items: further lines, for people; a long list is cut.
-        data: the same in full, for programs.
-        sections: more lines for people, each list under its heading.
-    """
-
-    title: str
-    rows: Sequence[tuple[str, str]]
-    items: Sequence[str]
-    data: Mapping[str, Any]
-    sections: Sequence[Section] = ()
-
-
-class Report(Protocol):
-    """What a rewrite says of itself."""
-
-    def with_errors(self, measured: Mapping[str, Sequence[float]]) -> Report:
-        """The same with what its nodes measured, by module."""
-
-    def rows(self) -> list[tuple[str, str]]:
-        """Labels and values, for people."""
-
-    def items(self) -> list[str]:
-        """Further lines, for people."""
-
-    def data(self) -> dict[str, Any]:
-        """Everything, for programs."""
 
 
 class Terminal:
@@ -83,11 +31,14 @@ class Terminal:
         self._quiet = quiet
         self._as_json = as_json
         self._log = EventLog(sys.stderr) if logs else None
+        self._meter: Meter | None = None
         self._out = Console(highlight=False, soft_wrap=True)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def notify(self, event: Event) -> None:
         """Log an event, if events are logged; from any thread. People are told what takes long."""
+        if self._meter:
+            self._meter.notify(event)
         if self._log:
             self._log(event)
         elif event.kind == "compiling" and not self._quiet:
@@ -102,7 +53,7 @@ class Terminal:
             if not self._log:
                 raise
             self.notify(Event("failed", message=str(error)))
-            raise SystemExit(1 if isinstance(error, CtcliError) else error.exit_code) from error
+            raise SystemExit(error.exit_code) from error
 
     def show(self, result: Result) -> None:
         """Print a result: JSON if that was asked for, else lines for people unless quiet.
@@ -146,7 +97,7 @@ class Terminal:
 
     def _print_rest(self, count: int) -> None:
         if count > _SHOWN:
-            self._out.print(f"  … and {count - _SHOWN} more: --json lists them all")
+            self._out.print(f"  ... and {count - _SHOWN} more: --json lists them all")
 
     def warn(self, warning: str) -> None:
         """Print a warning."""
@@ -156,10 +107,11 @@ class Terminal:
 
     def fail(self, error: CtcliError) -> None:
         """Print an expected error: its problems, then what to do next."""
-        for problem in error.problems[:_SHOWN]:
+        problems = grouped(error.problems)
+        for problem in problems[:_SHOWN]:
             self._say("error: ", "bold red", problem)
-        if len(error.problems) > _SHOWN:
-            self._err.print(f"… and {len(error.problems) - _SHOWN} more problems like these")
+        if len(problems) > _SHOWN:
+            self._err.print(f"... and {len(problems) - _SHOWN} more problems like these")
         self._say("next: ", "bold", error.hint)
 
     def _say(self, label: str, style: str, text: str) -> None:
@@ -168,57 +120,23 @@ class Terminal:
             self._err.print(Text(start, style=style).append(piece, "default"))
 
     @contextmanager
-    def progress(self, title: str, total: int) -> Iterator[Advance]:
-        """Show how many of `total` bytes are done: a bar on a terminal, else lines."""
-        if self._quiet or self._log:
-            yield lambda nbytes: None  # noqa: ARG005
-        elif self._err.is_terminal:
-            with self._bar(title, total) as advance:
+    def progress(self, title: str, total: int, shards: int = 0) -> Iterator[Advance]:
+        """Show how many of `total` bytes are done: a bar on a terminal, else lines.
+
+        Args:
+            title: what is done.
+            total: bytes.
+            shards: to be completed, of which `notify` is told; 0: they are not counted.
+        """
+        self._meter = meter = Meter(title, total, shards)
+        if self._log:
+            with logging(self._log, meter) as advance:
                 yield advance
+        elif self._quiet:
+            yield meter
         else:
-            yield _Lines(self._err, title, total)
-
-    @contextmanager
-    def _bar(self, title: str, total: int) -> Iterator[Advance]:
-        from rich import progress  # not needed, and not free, without a terminal
-
-        columns = (
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.DownloadColumn(),
-            progress.TransferSpeedColumn(),
-            progress.TimeRemainingColumn(compact=True),
-        )
-        with progress.Progress(*columns, console=self._err, transient=True) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda nbytes: bar.advance(task, nbytes)
-
-
-class _Lines:
-    """Progress where there is no terminal: a plain line every few seconds."""
-
-    def __init__(self, console: Console, title: str, total: int) -> None:
-        self._console, self._title, self._total = console, title, total
-        self._lock = threading.Lock()
-        self._done = 0
-        self._start = self._printed = time.monotonic()
-
-    def __call__(self, nbytes: int) -> None:
-        with self._lock:
-            self._done += nbytes
-            now = time.monotonic()
-            if now - self._printed >= _SECONDS_BETWEEN_LINES:
-                self._printed = now
-                self._console.print(self._line(now - self._start), markup=False)
-
-    def _line(self, seconds: float) -> str:
-        rate = max(self._done, 1) / seconds
-        left = (self._total - self._done) / rate
-        return (
-            f"{self._title}: {100 * self._done // max(self._total, 1)} %, "
-            f"{format_bytes(self._done)} of {format_bytes(self._total)}, "
-            f"{format_bytes(rate)}/s, {format_seconds(left)} left"
-        )
+            with showing(self._err, meter) as advance:
+                yield advance
 
 
 def _wrapped(console: Console, text: str, indent: int) -> list[str]:
@@ -244,4 +162,4 @@ def _printable(text: str) -> str:
     shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     if len(shown) <= _LONGEST:
         return shown
-    return f"{shown[: _LONGEST // 2]} … {shown[-_LONGEST // 2 :]}"
+    return f"{shown[: _LONGEST // 2]} ... {shown[-_LONGEST // 2 :]}"

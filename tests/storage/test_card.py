@@ -14,12 +14,13 @@ from huggingface_hub import ModelCard
 from ctcli import __version__
 from ctcli.checkpoint.value import Checkpoint, Origin, Shard
 from ctcli.lazy.tensors import Known, TensorSpec
-from ctcli.storage.hub.modelcard import model_card
+from ctcli.storage.card import model_card, with_card
 from ctcli.storage.local import local_file
 from ctcli.storage.opening import open_checkpoint
 
 COMMAND = "ctcli quantize org/base hf://org/made --scheme W4A16"
 STEP = {"use": "quantize", "scheme": ["re:.*=W4A16"], "group_size": None}
+MADE = "org/made"
 TOKEN = "hf_" + "Rt5" * 11 + "W"
 SOURCE = """---
 license: other
@@ -57,7 +58,7 @@ def checkpoint(pylm: Path) -> Checkpoint:
         shards=(Shard(first.name, {"a": packed}, {}), *others[1:]),
         origin=Origin("org/base", "c0ffee", "0"),
         steps=(STEP,),
-    )
+    ).with_config({**opened.config, "quantization_config": {"quant_method": "compressed-tensors"}})
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def card(checkpoint: Checkpoint) -> Card:
         files = {name: file for name, file in checkpoint.files.items() if name != "README.md"}
         if source is not None:
             files["README.md"] = source.encode() if isinstance(source, str) else source
-        return model_card(replace(checkpoint, files=files, **facts), command).decode()
+        return model_card(replace(checkpoint, files=files, **facts), command, MADE).decode()
 
     return make
 
@@ -83,7 +84,8 @@ def test_front_matter_is_the_sources_but_for_what_holds_for_its_weights_alone(ca
         "license_name": "own",
         "license_link": "LICENSE",
         "language": ["en", "de"],
-        "tags": ["text-generation"],
+        "tags": ["text-generation", "compressed-tensors", "w4a16"],
+        "library_name": "transformers",
         "base_model": "org/base",
         "base_model_relation": "quantized",
         "pipeline_tag": "text-generation",
@@ -99,6 +101,26 @@ def test_the_text_says_how_it_was_made_and_then_what_the_source_said(card: Card)
     made, source = text.split("\n## Model card of the source\n")
     assert source == "\n# Base\n\nIts text | with --- and {{ braces }}.\n"
     assert "## How this checkpoint was made" in made
+
+
+def test_it_says_how_it_is_loaded(card: Card) -> None:
+    made = card()
+    assert "\n    vllm serve org/made\n" in made
+    assert 'AutoModelForCausalLM.from_pretrained("org/made")\n' in made
+
+
+def test_a_result_on_this_disk_has_a_card_that_does_not_tell_where_it_lies(
+    checkpoint: Checkpoint,
+) -> None:
+    made = with_card(checkpoint).files["README.md"]
+    assert isinstance(made, bytes)
+    assert "\n    vllm serve .\n" in made.decode()
+    assert COMMAND not in made.decode()
+    assert data(made.decode())["tags"] == ["compressed-tensors", "w4a16"]
+
+
+def test_where_no_weight_changes_the_card_stays(checkpoint: Checkpoint) -> None:
+    assert with_card(replace(checkpoint, steps=({"use": "reindex"},))).files == checkpoint.files
 
 
 def test_sizes_are_those_of_the_headers(card: Card, checkpoint: Checkpoint) -> None:
@@ -133,6 +155,8 @@ def test_only_quantized_weights_are_called_so(card: Card) -> None:
         ("---\nlicense: [\n---\nText\n", "license: ["),
         ("---\n- a list\n---\nText\n", "Text"),
         ("---\n1: one\n---\nText\n", "Text"),
+        ("---\na: &a [x]\nb: [*a, *a]\n---\nText\n", "Text"),
+        ("---\n" + "[" * 5000 + "\n---\nText\n", "Text"),
         (b"\xff\xfe no UTF-8", "no UTF-8"),
         ("---\nlicense: mit\nmodel-index: nonsense\n---\nText\n", "Text"),
     ],

@@ -1,0 +1,82 @@
+"""Help and pages of the guide, as wide as they can be read."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.text import Text
+
+_WIDEST = 100  # columns
+_TERM = 30  # columns that a term may take before its words begin on the next line
+_NARROW = 70  # columns below which words stand under their terms
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a help text.
+
+    Attributes:
+        heading: one line; empty: there is none.
+        lines: terms and what they are; a term alone is text.
+    """
+
+    heading: str
+    lines: Sequence[tuple[str, str]]
+
+
+def help_text(blocks: Sequence[Block]) -> str:
+    """A help text as stdout shows it, without the last end of line."""
+    console = Console(highlight=False, soft_wrap=True)
+    with console.capture() as capture:
+        _print(console, blocks)
+    return capture.get().rstrip("\n")
+
+
+def _print(console: Console, blocks: Sequence[Block]) -> None:
+    width = min(console.width, _WIDEST)
+    for i, block in enumerate(blocks):
+        if i:
+            console.print()
+        if block.heading:
+            console.print(Text(block.heading, style="bold"))
+        terms = [len(term) for term, words in block.lines if words]
+        column = max((n for n in terms if n <= _TERM), default=_TERM)
+        for term, words in block.lines:
+            for line in _lines(term, words, column, width, "  " if block.heading else ""):
+                console.print(line)
+
+
+def show_page(text: str) -> None:
+    """Print a page in Markdown on stdout."""
+    from rich.markdown import Markdown  # not free, and for pages only
+
+    console = Console(highlight=False)
+    if not console.encoding.lower().startswith("utf"):  # which has neither bullets nor lines
+        console.file.write(text)
+        return
+    width = min(console.width, _WIDEST)
+    console.print(Markdown(text, code_theme="ansi_dark", hyperlinks=False), width=width)
+
+
+def _lines(term: str, words: str, column: int, width: int, indent: str) -> Iterator[Text]:
+    if not words:
+        for line in _wrapped(term, width - len(indent)) if not indent else [term]:
+            yield Text(indent + line)
+        return
+    if width < _NARROW or len(term) > column:
+        yield Text(indent).append(term, "cyan")
+        hang = len(indent) + (4 if width < _NARROW else column + 2)
+        pieces = _wrapped(words, width - hang)
+    else:
+        hang = len(indent) + column + 2
+        first, *pieces = _wrapped(words, width - hang)
+        yield Text(indent).append(f"{term:<{column}}  ", "cyan").append(first)
+    for piece in pieces:
+        yield Text(" " * hang + piece)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]

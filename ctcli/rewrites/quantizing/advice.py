@@ -1,0 +1,78 @@
+"""What a user should know of a scheme before it costs accuracy: measured, not guessed.
+
+The figures are changes of the KL divergence from the source's predictions, by weight-only schemes
+of 4 bits in groups of 128 unless another is named, on three small models: one trained without
+outlier channels, SmolLM2-135M and Gemma-3-270M.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from ctcli.checkpoint.value import Step
+from ctcli.schemes import format_of
+from ctcli.schemes.arguments import Scheme
+from ctcli.schemes.family import Observer
+
+# What scales of norms, or rotations, do to rounding that no activations share.
+_HARM = {
+    "fuse-norms": "17 to 125 % more on two models, and ruined a third",
+    "rotate": "6 to 75 % more on two models",
+}
+
+
+def advice(schemes: Iterable[Scheme], observer: Observer, steps: Sequence[Step]) -> list[str]:
+    """Warnings, one for each kind of mistake.
+
+    Args:
+        schemes: of the modules that are quantized.
+        observer: what finds their scales.
+        steps: all that was done to the weights before, oldest first.
+    """
+    chosen = list(dict.fromkeys(schemes))
+    return [*_of_steps(chosen, steps), *_of_squares(chosen, observer), *_of_few(chosen, observer)]
+
+
+def _of_steps(schemes: Iterable[Scheme], steps: Sequence[Step]) -> Iterator[str]:
+    names = [str(step.get("use")) for step in steps]
+    after = names[len(names) - names[::-1].index("equalize") :] if "equalize" in names else names
+    harmful = [name for name in dict.fromkeys(after) if name in _HARM]
+    alone = [s.name for s in schemes if not s.input_activations and s.weights.num_bits < 8]
+    if "rotate" in harmful:  # which fuses norms itself
+        harmful = ["rotate"]
+    for name in harmful if alone else ():
+        yield (
+            f"{', '.join(alone)}: {name} before weights alone are rounded to fewer than 8 bits "
+            f"lost {_HARM[name]}. equalize in its place took away 23 to 59 % of the loss where "
+            "channels stand out."
+        )
+
+
+def _of_squares(schemes: Iterable[Scheme], observer: Observer) -> Iterator[str]:
+    if observer != "mse":
+        return
+    four = [each for each in schemes if each.weights.num_bits == 4]
+    # Under scales of their own, FP4 groups of 16 gain by it.
+    harmed = [s.name for s in four if s.weights.type == "int" or s.weights.strategy == "group"]
+    if harmed:
+        yield (
+            f"{', '.join(harmed)}: --observer mse cuts the largest weights off, and at 4 bits lost "
+            "6 to 72 % more on two of three models. signed never lost any, pnorm less than it."
+        )
+
+
+def _of_few(schemes: Iterable[Scheme], observer: Observer) -> Iterator[str]:
+    if observer != "minmax":
+        return
+    few = [each for each in schemes if each.weights.type == "int" and each.weights.num_bits < 4]
+    signed = [s for s in few if format_of(s).observer_problem(s, "signed") is None]
+    if signed:
+        yield (
+            f"{', '.join(s.name for s in signed)}: --observer signed took away 22 to 29 % of the "
+            "loss at 3 bits, and 49 % at 2."
+        )
+    if others := [s.name for s in few if s not in signed]:
+        yield (
+            f"{', '.join(others)}: --observer mse took away 17 % of the loss at 3 bits, and 51 % "
+            "at 2."
+        )

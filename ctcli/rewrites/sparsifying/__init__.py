@@ -1,0 +1,1 @@
+"""The rewrite that sets the smallest weights to zero."""

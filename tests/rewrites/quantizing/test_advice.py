@@ -1,0 +1,60 @@
+"""Warnings of what costs accuracy, where it does, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctcli.rewrites.quantizing.advice import advice
+from ctcli.schemes.presets import preset
+from tests.conftest import Ctcli
+
+EVEN, FUSED, ROTATED = ({"use": name} for name in ("equalize", "fuse-norms", "rotate"))
+REINDEXED = {"use": "reindex"}
+
+
+@pytest.mark.parametrize(
+    ("schemes", "observer", "steps", "words"),
+    [
+        (["W4A16"], "minmax", [FUSED], ["W4A16: fuse-norms before", "17 to 125 %"]),
+        (["W4A16", "NVFP4A16"], "signed", [ROTATED, REINDEXED], ["W4A16, NVFP4A16: rotate before"]),
+        (["W4A16"], "minmax", [FUSED, ROTATED], ["W4A16: rotate before", "equalize in its place"]),
+        (["W4A16"], "minmax", [EVEN, FUSED], ["W4A16: fuse-norms before"]),
+        (["W8A16", "W4A16"], "minmax", [FUSED], ["W4A16: fuse-norms before"]),
+        (["W4A16"], "mse", [], ["W4A16: --observer mse cuts", "6 to 72 %"]),
+        (["MXFP4A16"], "mse", [], ["MXFP4A16: --observer mse cuts"]),
+        (["W3A16", "W2A16"], "minmax", [], ["W3A16, W2A16: --observer signed took"]),
+        (["W3A8"], "minmax", [], ["W3A8: --observer mse took", "51 %"]),
+        (["W4A16"], "minmax", [], []),
+        (["W4A16"], "signed", [EVEN], []),
+        (["W4A16"], "pnorm", [FUSED, EVEN], []),
+        (["NVFP4A16"], "mse", [], []),
+        (["W3A16"], "signed", [], []),
+        (["W3A8"], "mse", [], []),
+        (["W8A16", "FP8_DYNAMIC"], "mse", [FUSED], []),
+        (["W4A4", "NVFP4"], "minmax", [ROTATED], []),
+    ],
+)
+def test_advice(schemes: list[str], observer: Any, steps: list[Any], words: list[str]) -> None:
+    found = advice([preset(name) for name in schemes], observer, steps)
+    assert len(found) == bool(words)
+    assert all(word in found[0] for word in words)
+
+
+def test_it_is_said_before_anything_is_written(ctcli: Ctcli, pylm: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    scheme = '{use = "quantize", scheme = "W8A16", group_size = 64}'
+    recipe.write_text(f'steps = [{{use = "fuse-norms"}}, {scheme}]')
+    quiet = ctcli("run", recipe, pylm, tmp_path / "out", "--dry-run")
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    fused = tmp_path / "fused"
+    assert ctcli("fuse-norms", pylm, fused).returncode == 0
+    options = ("--scheme", "W4A16", "--group-size", "64", "--dry-run", "--log-format", "json")
+    told = ctcli("quantize", fused, tmp_path / "out", *options).stderr.splitlines()
+    events = [json.loads(line) for line in told]
+    (warning,) = (event["message"] for event in events if event["event"] == "warning")
+    assert "fuse-norms before weights alone" in warning
+    assert ctcli("quantize", pylm, tmp_path / "out", *options).stderr == ""
