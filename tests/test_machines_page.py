@@ -76,7 +76,7 @@ def run(
 
 
 def test_the_parts_of_the_page(folder: Path) -> None:
-    done = run(["bash", "-euc", block("## Parts", "sh")], folder)
+    done = run(["bash", "-euc", block("## Parts", "shell")], folder)
     assert "part 2/3 is missing" in done.stderr
     assert file_hashes(folder / "DST") == file_hashes(folder / "alone-W4A16")
 
@@ -90,7 +90,7 @@ def test_the_slurm_array(folder: Path) -> None:
 
 
 def test_the_job_of_kubernetes(folder: Path) -> None:
-    job = yaml.safe_load(block("### Kubernetes", "yaml"))
+    job = yaml.safe_load(block("### Kubernetes", "yml"))
     spec = job["spec"]
     (container,) = spec["template"]["spec"]["containers"]
     (text,) = container["args"]

@@ -103,9 +103,8 @@ def check_options(
     if check_partial(target.path):
         _put_back(terminal, target.path, shared.dry_run)
     published: Callable[[], bool] = partial(is_published, target.path, form)
-    if (
-        shared.part or shared.cluster
-    ):  # whether DST is what they make can be told once it is planned
+    if shared.part or shared.cluster:
+        # Whether DST is what they make can be told only once it is planned.
         published = target.path.exists
     check_destination(target.path, shared.overwrite, form, published)
     return repository(target, shared, form)
