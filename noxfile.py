@@ -1,4 +1,4 @@
-"""Development sessions: `nox -s lint types tests sweep minimums bench quality sources`."""
+"""Development sessions: `nox -l` lists them."""
 
 from __future__ import annotations
 
@@ -70,6 +70,13 @@ def fuzz(session: nox.Session) -> None:
     """Fuzz all that is read, ten minutes of the processor each; arguments: seconds, targets."""
     session.install("-c", CONSTRAINTS, "-e", ".[test]", "atheris")
     session.run("python", "-m", "tests.fuzzing", *session.posargs)
+
+
+@nox.session
+def architectures(session: nox.Session) -> None:
+    """Prove records on a tiny model of every decoder-only type; arguments: model types."""
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.run("python", "-m", "tests.bench.architectures", *session.posargs)
 
 
 @nox.session

@@ -22,6 +22,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("ctcli rotate SRC DST --rotation-file R.bin", "learned rotations, as SpinQuant has them"),
     ),
     "equalize": (("ctcli equalize SRC DST", "before 4 bits, for models with outliers"),),
+    "sparsify": (("ctcli sparsify SRC DST --pattern 2:4", "2 of every 4 neighbours stay"),),
     "quantize": (
         ("ctcli quantize SRC DST --scheme W4A16 --dry-run", "what would be done; reads headers"),
         ("ctcli quantize SRC DST --scheme FP8_DYNAMIC", "FP8, which needs no calibration"),

@@ -111,10 +111,10 @@ def logging(notify: Notify, meter: Meter) -> Iterator[Advance]:
 def _bar(console: Console, meter: Meter) -> Iterator[Advance]:
     from rich import progress  # not needed, and not free, without a terminal
 
-    columns: list[progress.ProgressColumn] = [progress.TextColumn("{task.description}")]
+    columns: list[progress.ProgressColumn]
+    columns = [progress.TextColumn("{task.description}  {task.fields[words]}")]
     if console.width >= _ROOM_FOR_BAR:
-        columns.append(progress.BarColumn(_BAR))
-    columns.append(progress.TextColumn("{task.fields[words]}"))
+        columns.insert(0, progress.BarColumn(_BAR))
     with progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(meter.title, total=meter.total, words="")
 

@@ -77,7 +77,8 @@ class Terminal:
         self._print_lines([(item,) for item in result.items[:_SHOWN]])
         self._print_rest(len(result.items))
         for section in result.sections:
-            self._out.print(Text(_printable(section.heading), style="bold"))
+            for piece in _wrapped(self._out, _printable(section.heading), 0):
+                self._out.print(Text(piece, style="bold"))
             self._print_lines(section.lines if section.whole else section.lines[:_SHOWN])
             self._print_rest(0 if section.whole else len(section.lines))
 
@@ -89,11 +90,22 @@ class Terminal:
             *before, last = cells
             start = "".join(f"{c:<{width}}  " for c, width in zip(before, widths, strict=False))
             hang = len(start) or 2
+            if self._is_narrow(hang, last) and before:
+                # There is no room beside the other cells: the last one goes below them.
+                self._print_cells(start.rstrip(), "", widths[0], True)
+                start, hang = "    ", 4
             for i, piece in enumerate(_wrapped(self._out, last, 2 + hang)):
-                margin = " " * hang if i else start
-                line = Text("  ").append(margin[: widths[0]], "dim" if before else "default")
-                line.append(margin[widths[0] :]).append(piece).rstrip()
-                self._out.print(line)
+                self._print_cells(" " * hang if i else start, piece, widths[0], bool(before))
+
+    def _is_narrow(self, hang: int, last: str) -> bool:
+        room = self._out.width - 2 - hang
+        return self._out.is_terminal and len(last) > room and room < _NARROWEST
+
+    def _print_cells(self, start: str, last: str, first: int, is_dim: bool) -> None:
+        """Print a line of cells, the first of which takes so many columns."""
+        line = Text("  ").append(start[:first], "dim" if is_dim else "default")
+        line.append(start[first:]).append(last).rstrip()
+        self._out.print(line)
 
     def _print_rest(self, count: int) -> None:
         if count > _SHOWN:

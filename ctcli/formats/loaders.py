@@ -7,7 +7,6 @@ looked at.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Literal, get_args
 
 from ctcli.formats.declared import Declaration
 from ctcli.formats.groups import Group
+from ctcli.models.experts import EXPERT
 from ctcli.models.fused import FusedSet, fused_sets
 from ctcli.models.protected import is_embedding, is_head
 from ctcli.schemes import words
@@ -40,9 +40,10 @@ _HOPPER = "a GPU of compute capability 9.0"
 ONLINE = _GPU
 """What vLLM needs to rotate inputs while it runs."""
 
+# vLLM widens FP8 keys of an indexer before it merges them with the weights.
+_INDEXER = ("wk", "weights_proj")
 # Each does what those before it do.
 MACHINES = (_ANY, _AMX, _GPU, _HOPPER)
-_EXPERT = re.compile(r"(?P<parent>.*\bexperts)\.[0-9]+(\..*)?")
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,8 @@ def _class_problems(contents: Contents) -> list[str]:
 def _fused_problems(fused: FusedSet, contents: Contents) -> list[str]:
     """What vLLM demands of linears that it merges."""
     groups = {module: contents.declared.group_of(module) for module in fused.tensors}
+    if fused.members == _INDEXER and _is_fp8(next(iter(groups.values()))):
+        return []
     kinds = {_kind(group) for group in groups.values()}
     if len(kinds) > 1:
         how = ", ".join(
@@ -214,7 +217,7 @@ def _fused_problems(fused: FusedSet, contents: Contents) -> list[str]:
     if not block:
         return []
     # The scales of what comes next begin with a new block.
-    followed = fused.tensors if _EXPERT.fullmatch(fused.parent) else fused.tensors[:-1]
+    followed = fused.tensors if EXPERT.fullmatch(fused.parent) else fused.tensors[:-1]
     return [
         f"{module}: its {contents.shapes[module][0]} rows are no multiple of {block[0]}, and vLLM "
         "puts other rows below them."
@@ -227,13 +230,18 @@ def _expert_problems(modules: Iterable[str], declared: Declaration) -> list[str]
     """Where experts of a layer, which vLLM computes at once, differ."""
     kinds: dict[str, set[Scheme | None]] = defaultdict(set)
     for module in modules:
-        if match := _EXPERT.fullmatch(module):
+        if match := EXPERT.fullmatch(module):
             kinds[match["parent"]].add(_kind(declared.group_of(module)))
     return [
         f"{parent}: vLLM wants all linears of its experts quantized alike, or none."
         for parent, found in kinds.items()
         if len(found) > 1
     ]
+
+
+def _is_fp8(group: Group | None) -> bool:
+    weights = group.scheme.weights if group else None
+    return weights is not None and (weights.type, weights.num_bits) == ("float", 8)
 
 
 def _kind(group: Group | None) -> Scheme | None:

@@ -17,6 +17,7 @@ from ctcli.rewrites.equalizing.parts import PARTS
 from ctcli.rewrites.exporting.export_bin import export_bin
 from ctcli.rewrites.exporting.options import ExportOptions
 from ctcli.rewrites.quantizing.config import RELEASE_HINT, release_problem
+from ctcli.rewrites.sources.convert import refusal_hint
 from ctcli.rewrites.sources.options import ConvertOptions
 from ctcli.rewrites.surgery.matrices import Matrices
 from ctcli.rewrites.surgery.surgery import architecture_of, editable
@@ -67,9 +68,10 @@ def _source_abilities(reading: Reading) -> Iterator[Ability]:
     is_exact = {False: "each weight is rounded once", True: "exact"}
     yield Ability("dequantize", note=is_exact[reading.is_exact])
     leaves = [leaf for coded in reading.coded.values() for leaf in coded.leaves]
-    refusals = {leaf.method: leaf.refusal for leaf in leaves if not leaf.scheme}
+    refused = [leaf for leaf in leaves if not leaf.scheme]
+    refusals = {leaf.method: leaf.refusal for leaf in refused}
     reasons = [f"{method}: {refusal}." for method, refusal in refusals.items()]
-    hint, note = "Give --requantize SCHEME.", "exact"
+    hint, note = refusal_hint(refused), "exact"
     formats = {leaf.scheme.format for leaf in leaves if leaf.scheme}
     if not reasons and (problem := release_problem(formats, ConvertOptions().ct_version)):
         reasons, hint = [problem], RELEASE_HINT

@@ -107,7 +107,7 @@ def inspect(checkpoint: Checkpoint) -> Inspection:
         weights,
         tuple(fused_sets(checkpoint.specs)),
         is_tied(checkpoint.config),
-        quantization(declared, weights, checkpoint.specs),
+        quantization(declared, weights, checkpoint.specs, checkpoint.config),
         stored_weights(checkpoint, reading) if isinstance(reading, Reading) else (),
         tuple(abilities(checkpoint, reading)),
         tuple(anomalies(checkpoint, weights, declared)),
@@ -186,7 +186,11 @@ def _quantization_data(found: QuantizationSummary | None) -> dict[str, Any] | No
         "modules_left_alone": found.left_alone,
         "online_transforms": {name: list(places) for name, places in found.transforms.items()},
         "loaders": {
-            loader: {"loads": not refusals, "problems": refusals}
+            loader: {
+                "loads": not refusals,
+                "problems": refusals,
+                "has_architecture": loader not in found.strangers,
+            }
             for loader, refusals in found.refusals.items()
         },
         "vllm_needs": found.machine,

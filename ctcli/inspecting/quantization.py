@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from ctcli.formats.architectures import strangers
 from ctcli.formats.declared import QUANT_METHOD, Declaration
 from ctcli.formats.groups import Group
 from ctcli.formats.loaders import LOADERS, MACHINES, ONLINE, Contents, Loader, machine, problems
@@ -22,6 +24,7 @@ class QuantizationSummary:
         left_alone: modules with a matrix that none quantizes.
         transforms: rotations at run time, with their locations.
         refusals: why each loader does not take it; empty if the rules for it are not known.
+        strangers: for each loader, a line if it has no class for the architecture.
     """
 
     method: str
@@ -29,6 +32,7 @@ class QuantizationSummary:
     left_alone: int
     transforms: Mapping[str, tuple[str, ...]]
     refusals: Mapping[Loader, list[str]]
+    strangers: Mapping[Loader, str]
 
     @property
     def machine(self) -> str | None:
@@ -41,7 +45,10 @@ class QuantizationSummary:
 
 
 def quantization(
-    declared: Declaration | None, weights: Mapping[str, Weight], names: Mapping[str, object]
+    declared: Declaration | None,
+    weights: Mapping[str, Weight],
+    names: Mapping[str, object],
+    config: Mapping[str, Any],
 ) -> QuantizationSummary | None:
     """The same for a checkpoint; None if it declares nothing.
 
@@ -49,6 +56,7 @@ def quantization(
         declared: what config.json says.
         weights: its parameters.
         names: of all tensors.
+        config: config.json.
     """
     if declared is None:
         return None
@@ -65,4 +73,5 @@ def quantization(
         {loader: problems(loader, contents) for loader in LOADERS}
         if declared.method == QUANT_METHOD
         else {},
+        {loader: line for loader in LOADERS for line in strangers(config, (loader,))},
     )

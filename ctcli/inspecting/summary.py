@@ -133,6 +133,8 @@ def _quantization(found: QuantizationSummary) -> Iterator[Section]:
             loaders += _under(_NAMES[loader], "no: ", tuple(refusals))
         else:
             on = f", on {found.machine}" if loader == "vllm" and found.machine else ""
+            if loader in found.strangers:
+                on += "; the architecture: not known to it"
             loaders.append((_NAMES[loader], f"yes{on}"))
     yield Section("does it load in", loaders)
 

@@ -9,7 +9,7 @@ SliceGPT's (Ashkboos et al., 2024, arXiv:2404.00456 and arXiv:2401.15024).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ctcli.errors import CtcliError
@@ -26,8 +26,9 @@ class HeadRows:
         module: the linear.
         heads: how many heads it makes.
         first: first row of head 0.
-        stride: rows from one head to the next.
+        stride: rows from one head to the next, or from one group of heads to the next.
         size: rows of a head.
+        group: heads that lie side by side.
     """
 
     module: str
@@ -35,11 +36,18 @@ class HeadRows:
     first: int
     stride: int
     size: int
+    group: int = 1
 
     def of(self, head: int) -> slice:
         """The rows of one head."""
-        start = self.first + head * self.stride
+        start = self.first + head // self.group * self.stride + head % self.group * self.size
         return slice(start, start + self.size)
+
+    @property
+    def end(self) -> int:
+        """The row behind the last one that the heads, and what lies between them, take up."""
+        is_dense = self.stride == self.group * self.size
+        return (self.first if is_dense else 0) + self.heads // self.group * self.stride
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,34 @@ class MlpRole:
 
 
 @dataclass(frozen=True, slots=True)
+class MixerRole:
+    """A state space model, a linear attention or a convolution.
+
+    Attributes:
+        module: the block.
+        inputs: its linears that read the stream.
+        output: the linear that writes it.
+    """
+
+    module: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Where a matrix lies that is no tensor of its own.
+
+    Attributes:
+        tensor: the stored tensor.
+        index: which of its matrices, or rows; None: all of it, under another name.
+    """
+
+    tensor: str
+    index: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class BiasSwitch:
     """A key of config.json that gives biases to linears which have none.
 
@@ -133,6 +169,10 @@ class Architecture:
             one of its own before only one of the two is changed, and config.json must say so.
         bias_switch: how linears without biases can be given some.
         refusals: operations that would not be exact, and why.
+        mixers: blocks that are neither attention nor MLPs.
+        head_bias: whether the head has a bias.
+        views: matrices that are stored in tensors of several, by the names of their weights.
+        transposed: modules whose weights are stored [in, out].
     """
 
     family: str
@@ -152,17 +192,26 @@ class Architecture:
     tied: bool
     bias_switch: BiasSwitch | None
     refusals: Mapping[Operation, str]
+    mixers: tuple[MixerRole, ...] = ()
+    head_bias: bool = False
+    views: Mapping[str, View] = field(default_factory=dict)
+    transposed: frozenset[str] = frozenset()
 
     @property
     def writers(self) -> tuple[str, ...]:
         """Linears whose output rows, and bias, are the residual stream."""
-        outputs = (*(a.o for a in self.attentions), *(mlp.output for mlp in self.mlps))
+        outputs = (
+            *(a.o for a in self.attentions),
+            *(mixer.output for mixer in self.mixers),
+            *(mlp.output for mlp in self.mlps),
+        )
         return (self.project_in, *outputs) if self.project_in else outputs
 
     @property
     def readers(self) -> tuple[str, ...]:
         """Linears whose input columns are the residual stream; last, what makes the logits."""
         inputs = [name for attention in self.attentions for name in attention.inputs]
+        inputs += [name for mixer in self.mixers for name in mixer.inputs]
         inputs += [name for mlp in self.mlps for name in mlp.inputs]
         return (*inputs, *self.routers, self.project_out or self.lm_head)
 
@@ -170,6 +219,7 @@ class Architecture:
     def linears(self) -> tuple[str, ...]:
         """The linears of all blocks, in the order in which a model of this kind holds them."""
         names = [name for a in self.attentions for name in (*a.inputs, a.o)]
+        names += [name for mixer in self.mixers for name in (*mixer.inputs, mixer.output)]
         return (*names, *(name for mlp in self.mlps for name in (*mlp.inputs, mlp.output)))
 
     @property

@@ -82,6 +82,8 @@ def _weights(architecture: Architecture, shapes: Shapes) -> Iterator[Demand]:
     for norm in architecture.norms:
         if not norm.on_stream:
             yield f"{norm.module}.weight", (_size(shapes, norm.linears[0], 1),)
+            for linear in norm.linears:
+                yield f"{linear}.weight", (None, None)
     for module in architecture.readers:
         if module != architecture.lm_head:
             yield f"{module}.weight", (None, hidden)
@@ -111,7 +113,7 @@ def _ends(architecture: Architecture, shapes: Shapes) -> Iterator[Demand]:
 def _attention(attention: AttentionRole) -> Iterator[Demand]:
     roles = (attention.q, attention.k, attention.v)
     for module in dict.fromkeys(role.module for role in roles):
-        ends = [role.of(role.heads - 1).stop for role in roles if role.module == module]
+        ends = [role.end for role in roles if role.module == module]
         yield f"{module}.weight", (max(ends), None)
     yield f"{attention.o}.weight", (None, attention.q.heads * attention.v.size)
 
@@ -126,10 +128,12 @@ def _mlp(mlp: MlpRole, shapes: Shapes) -> Iterator[Demand]:
 
 
 def _biases(architecture: Architecture, shapes: Shapes) -> Iterator[Demand]:
-    """The biases there are; the head has none in any model, so one would be out of place."""
-    linears = {*architecture.readers, *architecture.writers} - {architecture.lm_head}
+    """The biases there are; of a head that has none in its family, one would be out of place."""
+    linears = {*architecture.readers, *architecture.writers}
     for norm in architecture.norms:
-        linears |= {*norm.linears} - {architecture.lm_head}
+        linears |= {*norm.linears}
+    if not architecture.head_bias:
+        linears -= {architecture.lm_head}
     for module in sorted(linears):
         if f"{module}.bias" in shapes:
             yield f"{module}.bias", (_size(shapes, module, 0),)

@@ -15,6 +15,9 @@ from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.models.config import size_of, text_config
 
 _PACKED = re.compile(r"(?P<parent>.*experts)\.(?P<role>gate_up_proj|down_proj)(?:\.weight)?")
+EXPERT = re.compile(r"(?P<parent>.*\bexperts)\.[0-9]+(\..*)?")
+"""A module of one expert."""
+
 _PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 # Model types that store [experts, in, out], with gate and up interleaved in some.
 _TRANSPOSED = ("llama4", "llama4_text", "gpt_oss", "qwen3_vl_moe", "qwen3_vl_moe_text", "dbrx")
@@ -45,10 +48,17 @@ def layout_problem(
     packed: PackedExperts, spec: TensorSpec, config: Mapping[str, Any]
 ) -> str | None:
     """Why a packed tensor cannot be split: its layout is unknown, or not what config.json says."""
+    return turned(config) or shape_problem(packed, spec, config)
+
+
+def turned(config: Mapping[str, Any]) -> str | None:
+    """What to say of models that store experts [experts, in, out]; None: it is not known of this.
+
+    Loaders take these as they are stored.
+    """
     model_type = str(text_config(config).get("model_type", config.get("model_type")))
-    if model_type in _TRANSPOSED:
-        return f"experts of {model_type} are stored transposed"
-    return shape_problem(packed, spec, config)
+    known = model_type in _TRANSPOSED
+    return f"experts of {model_type} are stored transposed" if known else None
 
 
 def shape_problem(packed: PackedExperts, spec: TensorSpec, config: Mapping[str, Any]) -> str | None:

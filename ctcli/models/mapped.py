@@ -17,8 +17,8 @@ from ctcli.models.architecture import (
 )
 from ctcli.models.checking import Shapes, check
 from ctcli.models.config import text_config
+from ctcli.models.facts import SourceFacts
 from ctcli.models.families import model_type
-from ctcli.models.layers import SourceFacts
 from ctcli.models.mapping import ArchitectureMapping
 from ctcli.models.resolve import refusals, with_bias
 from ctcli.patterns import check_patterns, matches

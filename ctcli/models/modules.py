@@ -7,6 +7,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ctcli.lazy.tensors import TensorSpec
 from ctcli.models.experts import packed_experts
+from ctcli.models.families import whole_of
 from ctcli.models.protected import Kind, kind_of, layers_of
 
 
@@ -80,13 +81,15 @@ def modules_of(tensors: Mapping[str, T_co], config: Mapping[str, Any]) -> dict[s
         own[leaf] = tensor
         if leaf in _WEIGHTS:
             order[module] = own
-    layers = layers_of(config)
+    layers, whole = layers_of(config), whole_of(config)
     found: dict[str, Module[T_co]] = {}
     order |= parts
     del parts
     for name, own in order.items():
         weight = own.get("weight") or own.get("")
         kind = kind_of(name, layers) or _kind(name, own, weight)
+        if whole and kind == "linear" and whole.fullmatch(name):
+            kind = "whole"
         found[name] = Module(name, kind, own, weight)
     return found
 

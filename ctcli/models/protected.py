@@ -26,7 +26,7 @@ _Protected = Literal[
     "rotation",
     "draft",
 ]
-Kind = Literal[_Protected, "experts", "linear", "other"]
+Kind = Literal[_Protected, "whole", "experts", "linear", "other"]
 # Kind of module -> pattern of its whole name; the first that matches counts. None tells digits
 # apart: a number is 0, but in a name's last component.
 _KINDS: Mapping[_Protected, str] = {
@@ -64,6 +64,7 @@ REASONS: Mapping[Kind, str] = {
     "tower": "vision and audio towers",
     "rotation": "online transforms",
     "draft": "multi-token prediction",
+    "whole": "linears that servers keep whole",
 }
 _DIGITS = re.compile("[0-9]+")
 # Model types whose layers hold [in, out] weights in a class of their own instead of linears.

@@ -10,19 +10,15 @@ from typing import Any, Literal
 from ctcli.errors import CtcliError
 from ctcli.models.architecture import Architecture, BiasSwitch, NormRole, Operation
 from ctcli.models.checking import Shapes, check
-from ctcli.models.config import is_nested, text_config
+from ctcli.models.config import is_nested, table, text_config
+from ctcli.models.facts import SourceFacts
 from ctcli.models.families import Family, family_of, model_type
-from ctcli.models.layers import SourceFacts, layer_of
+from ctcli.models.layers import layer_of
 from ctcli.models.protected import towers
+from ctcli.models.views import seen
 
-# What may stand before the names of a language model, and what its head is called then.
-_PLACES = (
-    ("model.", "lm_head"),
-    ("model.language_model.", "lm_head"),
-    ("language_model.model.", "language_model.lm_head"),
-)
 # Saved by old versions of transformers; computed anew by every reader.
-_BUFFERS = re.compile(r".*rotary_emb\.inv_freq")
+_BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)")
 # Tensors outside the language model proper: where they stand to its residual stream.
 _Beside = Literal["tower", "prediction"]
 _BESIDE: Mapping[_Beside, tuple[tuple[Operation, ...], str]] = {
@@ -51,29 +47,45 @@ def resolve(config: Mapping[str, Any], shapes: Shapes) -> Architecture:
     """
     name, family = model_type(config), family_of(config)
     root, head = _place(name, family, shapes)
-    source = SourceFacts(text_config(config), shapes)
     base = root + family.base
-    beside = _beside(shapes, f"{base}layers.", source.number("num_hidden_layers"))
+    layers = f"{base}{family.layers}."
+    as_linears = seen(family, layers, shapes)
+    source = SourceFacts(text_config(config), as_linears.shapes)
+    beside = _beside(source.shapes, layers, _layers(family, source))
     found = _assembled(name, family, base, head, source)
     found = replace(
         found,
         tied=not source.has(head) and _may_be_tied(config, family),
-        refusals={**refusals(found, source.text, beside), **dict(family.refusals)},
+        head_bias=family.head_bias,
+        views=as_linears.views,
+        transposed=as_linears.transposed,
     )
-    own = {tensor: shape for tensor, shape in shapes.items() if tensor not in beside}
-    layer = rf"{re.escape(base)}layers\.[0-9]+\."
-    check(found, own, [_BUFFERS, *(re.compile(layer + other) for other in family.others)])
+    refused = {**refusals(found, source.text, beside), **dict(family.refusals)}
+    found = replace(found, refusals=refused)
+    own = {tensor: shape for tensor, shape in source.shapes.items() if tensor not in beside}
+    layer = rf"{re.escape(layers)}[0-9]+\."
+    others = [layer + other for other in family.others]
+    others += [re.escape(base) + other for other in family.outer]
+    check(found, own, [_BUFFERS, *(re.compile(other) for other in others)])
     return found
+
+
+def _layers(family: Family, source: SourceFacts) -> int:
+    """How many layers the model has: by its own key, or by the list of their kinds."""
+    kinds = source.text.get("layers_block_type")
+    if not source.optional(family.count) and isinstance(kinds, list):
+        return len(kinds)
+    return source.number(family.count)
 
 
 def _assembled(
     name: str, family: Family, base: str, head: str, source: SourceFacts
 ) -> Architecture:
     """All parts of all layers, and what is around them; nothing is checked yet."""
-    count = source.number("num_hidden_layers")
-    layers = [layer_of(family, f"{base}layers.{i}.", source) for i in range(count)]
+    names = (f"{base}{family.layers}.{i}." for i in range(_layers(family, source)))
+    layers = [layer_of(family, name, source) for name in names]
     embedding, project_in, project_out = (
-        base + part for part in ("embed_tokens", "project_in", "project_out")
+        base + part for part in (family.embedding, "project_in", "project_out")
     )
     projected = source.has(project_in)
     linears = [part for layer in layers for part in layer.linears]
@@ -97,7 +109,8 @@ def _assembled(
             *([base + family.positions] if family.positions else []),
         ),
         project_in=project_in if projected else None,
-        attentions=tuple(layer.attention for layer in layers),
+        attentions=tuple(role for layer in layers for role in layer.attentions),
+        mixers=tuple(mixer for layer in layers for mixer in layer.mixers),
         mlps=tuple(mlp for layer in layers for mlp in layer.mlps),
         routers=tuple(router for layer in layers for router in layer.routers),
         project_out=project_out if projected else None,
@@ -110,12 +123,19 @@ def _assembled(
 
 def _place(name: str, family: Family, shapes: Shapes) -> tuple[str, str]:
     """The language model's prefix and its head's name."""
-    embedding = f"{family.base}embed_tokens.weight"
-    for root, head in _PLACES:
+    embedding = f"{family.base}{family.embedding}.weight"
+    places = [
+        (f"{family.root}.", family.head),
+        (f"{family.root}.language_model.", family.head),
+        (f"language_model.{family.root}.", f"language_model.{family.head}"),
+    ]
+    if family.root != "model":  # as the class without a head saves it
+        places.append(("", family.head))
+    for root, head in places:
         if root + embedding in shapes:
             return root, head
     raise CtcliError(
-        f"{name}: none of {', '.join(root + embedding for root, _ in _PLACES)} is there.",
+        f"{name}: none of {', '.join(root + embedding for root, _ in places)} is there.",
         "Check that the checkpoint is complete, and that it is a causal language model's.",
     )
 
@@ -181,7 +201,15 @@ def refusals(
         refused["center"] = f"{found.kept_norms[0]} normalises what a block writes"
     if found.norm_kind == "rms":
         refused["center"] = "RMSNorm does not subtract the mean, so that it matters to the model"
-    if text.get("clip_qkv"):
+    if any(mlp.output in found.transposed for mlp in found.mlps) or any(
+        f"{mlp.output}.weight" in found.views for mlp in found.mlps
+    ):
+        refused["R4"] = "MLPs are stored together or transposed, where servers rotate no inputs"
+    if text.get("num_kv_shared_layers"):
+        refused["R2"] = "the last layers take the values of others"
+    if text.get("attention_k_eq_v"):
+        refused["R2"] = "keys are values, too"
+    if text.get("clip_qkv") or table(text.get("attn_config")).get("clip_qkv"):
         reason = "clip_qkv cuts queries, keys and values off at a bound, one by one"
         refused |= {"R2": reason, "R3": reason}
     return refused

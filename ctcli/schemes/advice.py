@@ -10,7 +10,6 @@ from ctcli.schemes.presets import PRESETS
 FAMILIES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("FP8_DYNAMIC",), "FP8 by channel, FP8 activations; half the size, no calibration"),
     (("FP8_BLOCK",), "FP8 in 128x128 blocks, FP8 activations, as DeepSeek publishes"),
-    (("FP8",), "FP8 by tensor, static FP8 activations: needs --input-scales"),
     (("W8A8", "INT8"), "INT8 by channel, INT8 activations"),
     (("W4A16", "W4A16_ASYM"), "INT4 in groups of 128, 16-bit activations; a quarter of the size"),
     (("W2A16", "W3A16", "W5A16", "W6A16", "W7A16", "W8A16"), "INT2 to INT8 likewise"),
@@ -19,10 +18,12 @@ FAMILIES: tuple[tuple[tuple[str, ...], str], ...] = (
         "integers in groups of 128, INT8, FP8 or INT4 activations",
     ),
     (("NVFP4A16",), "FP4 in groups of 16 under a global scale, 16-bit activations"),
-    (("NVFP4",), "likewise, FP4 activations: needs --input-scales"),
     (("MXFP4A16", "MXFP4", "MXFP4XFP8"), "FP4 in groups of 32, 16-bit, FP4 or FP8 activations"),
-    (("MXFP8A16", "MXFP8"), "FP8 in groups of 32, 16-bit or FP8 activations"),
-    (("MXFP6A16", "MXFP6A8"), "FP6 likewise; only with --ct-version 0.20"),
+    (
+        ("MXFP8A16", "MXFP8", "MXFP6A16", "MXFP6A8"),
+        "FP8 or FP6 in groups of 32; FP6 only with --ct-version 0.20",
+    ),
+    (("FP8", "NVFP4"), "FP8 by tensor, FP4 in groups of 16: static, need --input-scales"),
 )
 # What other tools call it, in lower case without separators: what to give here.
 _ELSEWHERE = {

@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -186,9 +188,23 @@ class _OneFile:
             )
 
     def publish(self, made: Path, destination: Path, replaced: Path | None) -> None:  # noqa: ARG002
-        """See `Form`. DST comes last: once it is there, all is."""
-        for path in sorted(made.iterdir(), key=lambda path: path.name == destination.name):
-            path.replace(destination.with_name(path.name))
+        """See `Form`. DST comes last: once it is there, all is; if it cannot come, nothing is.
+
+        A process that is killed between leaves new files beside an old DST.
+        """
+        undo: list[Callable[[], object]] = []
+        others = [path for path in made.iterdir() if path.name != destination.name]
+        try:
+            for path in others:
+                beside = destination.with_name(path.name)
+                undo.append(_way_back(path, beside))
+                path.replace(beside)
+            (made / destination.name).replace(destination)
+        except BaseException:
+            for step in undo:
+                with suppress(OSError):
+                    step()
+            raise
 
     def becomes(self, made: Path, destination: Path) -> Path:
         """See `Form`."""
@@ -197,6 +213,19 @@ class _OneFile:
     def home(self, destination: Path) -> Path:
         """See `Form`."""
         return destination.parent
+
+
+def _way_back(made: Path, beside: Path) -> Callable[[], object]:
+    """What undoes that a file beside DST was made, or replaced."""
+    if not beside.exists():
+        return partial(beside.replace, made)
+    before = made.with_name(f".{made.name}.before")
+    before.unlink(missing_ok=True)
+    try:
+        os.link(beside, before)
+    except OSError:  # there are file systems without links
+        shutil.copy2(beside, before)
+    return partial(before.replace, beside)
 
 
 DIRECTORY: Form = _Directory()

@@ -8,7 +8,7 @@ from typing import Any
 from ctcli.errors import CtcliError
 from ctcli.models.architecture import Architecture
 from ctcli.models.config import classes, is_tied, text_config
-from ctcli.models.families import family_of, model_type
+from ctcli.models.families import FAMILIES, family_of, model_type
 from ctcli.models.resolve import resolve
 from ctcli.verifying.findings import Finding
 from ctcli.verifying.quantized import Quantization
@@ -64,9 +64,13 @@ def _sizes(found: Architecture, text: Mapping[str, Any], shapes: Shapes) -> Iter
     if isinstance(vocabulary, int) and rows != vocabulary:
         yield Finding("shape", name, f"it has {rows} rows, and vocab_size is {vocabulary}.")
     width = next((text[key] for key in _WIDTHS if isinstance(text.get(key), int)), None)
+    if FAMILIES[found.family].own_width:
+        return
     for mlp in found.mlps:
-        if width is not None and "expert" not in mlp.output:
-            columns = shapes[f"{mlp.output}.weight"][1]
+        weight = shapes.get(f"{mlp.output}.weight")
+        is_dense = "expert" not in mlp.output and "shared" not in mlp.output
+        if width is not None and weight and is_dense and mlp.output not in found.transposed:
+            columns = weight[1]
             if columns != width:
                 message = f"it has {columns} columns, and the MLPs' width is {width}."
                 yield Finding("shape", f"{mlp.output}.weight", message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ctcli.formats.architectures import strangers
 from ctcli.formats.declared import QUANT_METHOD
 from ctcli.formats.loaders import Contents, problems
 from ctcli.models.config import size_of, text_config
@@ -43,10 +44,11 @@ def loader_findings(
     for problem in problems(loader, contents):
         where, _, message = problem.partition(": ")
         findings.append(Finding("loader", where, message))
+    unknown = [f"the architecture: {line}" for line in strangers(snapshot.config, (loader,))]
     if options.tp == 1:
-        return findings, []
-    spread, unknown = _tensor_parallel(snapshot, quantization, options.tp)
-    return findings + spread, unknown
+        return findings, unknown
+    spread, uncut = _tensor_parallel(snapshot, quantization, options.tp)
+    return findings + spread, unknown + uncut
 
 
 def _tensor_parallel(

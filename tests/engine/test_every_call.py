@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
-from tests.fuzzing import checkpoints, targets
+from tests.fuzzing import checkpoints
 from tests.helpers.checkpoints import array, file_hashes, write_checkpoint
 from tests.helpers.failing import BEGUN, WAYS, Outcome, walk
+from tests.helpers.processes import ROOT
 from tests.helpers.sources import SourceCase
 
-SOURCES = {"dequantize": "fp8-llama", "convert": "gptq-llama"}
+SOURCES = {
+    "dequantize": SourceCase("fp8-llama").checkpoint,
+    "convert": SourceCase("gptq-llama").checkpoint,
+    "export-bin --tokenizer": ROOT / "fixtures" / "pylm",  # its tokenizer is one that can go along
+}
 COMMANDS = (
     *("reindex", "reindex --link", "reindex --fsync", "fuse-norms", "rotate", "equalize", "run"),
     *("quantize --scheme FP8_DYNAMIC", "quantize --scheme NVFP4A16"),
     *("quantize --scheme W4A16 --fsync", "dequantize", "convert"),
-    *("export-bin", "export-bin --fsync"),
+    *("export-bin", "export-bin --fsync", "export-bin --tokenizer"),
 )
 # `nox -s calls` disturbs all calls of all commands: an error, of one kind or the other, a signal to
 # end, one or the other, and a kill. Elsewhere, some of those at the end of a run, at which DST is
@@ -26,15 +30,14 @@ COMMANDS = (
 IS_WHOLE = bool(os.environ.get("CTCLI_EVERY_CALL"))
 STATES = [*((begun, False) for begun in BEGUN), ("", True), ("published", True)]
 CASES = [(words, *state) for words in COMMANDS for state in STATES]
-CASES = CASES if IS_WHOLE else [("reindex", "", True), ("export-bin", "half-way", True)]
+CASES = CASES if IS_WHOLE else [("reindex", "", True), ("export-bin --tokenizer", "half-way", True)]
 # As where a file system cannot let two folders change places.
 NO_EXCHANGE = "from ctcli.storage import exchange\nexchange.renameat2 = lambda *_: 38"
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    source = checkpoints.write(tmp_path / "source")
-    (source / "tokenizer.json").write_text(json.dumps(targets.TOKENIZER))
+    checkpoints.write(tmp_path / "source")
     (tmp_path / "recipe.toml").write_bytes(checkpoints.RECIPE.replace(b"headers_sha256", b"# "))
     return tmp_path
 
@@ -42,8 +45,7 @@ def folder(tmp_path: Path) -> Path:
 def arguments(folder: Path, words: str, overwrite: bool) -> list[str | Path]:
     command, *options = words.split()
     given: list[str | Path] = [folder / "recipe.toml"] if command == "run" else []
-    case = SOURCES.get(command)
-    source = SourceCase(case).checkpoint if case else folder / "source"
+    source = SOURCES.get(words, folder / "source")
     out = "dst.bin" if command == "export-bin" else "dst"
     options += ["--overwrite"] if overwrite else []
     return [command, *given, source, folder / out, *options, "--num-workers", "1"]
@@ -64,9 +66,10 @@ def test_whatever_call_fails_dst_is_old_or_new(
         put_old(folder, words)
     last, every = (None, 2) if IS_WHOLE else (24, 6)
     command = arguments(folder, words, overwrite)
-    before = file_hashes(folder / "source")
+    source = SOURCES.get(words, folder / "source")
+    before = file_hashes(source)
     assert_sound(walk(folder, command, WAYS, begun=begun, last=last, every=every))
-    assert file_hashes(folder / "source") == before
+    assert file_hashes(source) == before
 
 
 def test_where_folders_cannot_change_places_dst_is_old_or_new_but_for_a_kill(folder: Path) -> None:

@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as IMAGES,
+)
 
+from ctcli.formats.architectures import ARCHITECTURES, VERSIONS, strangers
 from ctcli.formats.declared import Declaration, read_declaration
 from ctcli.formats.loaders import (
     FORMATS,
@@ -198,6 +206,34 @@ def test_vllm_has_no_place_for_rotations_of_keys_nor_biases_behind_rotated_input
     bias = "model.layers.0.mlp.down_proj.bias"
     (problem,) = problems("vllm", contents(declared, shapes, [rotation, bias]))
     assert problem.startswith("model.layers.0.mlp.down_proj: ")
+
+
+def test_vllm_merges_an_indexer_s_keys_unless_they_are_more_than_fp8() -> None:
+    indexer = f"{ATTENTION}.indexer"
+    shapes = {f"{indexer}.wk": (128, 256), f"{indexer}.weights_proj": (64, 256)}
+    ignore = [f"{indexer}.weights_proj"]
+    fp8, int4 = (declare({name: {}}, ignore=ignore) for name in ("FP8_DYNAMIC", "W4A16"))
+    assert problems("vllm", contents(fp8, shapes)) == []
+    assert "wk W4A16" in problems("vllm", contents(int4, shapes))[0]
+
+
+def test_architectures_are_those_of_transformers() -> None:
+    names = {
+        name
+        for mapping in (CAUSAL, IMAGES)
+        for found in mapping.values()
+        for name in ([found] if isinstance(found, str) else found)
+    }
+    assert transformers.__version__.startswith(VERSIONS["transformers"])
+    assert names <= ARCHITECTURES["transformers"]
+
+
+def test_only_an_architecture_that_is_named_is_unknown() -> None:
+    assert [*strangers({"architectures": ["LlamaForCausalLM"]}, LOADERS)] == []
+    assert [*strangers({}, LOADERS)] == []
+    found = [*strangers({"architectures": ["Qwen9ForCausalLM"]}, LOADERS)]
+    assert len(found) == len(LOADERS)
+    assert found[0] == "Qwen9ForCausalLM: vllm 0.32 has no class of this name for it."
 
 
 def test_vllm_reads_no_sparse_weights() -> None:

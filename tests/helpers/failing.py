@@ -43,6 +43,7 @@ _RENAMES = ("rename", "replace", "renameat2")
 WAYS = ("fail", "full", "TERM", "INT", "KILL")
 # What a run finds: nothing, or what one left that was killed half-way, or once DST was there.
 BEGUN = ("", "half-way", "published")
+_BESIDE = "old, and a file beside it is not"
 _ERRORS = {"fail": errno.EIO, "full": errno.ENOSPC}
 
 
@@ -76,7 +77,9 @@ class Outcome:
     def problems(self) -> list[str]:
         """What of it is not as it should be."""
         found = []
-        if self.state not in ("old", "new", "both"):
+        # Of two files, a kill may come after the first.
+        is_between = self.way == "KILL" and self.state == _BESIDE
+        if self.state not in ("old", "new", "both") and not is_between:
             found.append(f"DST is {self.state}")
         if "Traceback" in self.said or "Traceback" in self.said_again:
             found.append("a traceback")
@@ -161,6 +164,7 @@ class _Walker:
         self._folder = folder
         self._command = command
         self._old = folder / "old"
+        self._single = {"dst.bin"} | ({"tokenizer.bin"} if "--tokenizer" in command else set())
         self._begun: _Disturbance | None = None
         self._files = [folder / name for name in ("dst", "dst.bin", "tokenizer.bin")]
 
@@ -222,7 +226,10 @@ class _Walker:
         found = self._look()
         if found == self._new:
             return "both" if found == self._before else "new"
-        return "old" if found == self._before else f"neither: {sorted(found)}"
+        if found == self._before:
+            return "old"
+        beside = {name for name, _ in found.items() ^ self._before.items()}
+        return _BESIDE if beside == {"tokenizer.bin"} else f"neither: {sorted(found)}"
 
     def _look(self) -> Mapping[str, str]:
         """Hashes of what DST holds."""
@@ -241,7 +248,7 @@ class _Walker:
         for path in self._files:
             if path.name == "dst" and self._old.is_dir():
                 shutil.copytree(self._old, path)
-            elif path.name == "dst.bin" and self._old.is_file():
+            elif path.name in self._single and self._old.is_file():
                 shutil.copy(self._old, path)
         if begun := self._begun:
             status, said = self._child(lambda: _watch(self._folder, begun))

@@ -181,7 +181,7 @@ def outcome(job: Job, sources: Mapping[str, Path], folder: Path) -> dict[str, An
             assert printed.pop("source") == words[1]
             found["stdout"] = _sha256(json.dumps(printed).encode())
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != "README.md":  # of the source, and free to change
+        if path.is_file() and path.name != "README.md":  # the card, which names the version
             name = path.relative_to(folder).as_posix()
             rounded = job.rounded and path.suffix == ".safetensors"
             found[name] = _projections(path) if rounded else _sha256(_content(path))
@@ -204,7 +204,8 @@ def _content(path: Path) -> bytes:
         return raw.removeprefix(stamp)
     if path.suffix == ".sha256":
         lines = raw.splitlines(keepends=True)
-        return b"".join(line for line in lines if b"ctcli_recipe.toml" not in line)
+        told_elsewhere = (b"ctcli_recipe.toml", b"README.md")  # which names the version, too
+        return b"".join(line for line in lines if not any(n in line for n in told_elsewhere))
     return raw
 
 

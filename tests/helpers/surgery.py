@@ -38,6 +38,31 @@ def orthogonal(size: int, seed: int, *, keeps_ones: bool = False) -> Tensor:
     return kept
 
 
+def unfolded(architecture: Architecture, tensors: Tensors) -> dict[str, Tensor]:
+    """All weights in float64, one matrix [out, in] each."""
+    own = {name: tensor.double() for name, tensor in tensors.items()}
+    for name, view in architecture.views.items():
+        whole = own[view.tensor]
+        own[name] = whole if view.index is None else whole[view.index]
+    for view in architecture.views.values():
+        own.pop(view.tensor, None)
+    for module in architecture.transposed:
+        own[f"{module}.weight"] = own[f"{module}.weight"].T
+    return own
+
+
+def folded(architecture: Architecture, own: Tensors, stored: Tensors) -> dict[str, Tensor]:
+    """The same as they were stored."""
+    result = dict(own)
+    for module in architecture.transposed:
+        result[f"{module}.weight"] = result[f"{module}.weight"].T
+    for name, view in architecture.views.items():
+        part = result.pop(name)
+        whole = result.setdefault(view.tensor, torch.zeros(stored[view.tensor].shape).double())
+        whole[... if view.index is None else view.index] = part
+    return result
+
+
 def untie(architecture: Architecture, tensors: Tensors) -> None:
     """Give the head a weight of its own."""
     if architecture.tied:

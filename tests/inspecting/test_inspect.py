@@ -422,7 +422,7 @@ def test_unknown_families_and_checkpoints_without_config_are_told(tmp_path: Path
     edit_json(folder / "config.json", lambda config: config.update(model_type="lama"))
     data = look(folder)
     reasons = data["can_run"]["rotate R2"]["reasons"]
-    assert "'lama' is not one whose architecture is known (near it: llama)" in reasons[0]
+    assert "'lama' is not one whose architecture is known (near it: llama" in reasons[0]
     assert "--mapping FILE" in data["can_run"]["rotate R2"]["hint"]
     assert (data["family"], data["parameters"], data["tied"]) == ("lama", 36, None)
     (folder / "config.json").unlink()

@@ -12,11 +12,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig
 
 from ctcli.errors import CtcliError
 from ctcli.models.architecture import Architecture, Operation
-from ctcli.models.families import FAMILIES
 from ctcli.models.fused import fused_sets
 from ctcli.models.mapped import resolve_mapping
 from ctcli.models.mapping import parse_mapping
@@ -76,24 +74,6 @@ EVERY = pytest.mark.parametrize("name", MODELS)
 
 
 # ---- Declarations, proved
-
-
-def test_every_declaration_has_a_tiny_model() -> None:
-    used = {"gemma3_text" if kind == "gemma3" else kind for kind, _ in MODELS.values()}
-    assert used == {*FAMILIES}
-
-
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_defaults_are_those_of_the_models_class(model_type: str) -> None:
-    family = FAMILIES[model_type]
-    default = AutoConfig.for_model(model_type, hidden_size=48, num_attention_heads=4)
-    assert family.tied == default.tie_word_embeddings
-    if family.attention.layout != "latent":
-        assert (family.head_dim or 12) == (getattr(default, "head_dim", None) or 12)
-    for switch in (family.bias_switch, family.affine_switch):
-        assert switch is None or getattr(default, switch) is True
-    for key, value, _ in family.variants:
-        assert getattr(default, key) != value
 
 
 @pytest.mark.parametrize("name", ["opt", "opt_unbiased", "starcoder2", "starcoder2_unbiased"])

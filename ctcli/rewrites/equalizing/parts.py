@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ctcli.errors import CtcliError
 from ctcli.models.architecture import Architecture, AttentionRole, HeadRows, MlpRole, NormRole
 from ctcli.models.checking import Shapes
 from ctcli.models.config import text_config
@@ -79,8 +80,17 @@ def find(architecture: Architecture, config: Mapping[str, Any], shapes: Shapes) 
     if not found.scalings:
         found.reasons["norms"] = "no norm with a gain feeds the linears of a layer"
     text, unknown = text_config(config), _unknown(architecture, shapes)
+    if architecture.views or architecture.transposed:
+        raise CtcliError(
+            f"{architecture.family}: its weights are stored transposed, or several in one tensor, "
+            "and such are not equalized.",
+            "Leave equalize out, or save the model with one linear for each part of an expert.",
+        )
+    normed = {name for norm in architecture.norms if not norm.on_stream for name in norm.linears}
     for mlp in architecture.mlps:
         rows = _up_rows(mlp, text, shapes, unknown)
+        if mlp.output in normed:
+            rows = f"a norm stands before {mlp.output}"
         if isinstance(rows, HeadRows):
             found.scalings.append(Scaling("up and down", (mlp.output,), rows=rows))
         else:

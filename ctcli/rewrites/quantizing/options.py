@@ -23,6 +23,7 @@ from ctcli.rewrites.options import (
 from ctcli.rewrites.quantizing.config import Release
 from ctcli.rewrites.quantizing.input_scales import read_scales
 from ctcli.rewrites.quantizing.selection import Choice, OnIndivisible
+from ctcli.rewrites.quantizing.targets import Target
 from ctcli.schemes import format_of
 from ctcli.schemes.family import ComputeDtype, Execution, Observer
 from ctcli.schemes.parsing import Overrides, parse_schemes
@@ -42,8 +43,8 @@ def _parse_block(text: str) -> tuple[int, int]:
 class QuantizeOptions(RewriteOptions):
     """Quantize linears into a compressed-tensors checkpoint, without a model and without data.
 
-    Embeddings, heads, routers and gates, norms, convolutions, vision and audio towers and
-    multi-token-prediction layers are left alone unless --targets names them.
+    Embeddings, heads, classifiers, routers and gates, norms, convolutions, vision and audio towers,
+    per-layer inputs and multi-token-prediction layers are left alone unless --targets names them.
     """
 
     scheme: tuple[str, ...] = option(
@@ -106,6 +107,13 @@ class QuantizeOptions(RewriteOptions):
     )
     on_indivisible: OnIndivisible = option(
         "error", "What to do where the group size does not divide a weight's columns."
+    )
+    target: Target | None = option(
+        None,
+        "The loader that has to take the result: what it does not take is refused before anything "
+        "is written. none: nobody has to.",
+        "a warning where no loader takes it",
+        recorded="unless default",
     )
     rest: Literal["keep", "dense"] = option(
         "keep",

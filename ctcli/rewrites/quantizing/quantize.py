@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal
 
 from ctcli.checkpoint.sharding import cut_to_size
@@ -22,7 +22,9 @@ from ctcli.models.experts import (
     layout_problem,
     packed_experts,
     split_experts,
+    turned,
 )
+from ctcli.models.familiar import unfamiliar
 from ctcli.models.fused import FusedSet
 from ctcli.models.modules import Module, modules_of
 from ctcli.models.protected import TRANSPOSED_LINEARS
@@ -32,6 +34,7 @@ from ctcli.rewrites.quantizing.config import quantization_config
 from ctcli.rewrites.quantizing.input_scales import CACHE_SCALES, constant_scales
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.selection import Choice, Selection, select
+from ctcli.rewrites.quantizing.targets import takers
 from ctcli.schemes import words
 from ctcli.schemes.advice import WITHOUT_CALIBRATION
 from ctcli.schemes.arguments import Scheme
@@ -62,6 +65,11 @@ class QuantizeReport:
     errors: Mapping[str, float]
     constant: int = 0
 
+    @cached_property
+    def unfamiliar(self) -> Mapping[str, int]:
+        """Patterns of quantized modules whose names no record knows, and how many each matches."""
+        return unfamiliar(m for m in self.selection.schemes if m not in self.as_stored)
+
     def with_errors(self, measured: Mapping[str, Sequence[float]]) -> QuantizeReport:
         """The same with what was measured: squares of error and of weight, summed, by module."""
         errors = {}
@@ -85,6 +93,10 @@ class QuantizeReport:
         if self.constant:
             made = counted(self.constant, "module")
             rows.append(("input scales", f"{made}: constant, 1.0; nothing was calibrated"))
+        if strange := self.unfamiliar:
+            patterns, modules = counted(len(strange), "pattern"), sum(strange.values())
+            found = f"{patterns}, {counted(modules, 'module')}, quantized as linears"
+            rows.append(("unfamiliar", found))
         share = self.bytes_after / self.bytes_before
         before, after = format_bytes(self.bytes_before), format_bytes(self.bytes_after)
         return [*rows, ("tensor bytes", f"{before} -> {after} ({100 * share:.0f} %)")]
@@ -115,6 +127,7 @@ class QuantizeReport:
                 for module, scheme in self.selection.schemes.items()
             },
             "left_alone": dict(self.selection.kept),
+            "unfamiliar": dict(self.unfamiliar),
             "constant_input_scales": self.constant,
             "tensor_bytes_before": self.bytes_before,
             "tensor_bytes_after": self.bytes_after,
@@ -146,7 +159,8 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     tied = [] if any(module.kind == "head" for module in linears.values()) else ["lm_head"]
     online = _online_matrices(untied)
     selection = select(linears, choice, known=(*linears, *packed, *tied, *online))
-    selection = replace(selection, kept={**selection.kept, **online})
+    turned_experts = _turned(untied, packed)
+    selection = replace(selection, kept={**selection.kept, **online, **turned_experts})
     selection, as_stored = _unchanged(selection, reading, options.rest)
     made = _quantized_weights(linears, selection, as_stored, options)
     scales = options.scales
@@ -179,6 +193,8 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     if options.max_shard_size:
         result = cut_to_size(result, options.max_shard_size)
     result = result.with_config({**untied.config, "quantization_config": config})
+    warnings = takers(result, linears, selection.schemes, options.target)
+    result = replace(result, warnings=(*result.warnings, *warnings))
     methods = {module: coded.method for module, coded in as_stored.items()}
     constant = len(scales) if options.constant_input_scale else 0
     before, after = checkpoint.nbytes, result.nbytes
@@ -251,6 +267,8 @@ def _expert_linears(
         weight = module.weight
         if weight is None or any(matches(pattern, name) for pattern in ignore):
             continue
+        if isinstance(weight, Stored) and turned(checkpoint.config):
+            continue
         problem = layout_problem(experts, weight.spec, checkpoint.config)
         if isinstance(weight, Stacked):
             problem = None if weight.linears else problem or "its gate and up share scales"
@@ -269,6 +287,17 @@ def _expert_linears(
             problems, "Save the experts unpacked, one linear each, or leave them with --ignore."
         )
     return found
+
+
+def _turned(checkpoint: Checkpoint, packed: Iterable[str]) -> dict[str, str]:
+    """Packed experts that stay as they are stored, with the reason."""
+    reason = turned(checkpoint.config)
+    modules = {name: checkpoint.modules[name] for name in packed}
+    return {
+        name: f"{reason}, and loaders take them so"
+        for name, module in modules.items()
+        if reason and isinstance(module.weight, Stored)
+    }
 
 
 def _untie(checkpoint: Checkpoint, choice: Choice) -> Checkpoint:

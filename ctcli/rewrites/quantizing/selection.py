@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -9,6 +10,7 @@ from typing import Literal
 from ctcli.checkpoint.value import Modules
 from ctcli.errors import CtcliError
 from ctcli.lazy.nodes import LazyTensor
+from ctcli.models.experts import EXPERT
 from ctcli.models.fused import FusedSet, fused_sets
 from ctcli.models.modules import Module
 from ctcli.models.protected import REASONS
@@ -130,7 +132,8 @@ def _divide(
 ) -> None:
     """Settle the modules whose columns are no multiple of the group size."""
     problems = []
-    for module, scheme in list(schemes.items()):
+    chosen = dict(schemes)
+    for module, scheme in chosen.items():
         group, columns = scheme.weights.group_size, linears[module].shape[1]
         if not group or columns % group == 0:
             continue
@@ -153,6 +156,34 @@ def _divide(
             "--on-indivisible skip leaves these modules as they are, smaller-group gives them the "
             "size in brackets; or choose another --group-size.",
         )
+    _keep_experts_alike(chosen, schemes, kept)
+
+
+def _keep_experts_alike(
+    chosen: Mapping[str, Scheme], schemes: dict[str, Scheme], kept: dict[str, str]
+) -> None:
+    """What had to be done to one linear of a layer's experts is done to all: loaders want it so.
+
+    Args:
+        chosen: the schemes before.
+        schemes: the schemes now.
+        kept: reasons by module that is left alone.
+    """
+    members: dict[str, list[str]] = defaultdict(list)
+    for module in chosen:
+        if match := EXPERT.fullmatch(module):
+            members[match["parent"]].append(module)
+    for parent, modules in members.items():
+        if all(schemes.get(module) is chosen[module] for module in modules):
+            continue
+        left = [module for module in modules if module not in schemes]
+        sizes = [schemes[m].weights.group_size or 0 for m in modules if m in schemes]
+        for module in modules:
+            if left:
+                schemes.pop(module, None)
+                kept.setdefault(module, f"another linear of {parent} is left alone")
+            elif (smaller := _smaller_group(chosen[module], min(sizes))) is not None:
+                schemes[module] = smaller
 
 
 def _smaller_group(scheme: Scheme, columns: int) -> Scheme | None:

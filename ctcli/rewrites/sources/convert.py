@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from ctcli.formats.sources.reading import (
     replaced,
     without_quantization,
 )
-from ctcli.lazy.nodes import LazyTensor
+from ctcli.lazy.nodes import LazyTensor, Stacked
 from ctcli.rewrites.quantizing.config import Release, quantization_config
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.quantize import QuantizeReport, quantize
@@ -173,7 +173,7 @@ def _words(coded: Coded) -> str:
     return f"{coded.scheme.name} ({words(coded.scheme.weights)}, {coded.scheme.format})"
 
 
-def _check(refused: Iterable[Coded]) -> None:
+def _check(refused: Collection[Coded]) -> None:
     """Refuse weights that have no counterpart, each reason once."""
     reasons: dict[str, list[str]] = defaultdict(list)
     for coded in refused:
@@ -184,5 +184,12 @@ def _check(refused: Iterable[Coded]) -> None:
                 f"{modules[0]} ({len(modules)} like it): {reason}."
                 for reason, modules in reasons.items()
             ],
-            "Quantize these anew with --requantize SCHEME, or make floats with ctcli dequantize.",
+            refusal_hint(refused),
         )
+
+
+def refusal_hint(refused: Collection[Coded]) -> str:
+    """What to do with weights that have no counterpart; experts in one tensor are no linears."""
+    if all(isinstance(coded.weight, Stacked) and not coded.weight.linears for coded in refused):
+        return "Serve it as it is, or make floats with ctcli dequantize."
+    return "Quantize these anew with --requantize SCHEME, or make floats with ctcli dequantize."

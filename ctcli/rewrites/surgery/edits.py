@@ -75,6 +75,7 @@ class Edit(NamedTuple):
     gain: Gain | None = None
     columns: tuple[Map, ...] = ()
     rows: tuple[RowMap, ...] = ()
+    transposed: bool = False  # the matrix is stored [in, out]
 
 
 class Arithmetic(NamedTuple):
@@ -143,6 +144,7 @@ def edited(
         edit.rows,
         (spec.dtype, spec.shape, target),
         arithmetic,
+        edit.transposed,
     )
     inputs = {leaf: Input(tensor, alike.shape)}
     if gain:
@@ -191,6 +193,7 @@ def _alike(
     rows: tuple[RowMap, ...],
     result: tuple[str, tuple[int, ...], str],
     arithmetic: Arithmetic,
+    transposed: bool,
 ) -> _Alike:
     """See `edited`; the tensor, the gain and the result by what there is to know of them."""
     (dtype, read, is_short), (own, made, target) = tensor, result
@@ -201,6 +204,7 @@ def _alike(
         math.lcm(*[each.granule for each in rows]),
         math.lcm(*[each.block_size for each in columns]),
     )
+    granule = granule[::-1] if transposed else granule
     down, across = (math.lcm(*each) for each in zip(granule, together, strict=True))
     axis = preferred_axis(shape, (down, across))
     is_whole = len(made) == 1 and shape[0] == 1
@@ -212,7 +216,8 @@ def _alike(
     if gain:
         is_one_product = is_one_product and gain[2] and not gain[0]
     tag = arithmetic.tag(own, is_one_product=is_one_product)
-    edit = EditBlock(leaf, dtype, tag, gain[:2] if gain else None, columns, rows, device)
+    scale = gain[:2] if gain else None
+    edit = EditBlock(leaf, dtype, tag, scale, columns, rows, device, transposed)
     before = Unrounded("", {leaf: Output(TensorSpec(tag, shape))}, edit)
     both = _gain_and_round(edit, target) or EditAndRound(edit, target)
     return _Alike(shape, granule, axis, both, outputs, before)
@@ -220,7 +225,7 @@ def _alike(
 
 def _gain_and_round(edit: EditBlock, target: str) -> ScaleAndRound | None:
     """An edit that does no more than multiply by a gain, with the rounding, in one pass."""
-    if edit.columns or edit.rows or not edit.gain or edit.gain[1]:
+    if edit.columns or edit.rows or not edit.gain or edit.gain[1] or edit.transposed:
         return None
     return ScaleAndRound(
         edit.leaf, edit.tag, target, edit.gain[0], edit.target == "F32", edit.device
@@ -234,6 +239,7 @@ def bias_of(
     bias: Exact | None,
     device: str,
     step: str,
+    transposed: bool = False,
 ) -> Computed:
     """A linear's bias [rows, 1] that takes in the bias of the norm it reads: W b_norm + b.
 
@@ -244,11 +250,13 @@ def bias_of(
         bias: the linear's own, [rows].
         device: where to compute.
         step: the command, for the key.
+        transposed: whether W is stored [in, out].
     """
     assert gain.bias, "the norm has a bias that moves"
-    rows, columns = matrix_shape(weight.spec.shape)
+    stored = matrix_shape(weight.spec.shape)
+    rows, columns = stored[::-1] if transposed else stored
     inputs = {
-        "weight": Input(weight, (rows, columns)),
+        "weight": Input(weight, stored, "transposed" if transposed else "along"),
         "norm": _whole(vector(gain.module, "bias", gain.bias)),
     }
     if bias:

@@ -54,8 +54,9 @@ class RowMap:
         heads, columns = self.heads, w.shape[1]
         cells = w.reshape(-1, heads.stride, columns)
         begin = heads.first // heads.stride - first // heads.stride
-        place = slice(heads.first % heads.stride, heads.first % heads.stride + heads.size)
-        chosen = cells[max(begin, 0) : max(begin + heads.heads, 0), place]
+        start = heads.first % heads.stride
+        place = slice(start, start + heads.group * heads.size)
+        chosen = cells[max(begin, 0) : max(begin + heads.heads // heads.group, 0), place]
         if math.prod(chosen.shape):
             flat = chosen.reshape(-1, columns)
             chosen[:] = repeated(self.map, flat.shape[0]).apply_left(flat).reshape(chosen.shape)
@@ -83,6 +84,8 @@ class EditBlock(NamedTuple):
         columns: maps of columns.
         rows: maps of rows.
         device: where to compute.
+        transposed: whether the matrix is stored [in, out]: its columns are those that are called
+            rows here.
     """
 
     leaf: str
@@ -92,29 +95,41 @@ class EditBlock(NamedTuple):
     columns: tuple[Map, ...]
     rows: tuple[RowMap, ...]
     device: str
+    transposed: bool = False
 
     def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
         """See `Kernel`."""
+        import numpy as np
+
         from ctcli.ops.backend import on_device, on_host
         from ctcli.ops.edits import edited as edit
 
         offset, divides = self.gain or (0.0, False)
-        gain = (blocks["gain"] + offset)[_slice(where.columns)] if self.gain else None
+        inputs, outputs = where.columns, where.rows
+        if self.transposed:
+            inputs, outputs = outputs, inputs
+        gain = (blocks["gain"] + offset)[_slice(inputs)] if self.gain else None
         bits, _ = edit(
             blocks[self.leaf],
             self.tag,
             self.target,
-            gain=gain,
+            gain=None if self.transposed else gain,
             divides=divides,
             in_float32=self.target == "F32",
             device=self.device,
         )
-        x = on_device(bits.view(f"f{bits.itemsize}"), self.device)
+        values = bits.view(f"f{bits.itemsize}")
+        if self.transposed:
+            if gain is not None:
+                values = values * gain.astype(values.dtype)[:, None]
+            values = np.ascontiguousarray(values.T)
+        x = on_device(values, self.device)
         for each in self.columns:
             x = repeated(each, x.shape[1]).apply(x)
         for rows in self.rows:
-            x = rows.apply(x, where.rows.start)
-        return {self.leaf: on_host(x)}, ()
+            x = rows.apply(x, outputs.start)
+        result = on_host(x)
+        return {self.leaf: np.ascontiguousarray(result.T) if self.transposed else result}, ()
 
 
 @dataclass(frozen=True)

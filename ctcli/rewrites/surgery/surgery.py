@@ -24,6 +24,7 @@ from ctcli.models.resolve import resolve
 from ctcli.ops.dtypes import DTYPES, FLOATS
 from ctcli.rewrites.surgery.edits import Arithmetic, Edit, Exact, Gain, bias_of, edited
 from ctcli.rewrites.surgery.kernels import Map, RowMap
+from ctcli.rewrites.surgery.stacks import stacked, unstacked
 
 
 @dataclass
@@ -56,7 +57,8 @@ class Surgery:
     def edit(self, name: str) -> Edit:
         """All that happens to a module's weight, or to a norm's bias."""
         columns, rows = self.columns.get(name, ()), self.rows.get(name, ())
-        return Edit(self.gains.get(name), tuple(columns), tuple(rows))
+        turned = name in self.architecture.transposed
+        return Edit(self.gains.get(name), tuple(columns), tuple(rows), turned)
 
     @cached_property
     def modules(self) -> list[str]:
@@ -90,7 +92,7 @@ def begin(step: str, checkpoint: Checkpoint, architecture: Architecture, unties:
         architecture: its parts.
         unties: whether a tied head gets a weight of its own.
     """
-    stored = dict(checkpoint.tensors())
+    stored = unstacked(dict(checkpoint.tensors()), architecture.views)
     if unties and architecture.tied:
         embedding = stored[f"{architecture.token_embedding}.weight"]
         stored[f"{architecture.lm_head}.weight"] = embedding
@@ -135,11 +137,12 @@ def apply(
     operation = _Operation(surgery, arithmetic, dtype)
     made: dict[str, LazyTensor] = {}
     beside: dict[str, dict[str, LazyTensor]] = defaultdict(dict)
-    specs = checkpoint.specs
+    specs, views = checkpoint.specs, surgery.architecture.views
     changed = ((surgery.home(module), operation.tensors(module)) for module in surgery.modules)
     for home, tensors in chain(changed, surgery.added.items()):
         for name, tensor in tensors.items():
-            (made if name in specs else beside[home])[name] = tensor
+            (made if name in specs or name in views else beside[home])[name] = tensor
+    made |= operation.stacks(made, specs)
     shards = []
     for shard in checkpoint.shards:
         rewritten: dict[str, LazyTensor] = {}
@@ -190,6 +193,19 @@ class _Operation:
             return Stacked(TensorSpec(self._tag(tensor.spec), tensor.spec.shape), tuple(parts))
         return self._changed(name, _exact(tensor), Edit(), tensor.spec)
 
+    def stacks(
+        self, made: Mapping[str, LazyTensor], specs: Mapping[str, TensorSpec]
+    ) -> dict[str, LazyTensor]:
+        """The tensors of several matrices, where these changed."""
+        parts: dict[str, list[LazyTensor]] = defaultdict(list)
+        for name, view in self.surgery.architecture.views.items():
+            if name in made:
+                parts[view.tensor].append(made[name])
+        return {
+            tensor: stacked(specs[tensor], self._tag(specs[tensor]), each)
+            for tensor, each in parts.items()
+        }
+
     def _linear(self, module: str, weight: LazyTensor) -> LazyTensor:
         edit = self.surgery.edit(module)
         return self._changed(f"{module}.weight", _exact(weight), edit, weight.spec)
@@ -199,11 +215,13 @@ class _Operation:
         own = self.surgery.stored.get(name)
         if own is None and module not in self.surgery.switched and not (gain and gain.bias):
             return None
-        spec = own.spec if own else TensorSpec(weight.spec.dtype, weight.spec.shape[:1])
+        turned = module in self.surgery.architecture.transposed
+        spec = own.spec if own else TensorSpec(weight.spec.dtype, (weight.spec.shape[turned],))
         added = starting_point(own) if own else None  # an earlier step's is zero, and stays it
         if gain and gain.bias:
             device = self.arithmetic.device
-            bias: Exact = bias_of(module, _exact(weight), gain, added, device, self.surgery.step)
+            start, step = _exact(weight), self.surgery.step
+            bias: Exact = bias_of(module, start, gain, added, device, step, turned)
         elif added:
             bias = added
         else:

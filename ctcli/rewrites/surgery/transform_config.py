@@ -140,6 +140,12 @@ class _Scheme:
     def fold(self, place: Application) -> None:
         """Into the weights of all modules that match."""
         for module in self._modules(place):
+            if module in self._surgery.architecture.transposed:
+                raise CtcliError(
+                    f"{module}: its weight is stored [in, out], and a TransformConfig has no word "
+                    "for that.",
+                    "Give --rotations instead.",
+                )
             rows, columns = self._surgery.stored[f"{module}.weight"].spec.shape
             by_columns = place.location == "weight_input" or is_embedding(module)
             once = self._matrix(module, columns if by_columns else rows)

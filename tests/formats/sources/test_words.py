@@ -18,6 +18,7 @@ from ctcli.storage.opening import open_checkpoint
 from tests.conftest import Ctcli
 from tests.helpers.decompressing import decompressed
 from tests.helpers.quantizing import tensors_of
+from tests.helpers.sources import SourceCase
 
 Tensors = dict[str, Tensor]
 UP = "model.layers.0.mlp.up_proj"
@@ -304,3 +305,14 @@ def test_other_files_tell_what_config_json_does_not(tmp_path: Path) -> None:
     assert reading
     (coded,) = reading.coded.values()
     assert coded.method == "AWQ GEMM, 4 bits, groups of 64"
+
+
+def test_what_convert_needs_is_made_when_it_is_asked_for() -> None:
+    """Plans of other commands, of tens of thousands of modules, do without."""
+    for case in ("gptq-llama", "awq-gemm"):
+        reading = read_quantized(open_checkpoint(str(SourceCase(case).checkpoint)))
+        assert reading
+        for coded in reading.coded.values():
+            assert "_found" not in vars(coded.stored)
+            assert {"weight_packed", "weight_scale"} < coded.stored.keys()
+            assert coded.stored["weight_packed"] is coded.stored["weight_packed"]

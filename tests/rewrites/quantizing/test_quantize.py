@@ -15,8 +15,13 @@ from compressed_tensors.quantization import QuantizationConfig
 from safetensors.torch import save_file
 
 from ctcli.errors import CtcliError
+from ctcli.formats.declared import read_declaration
+from ctcli.formats.loaders import Contents, problems
 from ctcli.models.fused import fused_sets
 from ctcli.patterns import cover, matches
+from ctcli.rewrites.quantizing.options import QuantizeOptions
+from ctcli.rewrites.quantizing.quantize import quantize
+from ctcli.storage.opening import open_checkpoint
 from tests.conftest import Ctcli
 from tests.helpers.checkpoints import file_hashes
 from tests.helpers.quantizing import config_of, run_quantize, tensors_of
@@ -248,6 +253,88 @@ def test_indivisible_groups_are_listed_skipped_or_made_smaller(tmp_path: Path) -
     assert groups["W4A16_G64"]["targets"] == [f"{LAYER}mlp.down_proj"]
 
 
+@pytest.mark.parametrize(("on_indivisible", "schemes"), [("skip", 0), ("smaller-group", 1)])
+def test_all_linears_of_a_layer_s_experts_follow_one_that_does_not_divide(
+    on_indivisible: str, schemes: int, tmp_path: Path
+) -> None:
+    experts = [f"{LAYER}mlp.experts.{e}" for e in range(2)]
+    tensors = attention() | linears(*(f"{e}.{p}_proj" for e in experts for p in ("gate", "up")))
+    tensors |= linears(*(f"{e}.down_proj" for e in experts), columns=192)
+    source = checkpoint(tmp_path / "source", tensors)
+    report = run_quantize(source, tmp_path / "out", "W4A16", on_indivisible=on_indivisible)
+    found = {s for m, s in report.selection.schemes.items() if ".experts." in m}
+    assert [scheme.weights.group_size for scheme in found] == [64] * schemes
+    kept = [module for module in report.selection.kept if ".experts." in module]
+    assert len(kept) == (6 if on_indivisible == "skip" else 0)
+    declared, weights = config_of(tmp_path / "out"), tensors_of(tmp_path / "out")
+    declaration = read_declaration({"quantization_config": declared})
+    assert declaration
+    shapes = dict.fromkeys(report.selection.schemes, (32, 128))
+    assert problems("vllm", Contents(declaration, shapes, weights)) == []
+
+
+def test_a_target_is_asked_before_anything_is_written(tmp_path: Path) -> None:
+    source = checkpoint(tmp_path / "source", attention())
+    narrow: dict[str, Any] = {
+        "bits": 3,
+        "type": "int",
+        "strategy": "channel",
+        "format": "int-quantized",
+    }
+    error = refusal(source, tmp_path / "out", target="vllm", **narrow)
+    assert error.problems[0].startswith("vLLM does not take the result: ")
+    assert "--target none" in error.hint
+    assert not (tmp_path / "out").exists()
+    for target in ("transformers", "none", None):
+        checked = open_checkpoint(str(source))
+        made, _ = quantize(checked, QuantizeOptions(target=target, **narrow))
+        assert not [line for line in made.warnings if "takes the result" in line]
+
+
+def test_what_no_loader_takes_is_said(tmp_path: Path) -> None:
+    tensors = attention() | linears("model.embed_tokens")
+    source = checkpoint(tmp_path / "source", tensors)
+    options = QuantizeOptions(scheme=("FP8_DYNAMIC",), targets=("model.embed_tokens",))
+    made, _ = quantize(open_checkpoint(str(source)), options)
+    (warning,) = made.warnings
+    assert warning.startswith("No loader that is known takes the result. vLLM: ")
+
+
+def test_a_target_without_a_class_for_the_architecture_is_told(tmp_path: Path) -> None:
+    config = {**LLAMA, "architectures": ["StrangeForCausalLM"]}
+    source = checkpoint(tmp_path / "source", attention(), config)
+    made, _ = quantize(
+        open_checkpoint(str(source)), QuantizeOptions(scheme=("W4A16",), target="vllm")
+    )
+    assert made.warnings == ("StrangeForCausalLM: vllm 0.32 has no class of this name for it.",)
+
+
+def test_unfamiliar_names_are_counted(tmp_path: Path) -> None:
+    strange = linears(*(f"model.layers.{n}.odd.{m}" for n in range(3) for m in ("zip", "zap")))
+    source = checkpoint(tmp_path / "source", attention() | strange)
+    report = run_quantize(source, tmp_path / "out", "W4A16")
+    rows = dict(report.rows())
+    assert rows["unfamiliar"] == "2 patterns, 6 modules, quantized as linears"
+    assert report.data()["unfamiliar"] == {
+        "model.layers.*.odd.zip": 3,
+        "model.layers.*.odd.zap": 3,
+    }
+    plain = run_quantize(checkpoint(tmp_path / "plain", attention()), tmp_path / "two", "W4A16")
+    assert "unfamiliar" not in dict(plain.rows())
+
+
+def test_linears_of_mamba_stay_whole(tmp_path: Path) -> None:
+    mixer = linears(*(f"{LAYER}mamba.{part}_proj" for part in ("in", "out", "x", "dt")))
+    config = {**LLAMA, "model_type": "jamba"}
+    source = checkpoint(tmp_path / "source", attention() | mixer, config)
+    report = run_quantize(source, tmp_path / "out", "W4A16")
+    assert {report.selection.kept[name.removesuffix(".weight")] for name in mixer} == {
+        "linears that servers keep whole"
+    }
+    other = checkpoint(tmp_path / "bamba", attention() | mixer, {**LLAMA, "model_type": "bamba"})
+    assert not run_quantize(other, tmp_path / "two", "W4A16").selection.kept
+
+
 def test_several_schemes_have_targets_that_never_overlap(tmp_path: Path) -> None:
     names = [
         f"model.layers.{n}.{m}" for n in (0, 1, 11) for m in ("mlp.down_proj", "self_attn.o_proj")
@@ -320,7 +407,6 @@ def test_packed_experts_become_one_linear_each(tmp_path: Path) -> None:
     ("config", "reason"),
     [
         ({**MOE, "hidden_size": 64, "moe_intermediate_size": 64}, "the transposed layout"),
-        ({**MOE, "model_type": "gpt_oss"}, "stored transposed"),
         ({"model_type": "x"}, "does not tell"),
         ({**MOE, "num_experts": 8}, "[4, 64, 128], and config.json asks for [8, 64, 128]"),
     ],
@@ -339,6 +425,19 @@ def test_packed_experts_of_another_layout_are_refused(
     assert {f"{LAYER}mlp.{linear}" for linear in linears} <= {
         *config_of(tmp_path / "out")["ignore"]
     }
+
+
+@pytest.mark.parametrize("model_type", ["gpt_oss", "llama4_text"])
+def test_experts_that_loaders_take_transposed_are_left_alone(
+    model_type: str, tmp_path: Path
+) -> None:
+    config = {**MOE, "model_type": model_type}
+    source = checkpoint(tmp_path / "source", EXPERTS | attention(), config)
+    report = run_quantize(source, tmp_path / "out", "W8A8")
+    kept = {report.selection.kept[name] for name in EXPERTS}
+    assert kept == {f"experts of {model_type} are stored transposed, and loaders take them so"}
+    assert EXPERTS.keys() <= tensors_of(tmp_path / "out").keys()
+    assert EXPERTS.keys() <= {*config_of(tmp_path / "out")["ignore"]}
 
 
 def test_static_schemes_take_their_scales_from_a_file(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_what_a_killed_run_left_counts_for_the_disk(
     """Complete files, fetched shards that are not needed yet, and those of another commit."""
     arguments = (*QUANTIZE, REPO, "out", "--stream")
     least = least_disk(ctcli, arguments, env)
-    died = end_at(Moment("file", 6), *arguments, env=env)
+    died = end_at(Moment("file", 7), *arguments, env=env)
     assert died.returncode == -signal.SIGKILL, died.stderr
     streamed = work / ".out.ctcli-partial" / "source"
     commit = hub.repos[REPO].branches["main"]

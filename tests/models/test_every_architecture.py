@@ -1,0 +1,146 @@
+"""Records of model types, proved by arithmetic: a sample always, all of them in the sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+
+from ctcli.models.architecture import Operation
+from ctcli.models.families import FAMILIES
+from ctcli.models.records.decoders import TEXT_ROWS
+from ctcli.models.table import COMMANDS, refusals_of, rows
+from tests.helpers.architectures import CHAINS, proof, proof_of, saved
+from tests.helpers.every_model import SIZES, TYPES
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # of transformers' modules
+# At least one for each thing that a record can say.
+SAMPLE = (
+    *("bamba", "bitnet", "bloom", "codegen", "dbrx", "deepseek_v32", "falcon", "gemma4_text"),
+    *("gpt2", "gpt_bigcode", "gpt_neox", "gpt_oss", "granitemoe", "jamba", "kimi_linear"),
+    *("longcat_flash", "mimo_v2_flash", "nemotron_h", "phi", "qwen3_next"),
+)
+# Kinds of one type that its config tells apart.
+KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "bloom_normed_residual": ("bloom", {"apply_residual_connection_post_layernorm": True}),
+    "falcon_40b": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon_11b": (
+        "falcon",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    ),
+    "falcon_rw": (
+        "falcon",
+        {"multi_query": False, "parallel_attn": False, "alibi": True, "bias": True},
+    ),
+    "falcon_serial": ("falcon", {"parallel_attn": False}),
+    "gpt_bigcode_heads": ("gpt_bigcode", {"multi_query": False}),
+    "hyperclovax_post_norms": ("hyperclovax", {"use_post_norm": True}),
+    "gemma4_values_of_others": (
+        "gemma4_text",
+        {
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+    "gemma4_keys_for_values": ("gemma4_text", {"attention_k_eq_v": True}),
+    "stablelm_parallel": ("stablelm", {"use_parallel_residual": True}),
+}
+_VISION: Mapping[str, Any] = {
+    **dict.fromkeys(("hidden_size", "embed_dim", "intermediate_size", "image_size"), 16),
+    "depth": 1,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "patch_size": 4,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0],
+}
+# Types without a record, and why there is none: their commands say that the type is not known.
+UNKNOWN: Mapping[str, str] = {
+    "axk2": "a gate of the stream follows each norm",
+    "deepseek_v4": "several streams are mixed",
+    "hrm_text": "two stacks are run in turns",
+    "hy_v4": "several streams are mixed",
+    "inkling_text": "convolutions run along what blocks write",
+    "jetmoe": "attention has experts",
+    "modernbert-decoder": "a head of two layers",
+    "olmo_hybrid": "one name means two norms",
+    "qwen4_exp_text": "several streams are mixed",
+    "zamba": "one attention block is shared by layers",
+    "zamba2": "one attention block is shared by layers",
+    "zaya": "scales of the stream itself",
+}
+
+
+def check(name: str, found: Mapping[str, str], refused: Collection[Operation]) -> None:
+    assert not [each for each in found.values() if each.startswith(("WRONG", "unknown"))], name
+    for chain, operations in CHAINS.items():
+        is_refused = any(operation in refused for operation in operations)
+        assert found[chain].startswith("refused") == is_refused, (name, chain, found[chain])
+
+
+def test_every_type_has_a_record_or_a_reason() -> None:
+    assert {*TYPES} | {*TEXT_ROWS} == {*FAMILIES} | {*UNKNOWN}
+
+
+@pytest.mark.parametrize("model_type", sorted({*FAMILIES}))
+def test_defaults_are_those_of_the_models_class(model_type: str) -> None:
+    family, default = FAMILIES[model_type], CONFIG_MAPPING[model_type]().to_dict()
+    assert family.tied == bool(default.get("tie_word_embeddings"))
+    attention, size = family.attention, default.get("head_dim")
+    if size and attention and attention.layout != "latent" and not attention.size_of:
+        derived = default["hidden_size"] // default["num_attention_heads"]
+        assert (family.head_dim or derived) == size
+    for switch in (family.bias_switch, family.affine_switch):
+        assert switch is None or default[switch] is True
+    for key, value, _ in family.variants:
+        assert default.get(key) != value
+
+
+@pytest.mark.parametrize("model_type", SAMPLE)
+def test_records_are_exact(model_type: str, tmp_path: Path) -> None:
+    found = proof(model_type, tmp_path, tied=FAMILIES[model_type].tied)
+    check(model_type, found, refusals_of(FAMILIES[model_type]))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_of_a_type_are_exact(name: str, tmp_path: Path) -> None:
+    model_type, more = KINDS[name]
+    found = proof(model_type, tmp_path, **more)
+    assert not [each for each in found.values() if each.startswith(("WRONG", "unknown"))], found
+
+
+@pytest.mark.parametrize("model_type", TEXT_ROWS)
+def test_language_models_of_several_modalities_are_exact(model_type: str, tmp_path: Path) -> None:
+    whole: Any = CONFIG_MAPPING[model_type.removesuffix("_text")]
+    known = whole().to_dict()
+    text, vision = (
+        {key: value for key, value in sizes.items() if key in known[part]}
+        for sizes, part in ((SIZES, "text_config"), (_VISION, "vision_config"))
+    )
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    text |= {"hidden_size": 64, "head_dim": 16, "rope_parameters": rope}
+    config = whole(text_config=text, vision_config=vision, tie_word_embeddings=False)
+    saved(tmp_path / "source", AutoModelForImageTextToText, config)
+    found = proof_of(tmp_path)
+    assert (found["fuse-norms"], found["R2"]) == ("exact", "exact")
+    assert found["R1"] == "refused: features of a tower enter the residual stream as they are"
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("model_type", sorted({*FAMILIES} - {*TEXT_ROWS}))
+def test_every_record_is_exact(model_type: str, tied: bool, tmp_path: Path) -> None:
+    found = proof(model_type, tmp_path, tied=tied, hidden=72 if tied else 64)
+    check(model_type, found, refusals_of(FAMILIES[model_type]))
+
+
+def test_the_table_counts_what_is_exact() -> None:
+    exact = [sum(each[i] is None for _, each in rows()) for i in range(len(COMMANDS))]
+    assert dict(zip(COMMANDS, exact, strict=True)) == EXACT
+
+
+EXACT = {"fuse-norms": 117, "rotate R1": 95, "rotate R2": 105, "rotate R4": 103}
