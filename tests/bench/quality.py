@@ -8,6 +8,7 @@ its share of round-to-nearest's.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import shutil
 import sys
@@ -19,7 +20,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.helpers.operating import run_steps
@@ -91,7 +92,13 @@ def text_tokens(model: Path, text: str, windows: int, length: int) -> Tensor:
 @torch.inference_mode()
 def log_probabilities(folder: Path, tokens: Tensor) -> Tensor:
     """What a checkpoint predicts behind each token, [windows, length, vocabulary] float32."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    declared = json.loads((folder / "config.json").read_text()).get("quantization_config", {})
+    is_fp4 = "fp4" in declared.get("format", "")
+    dtype = torch.bfloat16 if is_fp4 else torch.float32
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    if is_fp4:  # it is decompressed, to bfloat16 alone, when it first runs
+        model(input_ids=tokens[:1, :1])
+        nn.Module.float(model)
     found = [model(input_ids=window[None]).logits.float() for window in tokens]
     return torch.cat(found).log_softmax(-1)
 
