@@ -88,7 +88,7 @@ def connected(where: str, threads: int | None) -> Iterator[Any]:
             threads_per_worker=threads or max(1, cores() // count),
             memory_limit=0,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
         )
     try:
@@ -181,12 +181,17 @@ class Crew:
         """
         self._advance = advance
         self._todo.extend(files)
+        seen = time.monotonic()
         try:
             while self._todo or any(task.names for task in self._tasks.values()):
                 self._look(version)
                 self._give_out()
                 self._pause()
                 self._collect()
+                if self._tasks:
+                    seen = time.monotonic()
+                elif self._todo and time.monotonic() - seen > _WORKER_SECONDS:
+                    raise CtcliError("--cluster: no worker is left.", "Start some. " + _CONTINUE)
         finally:
             self.stop()
 

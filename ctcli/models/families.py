@@ -18,9 +18,8 @@ from ctcli.models.records import decoders, experts, hybrids, pioneers
 __all__ = ["FAMILIES", "Attention", "Family", "Mixer", "Mlp", "Norm", "family_of", "model_type"]
 
 # By model type, which is that of `text_config` in models of several modalities.
-FAMILIES: Mapping[str, Family] = dict(
-    sorted({**decoders.ROWS, **experts.ROWS, **hybrids.ROWS, **pioneers.ROWS}.items())
-)
+_ROWS = (decoders.ROWS, decoders.TEXT_ROWS, experts.ROWS, hybrids.ROWS, pioneers.ROWS)
+FAMILIES: Mapping[str, Family] = dict(sorted(row for rows in _ROWS for row in rows.items()))
 
 
 def model_type(config: Mapping[str, Any]) -> str:

@@ -142,17 +142,29 @@ def test_a_worker_that_dies_is_made_up_for(
     assert "was lost" in done.stderr
 
 
-def test_a_file_whose_workers_all_die_ends_the_job(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(2, "no worker is left"), (7, "4 workers were lost while they made it")],
+)
+def test_workers_that_all_die_end_the_job(count: int, expected: str, tmp_path: Path) -> None:
+    """A shard and the small files are two tasks, so that of seven deaths one takes four."""
     source = write_checkpoint(tmp_path / "source", {"model.safetensors": {"a": array(64, 64)}})
+    hasty = "from ctcli.engine import cluster; cluster._WORKER_SECONDS = 3.0"
     with Cluster(tmp_path / "cluster") as cluster:
-        for _ in range(4):
+        for _ in range(count):
             cluster.add(DIE.format(1, int(SIGKILL)))
         cluster.wait()
         words = ("reindex", source, tmp_path / "out", "--cluster", cluster.address)
-        command = [sys.executable, "-m", "ctcli", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ctcli_after(hasty, *words),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment(),
+            timeout=HANG_SECONDS,
+        )
     assert done.returncode == 1
-    assert "4 workers were lost while they made it" in done.stderr
+    assert expected in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -47,10 +47,15 @@ OPERATIONS: Mapping[Operation, Callable[[Architecture, dict[str, Tensor]], None]
 
 def made(folder: Path, model_type: str, *, tied: bool, hidden: int = 64, **more: Any) -> Path:
     """Save a tiny model whose gains are far from one, and whose biases are far from zero."""
-    auto: Any = AutoModelForCausalLM
-    config = config_of(model_type, tied=tied, hidden=hidden, **more)
+    return saved(
+        folder, AutoModelForCausalLM, config_of(model_type, tied=tied, hidden=hidden, **more)
+    )
+
+
+def saved(folder: Path, auto: Any, config: Any) -> Path:
+    """The same for the class and the config of a model."""
     model = auto.from_config(config, dtype=torch.float32).eval()
-    generator = torch.Generator().manual_seed(len(model_type) + hidden)
+    generator = torch.Generator().manual_seed(len(config.model_type))
     with torch.no_grad():
         for name, values in model.state_dict().items():
             if values.is_floating_point():
@@ -94,6 +99,11 @@ def changed(
 def proof(model_type: str, folder: Path, *, tied: bool = False, **more: Any) -> dict[str, str]:
     """What becomes of each chain of operations: `exact`, why it is refused, or how wrong it is."""
     made(folder / "source", model_type, tied=tied, **more)
+    return proof_of(folder)
+
+
+def proof_of(folder: Path) -> dict[str, str]:
+    """The same for the model in `<folder>/source`."""
     config, tensors = read(folder / "source")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:

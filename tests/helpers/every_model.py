@@ -1,6 +1,6 @@
 """A tiny config for every decoder-only model type of transformers.
 
-What no type needs told apart comes from `_SIZES`, as far as its config has the key; `_OWN` holds
+What no type needs told apart comes from `SIZES`, as far as its config has the key; `_OWN` holds
 what else a type wants to be small, and to exercise each kind of layer that it has.
 """
 
@@ -27,7 +27,7 @@ _OTHERS = (
 )
 TYPES: tuple[str, ...] = tuple(sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES} - {*_OTHERS.split()}))
 
-_SIZES: Mapping[str, Any] = {
+SIZES: Mapping[str, Any] = {
     **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers", "n_layers"), 2),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), 64),
@@ -158,7 +158,7 @@ def config_of(model_type: str, *, tied: bool = False, hidden: int = 64, **more: 
     """
     made = CONFIG_MAPPING[model_type]
     known = {*made().to_dict(), *made.attribute_map}
-    values = {key: value for key, value in _SIZES.items() if key in known}
+    values = {key: value for key, value in SIZES.items() if key in known}
     values |= {key: hidden for key in _WIDTHS if key in known}
     values = {**values, "tie_word_embeddings": tied, **_OWN.get(model_type, {}), **more}
     return made(**values)

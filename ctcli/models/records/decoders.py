@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ctcli.models.family import Attention, Family, Mixer, Mlp, Norm
+from ctcli.models.family import Attention, Family, Mixer, Mlp, Norm, Refusal
 
 QK_NORMS = (r"self_attn\.[qk]_norm\.weight",)
 PLAIN = Family()
@@ -65,7 +65,23 @@ _STABLELM = replace(
     norm_kind="layer",
     others=(r"self_attn\.[qk]_layernorm\.norms\.[0-9]+\.weight",),
 )
+_GLM4 = replace(
+    PLAIN,
+    norms=(*PLAIN.norms, Norm("post_self_attn_layernorm", ()), Norm("post_mlp_layernorm", ())),
+    mlps=_GATE_UP,
+    head_dim=128,
+)
 
+# Language models of models of several modalities, by the type of their text_config.
+_SEEING: tuple[Refusal, ...] = (
+    ("R1", "features of a tower enter the residual stream as they are"),
+)
+TEXT_ROWS: Mapping[str, Family] = {
+    "glm4v_text": replace(_GLM4, head_dim=None, refusals=_SEEING),
+    "qwen2_5_vl_text": replace(PLAIN, refusals=_SEEING),
+    "qwen2_vl_text": replace(PLAIN, refusals=_SEEING),
+    "qwen3_vl_text": replace(_QWEN3, refusals=_SEEING),
+}
 ROWS: Mapping[str, Family] = {
     "apertus": replace(
         _UNGATED,
@@ -123,12 +139,7 @@ ROWS: Mapping[str, Family] = {
     "gemma4_text": _GEMMA4,
     "gemma4_unified_text": _GEMMA4,
     "glm": replace(PLAIN, mlps=_GATE_UP, head_dim=128),
-    "glm4": replace(
-        PLAIN,
-        norms=(*PLAIN.norms, Norm("post_self_attn_layernorm", ()), Norm("post_mlp_layernorm", ())),
-        mlps=_GATE_UP,
-        head_dim=128,
-    ),
+    "glm4": _GLM4,
     "granite": PLAIN,
     "granite_swa": replace(PLAIN, others=(r"self_attn\.sinks",), tied=True),
     "helium": replace(PLAIN, head_dim=128),

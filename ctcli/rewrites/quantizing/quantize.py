@@ -94,13 +94,9 @@ class QuantizeReport:
             made = counted(self.constant, "module")
             rows.append(("input scales", f"{made}: constant, 1.0; nothing was calibrated"))
         if strange := self.unfamiliar:
-            modules = counted(sum(strange.values()), "module")
-            rows.append(
-                (
-                    "unfamiliar",
-                    f"{counted(len(strange), 'pattern')}, {modules}, quantized as linears",
-                )
-            )
+            patterns, modules = counted(len(strange), "pattern"), sum(strange.values())
+            found = f"{patterns}, {counted(modules, 'module')}, quantized as linears"
+            rows.append(("unfamiliar", found))
         share = self.bytes_after / self.bytes_before
         before, after = format_bytes(self.bytes_before), format_bytes(self.bytes_after)
         return [*rows, ("tensor bytes", f"{before} -> {after} ({100 * share:.0f} %)")]
@@ -131,8 +127,8 @@ class QuantizeReport:
                 for module, scheme in self.selection.schemes.items()
             },
             "left_alone": dict(self.selection.kept),
-            "constant_input_scales": self.constant,
             "unfamiliar": dict(self.unfamiliar),
+            "constant_input_scales": self.constant,
             "tensor_bytes_before": self.bytes_before,
             "tensor_bytes_after": self.bytes_after,
         }
@@ -197,8 +193,7 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     if options.max_shard_size:
         result = cut_to_size(result, options.max_shard_size)
     result = result.with_config({**untied.config, "quantization_config": config})
-    shapes = {module: linear.shape for module, linear in linears.items()}
-    warnings = takers(result, shapes, options.target)
+    warnings = takers(result, linears, selection.schemes, options.target)
     result = replace(result, warnings=(*result.warnings, *warnings))
     methods = {module: coded.method for module, coded in as_stored.items()}
     constant = len(scales) if options.constant_input_scale else 0
@@ -443,7 +438,7 @@ def _uncalibrated(schemes: Mapping[str, Scheme], lacking: Collection[str]) -> Ct
     return CtcliError(
         [f"{name}: its activations have static scales, which need calibration." for name in others],
         "".join(f"{o} needs no calibration. " for o in others.values() if o)
-        + f"{given}<module>.input_global_scale (NVFP4); or for NVFP4 --constant-input-scale.",
+        + f"{given}<module>.input_global_scale (NVFP4).",
     )
 
 
