@@ -438,7 +438,7 @@ def _uncalibrated(schemes: Mapping[str, Scheme], lacking: Collection[str]) -> Ct
     return CtcliError(
         [f"{name}: its activations have static scales, which need calibration." for name in others],
         "".join(f"{o} needs no calibration. " for o in others.values() if o)
-        + f"{given}<module>.input_global_scale (NVFP4).",
+        + f"{given}<module>.input_global_scale (NVFP4); or for NVFP4 --constant-input-scale.",
     )
 
 
