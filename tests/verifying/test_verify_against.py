@@ -217,9 +217,11 @@ def test_one_pass_is_compared_with_what_was_never_rounded(
     assert max(error.excess for error in found.errors.values()) < 1.1
     flip(f"{Q}.weight_scale", 3, 15 if scheme != "NVFP4A16" else 7)(made)
     damaged = lines(against(GOLDEN, made))
-    assert len(damaged) == 2
-    assert damaged[0].startswith(f"value {Q}.weight_scale: 1 of its values are zero or negative")
-    assert damaged[1].startswith(f"error {Q}: the group at row ")
+    if scheme != "W4A16":  # whose scales may be negative
+        negative = f"value {Q}.weight_scale: 1 of its values are zero or negative"
+        assert damaged.pop(0).startswith(negative)
+    (line,) = damaged
+    assert line.startswith(f"error {Q}: the group at row ")
 
 
 def test_fused_norms_are_known_and_biases_are_compared(tiny: Models, tmp_path: Path) -> None:

@@ -468,7 +468,7 @@ VALUES: dict[str, tuple[str, Damage, list[str]]] = {
         [rf"value {Q}.weight_scale: 1 of its values are zero or negative, as no scale is"],
     ),
     "flipped sign of a scale": (
-        "W4A16",
+        "W8A8",
         flip(f"{Q}.weight_scale", 9, 15),
         [rf"value {Q}.weight_scale: 1 of its values are zero or negative, as no scale is"],
     ),
