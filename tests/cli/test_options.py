@@ -18,18 +18,21 @@ from typer.testing import CliRunner
 
 from ctcli.cli import app
 from ctcli.cli.commands import REWRITES
+from ctcli.cli.finish import FinishOptions
 from ctcli.cli.inspect import InspectOptions
 from ctcli.cli.options import FilePlaces, Places, Shared
 from ctcli.cli.program import HelpOptions
 from ctcli.cli.run import RunOptions
 from ctcli.cli.signatures import make_command
 from ctcli.cli.verify import Reading
+from ctcli.engine.shares import Share
 from ctcli.errors import CtcliError
 from ctcli.options import Option, OptionError, option, options_of
 from ctcli.rewrites.exporting.options import ExportOptions
 from ctcli.rewrites.options import RewriteOptions
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.reindex import ReindexOptions
+from ctcli.rewrites.sparsifying.options import SparsifyOptions
 from ctcli.rewrites.surgery.options import FuseOptions, RotateOptions
 from ctcli.storage.opening import open_checkpoint
 from ctcli.storage.recipe import encode_recipe, read_recipe
@@ -41,6 +44,7 @@ STEPS = [rewrite.options for rewrite in REWRITES.values()]
 OTHERS = [
     RunOptions,
     InspectOptions,
+    FinishOptions,
     HelpOptions,
     VerifyOptions,
     Reading,
@@ -53,17 +57,21 @@ COMMANDS = {
     **{name: (each.options, Places, Shared) for name, each in REWRITES.items()},
     "run": (RunOptions, Places, Shared),
     "inspect": (InspectOptions,),
+    "finish": (FinishOptions,),
     "help": (HelpOptions,),
     "verify": (VerifyOptions, Reading),
 }
 # Where the type does not tell what an option takes: a word of the command line, and its value.
 SAMPLES: Mapping[str, tuple[str, Any]] = {
     "block": ("64x32", (64, 32)),
+    "cluster": ("local:2", "local:2"),
     "config": ("config.json", Path("config.json")),
+    "density": ("0.5", 0.5),
     "device": ("cpu:0", "cpu:0"),
     "format": ("int-quantized", "int-quantized"),
     "input_scales": ("scales.safetensors", Path("scales.safetensors")),
     "mapping": ("mapping.toml", Path("mapping.toml")),
+    "part": ("2/3", Share(2, 3)),
     "presharded": ("re:.*qkv=2", ("re:.*qkv=2",)),
     "push": ("org/name", "org/name"),
     "rotation_file": ("learned.safetensors", Path("learned.safetensors")),
@@ -88,6 +96,14 @@ BESIDE: Mapping[tuple[type, str], dict[str, Any]] = {
     **{(QuantizeOptions, each.name): {"bits": 8} for each in fields(QuantizeOptions)},
     (QuantizeOptions, "bits"): {},
     (QuantizeOptions, "config"): {},
+    (QuantizeOptions, "constant_input_scale"): {"scheme": ("NVFP4",)},
+    **{(SparsifyOptions, each.name): {"pattern": "2:4"} for each in fields(SparsifyOptions)},
+    (SparsifyOptions, "density"): {},
+}
+# What has to be given in any case.
+NEEDED: Mapping[type, dict[str, Any]] = {
+    QuantizeOptions: {"scheme": ("W4A16",)},
+    SparsifyOptions: {"pattern": "2:4"},
 }
 TRANSFORMS = {
     "config_groups": {
@@ -214,7 +230,7 @@ def test_a_command_has_the_options_of_its_classes_and_no_others(name: str) -> No
 
 def test_defaults_are_those_of_the_class() -> None:
     for declared in STEPS:
-        values = {"scheme": ("W4A16",)} if declared is QuantizeOptions else {}
+        values = NEEDED.get(declared, {})
         assert from_command_line(declared, values) == declared(**values)
     assert from_command_line(Shared, {}) == Shared()
 

@@ -286,7 +286,7 @@ def test_steps_of_the_source_are_kept_as_history_and_another_source_is_noticed(
 
 
 BAD_STEPS: Mapping[str, list[dict[str, Any]]] = {
-    "step 1: use = 'quantise'; near names: quantize, dequantize.": [{"use": "quantise"}],
+    "step 1: use = 'quantise'; near names: quantize, dequantize, equalize.": [{"use": "quantise"}],
     "step 1: it has no `use`": [{"scheme": "W4A16"}],
     "unknown option 'shceme'; near names: scheme": [{"use": "quantize", "shceme": "W4A16"}],
     "bits = 'four': give a whole number from 2 to 8.": [{"use": "quantize", "bits": "four"}],

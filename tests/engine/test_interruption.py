@@ -494,7 +494,7 @@ def app():
         for _ in range({further}):
             os.kill(os.getpid(), signal.SIGINT)
 
-sys.modules["ctcli.cli"] = types.SimpleNamespace(app=app)
+sys.modules["ctcli.cli"] = types.SimpleNamespace(main=app)
 from ctcli.__main__ import main
 main()
 """
