@@ -76,6 +76,7 @@ def main() -> int:
         return int(cast(int, app(prog_name="ctcli", standalone_mode=False)) or 0)
     except TypedWrongly as error:
         if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(help_text(program_help(COMMANDS)), err=True)
             return 2
         raise explain(error, COMMANDS, sys.argv[1:]) from error
 

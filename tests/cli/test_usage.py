@@ -78,3 +78,9 @@ def test_problems_that_differ_in_numbers_alone_are_one_line(cli: Ctcli, pylm: ob
         "error: model.layers.*.mlp.down_proj: group size 128 does not divide 704 columns "
         "(smaller-group: 64). (4 like this)"
     )
+
+
+def test_without_a_command_the_help_is_shown(cli: Ctcli) -> None:
+    done = cli()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == cli("--help").stdout
