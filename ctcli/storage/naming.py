@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ctcli.errors import CtcliError, UsageError
+from ctcli.errors import CtcliError, UsageError, os_errors_of
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _ON_HUB = "hf://"
@@ -108,10 +108,11 @@ def _existing(text: str) -> Path | None:
         return None
     if path.suffix == _WEIGHTS:
         return path
-    with path.open("rb") as file:
-        head = file.read(32)
-    if said := told_by(head):
-        raise CtcliError(f"{text}: {said[0]}.", said[1])
+    if path.is_file():
+        with os_errors_of(text, "reading"), path.open("rb") as file:
+            head = file.read(32)
+        if said := told_by(head):
+            raise CtcliError(f"{text}: {said[0]}.", said[1])
     raise CtcliError(f"{text}: not a directory.", "Name the directory that holds it.")
 
 
@@ -126,7 +127,7 @@ def _on_hub(text: str) -> SourceName | None:
 
 def _of_page(text: str) -> SourceName:
     """A model page's address: `https://hub/org/name/tree/main/folder`."""
-    parts = [unquote(part) for part in urlsplit(text).path.split("/") if part]
+    parts = [part for part in urlsplit(text).path.split("/") if part]
     if parts[:1] == ["models"]:
         del parts[0]
     repo, rest = "/".join(parts[:2]), "/".join(parts[2:])
@@ -135,10 +136,11 @@ def _of_page(text: str) -> SourceName:
         raise CtcliError(f"{text}: not the address of a model's page.", _HINT)
     if page is None:
         return SourceName(text, None, repo)
-    folder = page["rest"] or ""
+    folder = unquote(page["rest"] or "")
     if page["kind"] in ("blob", "resolve"):  # of a file
         folder = folder.rpartition("/")[0]
-    return SourceName(text, None, repo, page["revision"], folder)
+    # The slashes of a revision such as refs/pr/1 are quoted.
+    return SourceName(text, None, repo, unquote(page["revision"]), folder)
 
 
 def told_by(head: bytes) -> tuple[str, str] | None:

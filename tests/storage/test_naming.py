@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,7 @@ NAMES = {
     f"{PAGE}/": ("org/name", None, ""),
     f"{PAGE}?library=vllm": ("org/name", None, ""),
     f"{PAGE}/tree/main": ("org/name", "main", ""),
-    f"{PAGE}/tree/refs%2Fpr%2F1": ("org/name", "refs", "pr/1"),
+    f"{PAGE}/tree/refs%2Fpr%2F1": ("org/name", "refs/pr/1", ""),
     f"{PAGE}/tree/v1.0/text_encoder/": ("org/name", "v1.0", "text_encoder"),
     f"{PAGE}/blob/main/config.json": ("org/name", "main", ""),
     f"{PAGE}/resolve/main/unet/model.safetensors": ("org/name", "main", "unet"),
@@ -114,6 +115,11 @@ def test_a_file_is_called_what_it_is(kind: str, tmp_path: Path) -> None:
     for source in (tmp_path, tmp_path / "model.safetensors", tmp_path / "model.gguf"):
         with pytest.raises(CtcliError, match=words):
             open_checkpoint(str(source))
+
+
+def test_what_is_no_file_is_not_waited_for(ctcli: Ctcli, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe: not a directory" in ctcli("inspect", tmp_path / "pipe").stderr
 
 
 def test_a_folder_of_ggufs_and_an_adapter_are_called_what_they_are(
