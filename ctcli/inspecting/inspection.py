@@ -23,6 +23,7 @@ from ctcli.lazy.tensors import Stored
 from ctcli.models.config import is_tied
 from ctcli.models.families import model_type
 from ctcli.models.fused import FusedSet, fused_sets
+from ctcli.rewrites.sparsifying.options import pruning_of
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,8 @@ class Inspection:
     @property
     def sparsity(self) -> str | None:
         """How its weights were pruned, as its recipe has it; None: they were not."""
-        for step in self.checkpoint.history:
-            if step.get("use") == "sparsify":
-                pattern, density = step.get("pattern"), step.get("density")
-                return str(pattern) if pattern else f"{100 * float(density or 0):g} % of each row"
-        return None
+        options = pruning_of(self.checkpoint.history)
+        return options.sparsity.words if options else None
 
     @cached_property
     def bytes_by_dtype(self) -> dict[str, int]:

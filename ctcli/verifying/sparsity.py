@@ -14,12 +14,11 @@ from ctcli.lazy.tensors import Stored
 from ctcli.models.protected import REASONS
 from ctcli.ops.dtypes import WEIGHT_FLOATS
 from ctcli.patterns import matching
-from ctcli.rewrites.sparsifying.options import SparsifyOptions
+from ctcli.rewrites.sparsifying.options import SparsifyOptions, pruning_of
 from ctcli.rewrites.sparsifying.pruning import Sparsity
 from ctcli.schemes import format_of
 from ctcli.schemes.tiles import stored_inputs
 from ctcli.storage.recipe import read_recipe
-from ctcli.storage.steps import make_options
 from ctcli.verifying.checks import Check, Seen
 from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.structure import Snapshot
@@ -27,32 +26,19 @@ from ctcli.verifying.structure import Snapshot
 if TYPE_CHECKING:
     from ctcli.lazy.nodes import Blocks
 
-_MIXES = ("rotate",)  # after these steps, nothing is left of zeros
 
-
-def pruning_of(recipe: Path) -> SparsifyOptions | None:
-    """How the weights of a checkpoint were pruned, if they were and nothing mixed them since.
-
-    Args:
-        recipe: the checkpoint's, which need not be there.
-    """
+def _options_of(recipe: Path) -> SparsifyOptions | None:
+    """How a checkpoint says it was pruned; None: not, or it has no recipe that can be read."""
     try:
         read = read_recipe(recipe)
-        steps = (*read.history, *read.steps)
-        names = [step.get("use") for step in steps]
-        if "sparsify" not in names:
-            return None
-        last = len(names) - 1 - names[::-1].index("sparsify")
-        if any(name in _MIXES for name in names[last:]):
-            return None
-        return make_options(SparsifyOptions, steps[last])
     except CtcliError:  # it is said elsewhere
         return None
+    return pruning_of((*read.history, *read.steps))
 
 
 def pattern_checks(snapshot: Snapshot, quantized: Mapping[str, QuantizedModule]) -> Iterator[Check]:
     """A check of each module that was pruned."""
-    options = pruning_of(snapshot.directory / RECIPE_NAME)
+    options = _options_of(snapshot.directory / RECIPE_NAME)
     if options is None:
         return
     names = {*quantized, *(m.name for m in snapshot.modules.values() if m.weight)}

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ctcli.checkpoint.value import Step
+from ctcli.errors import CtcliError
 from ctcli.options import OptionError, option
 from ctcli.rewrites.options import RewriteOptions, shard_size
 from ctcli.rewrites.sparsifying.pruning import Sparsity
+from ctcli.storage.steps import make_options
+
+_MIXES = ("rotate",)  # after these steps, nothing is left of zeros
 
 
 @dataclass(frozen=True)
@@ -53,3 +59,21 @@ class SparsifyOptions(RewriteOptions):
     def sparsity(self) -> Sparsity:
         """How many weights stay."""
         return Sparsity(self.density)
+
+
+def pruning_of(steps: Sequence[Step]) -> SparsifyOptions | None:
+    """How weights were pruned, if they were and nothing mixed them since.
+
+    Args:
+        steps: all that was done to them, oldest first, as recipes of anybody's have them.
+    """
+    names = [step.get("use") for step in steps]
+    if "sparsify" not in names:
+        return None
+    last = len(names) - 1 - names[::-1].index("sparsify")
+    if any(name in _MIXES for name in names[last:]):
+        return None
+    try:
+        return make_options(SparsifyOptions, steps[last])
+    except CtcliError:  # such options there are not
+        return None

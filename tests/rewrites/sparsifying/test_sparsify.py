@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ctcli.inspecting.inspection import inspect
+from ctcli.storage.opening import open_checkpoint
 from tests.conftest import Ctcli
 from tests.helpers.checkpoints import tensor_hashes
 from tests.helpers.decompressing import decompressed
@@ -116,6 +118,22 @@ def test_it_says_what_it_did(source: Path, ctcli: Ctcli, tmp_path: Path) -> None
     assert told["sparsity"] == "50 % of each row"
     assert "50 % of each row" in ctcli("inspect", out).stdout
     assert json.loads(ctcli("inspect", source, "--json").stdout)["sparsity"] is None
+
+
+def test_a_recipe_that_says_nonsense_ends_nothing(
+    source: Path, ctcli: Ctcli, tmp_path: Path
+) -> None:
+    out = run_steps(source, tmp_path / "out", FOURS)
+    recipe, sound = out / "ctcli_recipe.toml", (out / "ctcli_recipe.toml").read_text()
+    for value in ('"x"', "[1]", "7.0", "nan"):
+        recipe.write_text(sound.replace('pattern = "2:4"', f"density = {value}"))
+        done = ctcli("inspect", out, "--json")
+        assert (done.returncode, json.loads(done.stdout)["sparsity"]) == (0, None)
+
+
+def test_after_a_rotation_nothing_is_said_of_zeros(pylm: Path, tmp_path: Path) -> None:
+    out = run_steps(pylm, tmp_path / "out", FOURS, {"use": "rotate"})
+    assert inspect(open_checkpoint(str(out))).sparsity is None
 
 
 @pytest.mark.parametrize(
