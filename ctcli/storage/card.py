@@ -15,6 +15,7 @@ from typing import Any
 from ctcli import __version__
 from ctcli.checkpoint.value import Checkpoint, Shard, Step
 from ctcli.lazy.tensors import content_of
+from ctcli.models.config import table
 from ctcli.ops.dtypes import DTYPE_RANK
 from ctcli.redaction import redact
 from ctcli.units import format_bytes
@@ -91,13 +92,13 @@ def _as_yaml(data: Any) -> str:
 def _facts(checkpoint: Checkpoint, known: Mapping[str, Any]) -> dict[str, Any]:
     """What the front matter says of this checkpoint."""
     facts: dict[str, Any] = {}
-    is_quantized = bool(checkpoint.config.get("quantization_config"))
+    quantization = table(checkpoint.config.get("quantization_config"))
     if "library_name" not in known and checkpoint.config.get("architectures"):
         facts["library_name"] = "transformers"
-    if is_quantized:
+    if quantization:
         tags = known.get("tags")
         tags = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
-        method = checkpoint.config["quantization_config"].get("quant_method")
+        method = quantization.get("quant_method")
         new = [method, *_schemes(checkpoint.steps)] if isinstance(method, str) else []
         facts["tags"] = [*dict.fromkeys([*tags, *new])]
     base = checkpoint.origin.name if checkpoint.origin.commit else known.get("base_model")

@@ -188,3 +188,8 @@ def test_no_token_and_no_second_line_in_the_command(card: Card) -> None:
     made = card(command=f"ctcli x --note {TOKEN}\n# Fake", steps=({"use": "x", "note": TOKEN},))
     assert TOKEN not in made
     assert "\n# Fake" not in made
+
+
+def test_a_quantization_config_that_is_no_table_is_left_alone(checkpoint: Checkpoint) -> None:
+    config = {**checkpoint.config, "quantization_config": ["fp8"]}
+    assert b"how this checkpoint was made" in model_card(checkpoint.with_config(config)).lower()
