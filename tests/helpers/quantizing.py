@@ -13,7 +13,8 @@ from safetensors import safe_open
 from ctcli.engine.plan import Settings, make_plan
 from ctcli.engine.run import execute
 from ctcli.rewrites.quantizing.options import QuantizeOptions
-from ctcli.rewrites.quantizing.quantize import QuantizeReport, quantize
+from ctcli.rewrites.quantizing.quantize import quantize
+from ctcli.rewrites.quantizing.report import QuantizeReport
 from ctcli.schemes.presets import PRESETS
 from ctcli.storage.layout import lay_out
 from ctcli.storage.opening import open_checkpoint

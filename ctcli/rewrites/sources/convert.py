@@ -21,7 +21,8 @@ from ctcli.formats.sources.reading import (
 from ctcli.lazy.nodes import LazyTensor, Stacked
 from ctcli.rewrites.quantizing.config import Release, quantization_config
 from ctcli.rewrites.quantizing.options import QuantizeOptions
-from ctcli.rewrites.quantizing.quantize import QuantizeReport, quantize
+from ctcli.rewrites.quantizing.quantize import quantize
+from ctcli.rewrites.quantizing.report import QuantizeReport
 from ctcli.rewrites.sources.nvfp4 import as_nvfp4
 from ctcli.rewrites.sources.options import ConvertOptions
 from ctcli.rewrites.sources.report import SourceReport
