@@ -12,7 +12,7 @@ from ctcli.checkpoint.sharding import natural_key
 from ctcli.checkpoint.value import Checkpoint, Shard
 from ctcli.errors import CtcliError
 from ctcli.formats.declared import read_declaration
-from ctcli.formats.sources.reading import Reading, read_quantized
+from ctcli.formats.sources.reading import Reading, dense, read_quantized
 from ctcli.inspecting.abilities import Ability, abilities
 from ctcli.inspecting.anomalies import anomalies, stored_heads
 from ctcli.inspecting.offers import Offer, offers
@@ -110,7 +110,10 @@ def inspect(checkpoint: Checkpoint) -> Inspection:
         tuple(abilities(checkpoint, reading)),
         tuple(anomalies(checkpoint, weights, declared)),
     )
-    return replace(found, offers=offers(checkpoint, found.parameters()))
+    if isinstance(reading, CtcliError):
+        return found
+    source = dense(checkpoint, reading) if reading else checkpoint
+    return replace(found, offers=offers(source, found.parameters()))
 
 
 def file_bytes(shard: Shard) -> int:

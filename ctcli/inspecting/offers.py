@@ -11,8 +11,8 @@ from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.formats.loaders import machine, scheme_problems
 from ctcli.lazy.tensors import TensorSpec
+from ctcli.rewrites.quantizing.candidates import candidates_of
 from ctcli.rewrites.quantizing.options import QuantizeOptions
-from ctcli.rewrites.quantizing.quantize import quantize
 from ctcli.schemes import default_format, format_of
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Numerics
@@ -92,28 +92,26 @@ class _Linears:
     others: int
 
 
-def offers(checkpoint: Checkpoint, parameters: int) -> tuple[Offer, ...]:
+def offers(source: Checkpoint, parameters: int) -> tuple[Offer, ...]:
     """What there is to choose from; nothing where nothing can be quantized.
 
     Args:
-        checkpoint: just opened.
+        source: a dense checkpoint.
         parameters: how many there are.
     """
     try:
-        linears = _linears(checkpoint)
+        linears = _linears(source)
     except CtcliError:  # of the refusals, `quantize --dry-run` tells
         return ()
     return tuple(_offer(preset(name), linears, parameters) for name in _OFFERED)
 
 
-def _linears(checkpoint: Checkpoint) -> _Linears:
-    options = QuantizeOptions(scheme=(_BY_CHANNEL,), rest="dense")
-    made, report = quantize(checkpoint, options)
-    weights = {module: made.specs[f"{module}.weight"] for module in report.selection.schemes}
-    scales = [made.specs[f"{module}.weight_scale"] for module in weights]
-    taken = sum(spec.nbytes for spec in (*weights.values(), *scales))
-    shapes = Counter(spec.shape for spec in weights.values())
-    return _Linears(shapes, scales[0].dtype, made.nbytes - taken)
+def _linears(source: Checkpoint) -> _Linears:
+    found = candidates_of(source, QuantizeOptions(scheme=(_BY_CHANNEL,)).choice)
+    specs = [w.spec for m in found.selection.schemes if (w := found.linears[m].weight)]
+    shapes = Counter(spec.shape for spec in specs)
+    taken = sum(spec.nbytes for spec in specs)
+    return _Linears(shapes, specs[0].dtype, found.checkpoint.nbytes - taken)
 
 
 def _offer(scheme: Scheme, linears: _Linears, parameters: int) -> Offer:
