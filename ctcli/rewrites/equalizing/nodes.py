@@ -14,6 +14,7 @@ from ctcli.lazy.nodes import (
     LazyTensor,
     Node,
     Output,
+    Unrounded,
     axis_of,
     matrix_shape,
     starting_point,
@@ -156,16 +157,18 @@ def scaled(weight: Weight, applied: Applied) -> Computed:
         inputs["rows"] = _read(applied.rows)
     wide = "F32" if weight.spec.dtype in SHORT_FLOATS else "F64"
     settings = weight.leaf, exact.spec.dtype, applied.divides, wide == "F32"
-    unrounded = Node(
-        key=weight.key(_STEP),
+    unrounded = _outputs(weight.leaf, TensorSpec(wide, shape))
+    node = Node(
+        key=weight.key(f"{_STEP}/round"),
         module=weight.module,
         shape=shape,
         inputs=inputs,
-        outputs=_outputs(weight.leaf, TensorSpec(wide, shape)),
-        kernel=_scale(*settings, wide, False),
+        outputs=_rounded(weight),
+        kernel=_scale(*settings, weight.spec.dtype, True),
         axis=axis_of(exact),
+        before=Unrounded("", unrounded, _scale(*settings, wide, False)),
     )
-    return _rounding(weight, unrounded, inputs, _scale(*settings, weight.spec.dtype, True))
+    return Computed(node, weight.leaf)
 
 
 def generated(gain: Weight, new: Node) -> Computed:
@@ -184,28 +187,22 @@ def generated(gain: Weight, new: Node) -> Computed:
         outputs=_outputs("weight", TensorSpec("F64", shape)),
         kernel=Generated(),
     )
-    inputs = {"weight": Input(Computed(unrounded, "weight"), shape)}
-    kernel = _scale("weight", "F64", False, False, gain.spec.dtype, True)
-    return _rounding(gain, unrounded, inputs, kernel)
-
-
-def _rounding(
-    weight: Weight, unrounded: Node, inputs: Mapping[str, Input], kernel: Kernel
-) -> Computed:
-    spec, shape = weight.spec, unrounded.shape
-    output = Output(spec, is_whole=len(spec.shape) == 1 and shape[0] == 1)
-    exact = Computed(unrounded, weight.leaf)
+    exact = Computed(unrounded, "weight")
     node = Node(
-        key=step_key(weight.module, weight.leaf, exact, "round"),
-        module=weight.module,
+        key=step_key(gain.module, "weight", exact, "round"),
+        module=gain.module,
         shape=shape,
-        inputs=inputs,
-        outputs={weight.leaf: output},
-        kernel=kernel,
-        axis=unrounded.axis,
+        inputs={"weight": Input(exact, shape)},
+        outputs=_rounded(gain),
+        kernel=_scale("weight", "F64", False, False, gain.spec.dtype, True),
         before=exact,
     )
-    return Computed(node, weight.leaf)
+    return Computed(node, "weight")
+
+
+def _rounded(weight: Weight) -> Mapping[str, Output]:
+    shape = weight.spec.shape
+    return {weight.leaf: Output(weight.spec, len(shape) == 1 and matrix_shape(shape)[0] == 1)}
 
 
 def _sums(weight: Weight, number: int, balance: Node | None) -> Node:
