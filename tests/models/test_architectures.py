@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from ctcli.errors import CtcliError
-from ctcli.models.architecture import Architecture, Operation
+from ctcli.models.architecture import Operation
 from ctcli.models.fused import fused_sets
 from ctcli.models.mapped import resolve_mapping
 from ctcli.models.mapping import parse_mapping
 from ctcli.models.protected import kind_of
 from ctcli.models.resolve import resolve
-from tests.helpers.surgery import center, fuse_norms, orthogonal, rotate_heads, rotate_stream, untie
+from tests.helpers.architectures import OPERATIONS
+from tests.helpers.surgery import fuse_norms, orthogonal, untie
 from tests.helpers.tiny_models import (
     EXACT,
     LLAMA_MAPPING,
@@ -37,18 +37,6 @@ from tests.helpers.tiny_models import (
 )
 
 WRONG = 1e-2  # what a part that is forgotten moves the logits by, at least
-
-
-OPERATIONS: dict[Operation, Callable[[Architecture, dict[str, Tensor]], None]] = {
-    "fuse-norms": fuse_norms,
-    "center": center,
-    "R1": lambda parts, tensors: rotate_stream(
-        parts,
-        tensors,
-        orthogonal(parts.hidden_size, 7, keeps_ones=parts.norm_kind == "layer"),
-    ),
-    "R2": lambda parts, tensors: rotate_heads(parts, tensors, 11),
-}
 
 
 def operated(model: Tiny, operations: Sequence[Operation], folder: Path) -> Any:
