@@ -24,7 +24,7 @@ _MOST_LOOKING_AROUND = 2  # unbounded repeats, where looking around forbids to f
 _FOREVER = 100  # of unbounded repeats inside one another: more than any number of them in a row
 
 Test = Callable[[str], bool]
-Node = tuple[Any, Any]  # operator and arguments, as Python's parser has them
+Parsed = tuple[Any, Any]  # operator and arguments, as Python's parser has them
 
 _CATEGORIES: dict[str, Test] = {
     "CATEGORY_DIGIT": str.isdecimal,
@@ -71,7 +71,7 @@ class _NotFollowedError(Exception):
     """An operator that states cannot stand for."""
 
 
-def _tries(sequence: Iterable[Node]) -> tuple[int, int]:
+def _tries(sequence: Iterable[Parsed]) -> tuple[int, int]:
     """An upper bound for the ways that Python's engine tries: `factor * length**degree`."""
     degree, factor = 0, 1
     for operator, argument in sequence:
@@ -94,7 +94,7 @@ def _tries_of(operator: str, argument: Any) -> tuple[int, int]:
     return (1, 1) if operator.startswith("GROUPREF") else (0, 1)
 
 
-def _tries_of_repeat(least: int, most: Any, body: Iterable[Node]) -> tuple[int, int]:
+def _tries_of_repeat(least: int, most: Any, body: Iterable[Parsed]) -> tuple[int, int]:
     degree, factor = _tries(body)
     if most == 1:
         return degree, factor + 1
@@ -128,7 +128,7 @@ class _Program:
     states: list[_State] = field(default_factory=lambda: [_State()])
     start: int = _ACCEPT
 
-    def add(self, sequence: Iterable[Node], then: int) -> int:
+    def add(self, sequence: Iterable[Parsed], then: int) -> int:
         """Add states for a sequence that leads to `then`; returns the first of them."""
         for operator, argument in reversed([*sequence]):
             then = self._add(str(operator), argument, then)
@@ -149,7 +149,7 @@ class _Program:
             return self._new(_State(at=str(argument), then=[then]))
         return self._new(_State(_test(operator, argument), then=[then]))
 
-    def _repeat(self, least: int, most: Any, body: Sequence[Node], then: int) -> int:
+    def _repeat(self, least: int, most: Any, body: Sequence[Parsed], then: int) -> int:
         if str(most) == "MAXREPEAT":
             loop = self._new(_State())
             self.states[loop].then = [self.add(body, loop), then]

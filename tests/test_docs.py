@@ -19,7 +19,12 @@ README = (ROOT / "README.md").read_text()
 GUIDE = {path.stem: path.read_text() for path in sorted((ROOT / "ctcli/guide").glob("*.md"))}
 DOCS = "\n".join([README, *GUIDE.values()])
 GROUP = typer.main.get_group(app)
-COMMANDS = dict(GROUP.commands)
+CONTEXT = typer.Context(GROUP)
+COMMANDS = {
+    name: command
+    for name in GROUP.list_commands(CONTEXT)
+    if (command := GROUP.get_command(CONTEXT, name))
+}
 OPTIONS = [
     (name, option)
     for name, command in COMMANDS.items()

@@ -17,7 +17,7 @@ CONFIG_NAME = "config.json"
 RECIPE_NAME = "ctcli_recipe.toml"
 
 # One step of a recipe: `use` names the command, the other keys are its options.
-Step = Mapping[str, Any]
+StepTable = Mapping[str, Any]
 Modules = Mapping[str, Module[LazyTensor]]
 
 
@@ -76,8 +76,8 @@ class Checkpoint:
     index_name: str
     index_metadata: Mapping[str, Any]
     index_total_size: Any = None
-    history: tuple[Step, ...] = ()
-    steps: tuple[Step, ...] = ()
+    history: tuple[StepTable, ...] = ()
+    steps: tuple[StepTable, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def tensors(self) -> Iterator[tuple[str, LazyTensor]]:

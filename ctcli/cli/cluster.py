@@ -25,7 +25,7 @@ from ctcli.options import OptionError
 from ctcli.storage.agreement import Agreement
 from ctcli.storage.destination import stream_folder_of
 from ctcli.storage.gathering import Gathering, attempt_of, give_up, publish
-from ctcli.storage.journal import Errors
+from ctcli.storage.journal import ErrorSums
 from ctcli.storage.layout import Layout
 from ctcli.storage.naming import parse_source
 from ctcli.storage.opening import open_checkpoint
@@ -84,7 +84,7 @@ def _write(
     layout: Layout,
     target: Destination,
     shared: Shared,
-) -> Errors:
+) -> ErrorSums:
     assert shared.cluster, "without one, `run_step` makes all"
     start, nbytes = time.monotonic(), plan.fetch_bytes + plan.write_bytes
     with connected(shared.cluster, shared.num_workers) as client:

@@ -5,47 +5,47 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from ctcli.checkpoint.value import Checkpoint
-from ctcli.checkpoint.value import Step as Table
+from ctcli.checkpoint.value import Checkpoint, StepTable
 from ctcli.console import Report
-from ctcli.rewrites.equalizing.options import EqualizeOptions
-from ctcli.rewrites.exporting.options import ExportOptions
 from ctcli.rewrites.options import RewriteOptions
-from ctcli.rewrites.quantizing.options import QuantizeOptions
-from ctcli.rewrites.reindex import ReindexOptions
-from ctcli.rewrites.sources.options import ConvertOptions, DequantizeOptions
-from ctcli.rewrites.sparsifying.options import SparsifyOptions
-from ctcli.rewrites.surgery.options import FuseOptions, RotateOptions
 from ctcli.storage.destination import DIRECTORY, Form
 from ctcli.storage.layout import OneFileOutput
 
-Options = TypeVar("Options", bound=RewriteOptions)
 Made = Checkpoint | OneFileOutput
-Work = Callable[[Checkpoint], tuple[Made, Report]]
+RewriteFunction = Callable[[Checkpoint], tuple[Made, Report]]
 
 
 @dataclass(frozen=True)
-class Rewrite(Generic[Options]):
-    """A command that makes a checkpoint of another.
+class Rewrite:
+    """A command that makes a checkpoint of another; imported when it is asked for.
 
     Attributes:
-        options: its options.
-        function: takes a checkpoint and the options; its module, beside theirs, and its name. Help
-            does not import it.
+        declared: where its options are, below `ctcli.rewrites`: module and class.
+        function: takes a checkpoint and the options: module and function.
     """
 
-    options: type[Options]
+    declared: str
     function: str
 
-    def step(self, options: Options) -> Step:
+    @property
+    def options(self) -> type[RewriteOptions]:
+        """Its options."""
+        found: type[RewriteOptions] = _imported(self.declared)
+        return found
+
+    def step(self, options: RewriteOptions) -> Step:
         """The rewrite with these options."""
-        module, _, name = self.function.partition(":")
-        function = getattr(import_module(f"ctcli.rewrites.{module}"), name)
+        function = _imported(self.function)
         given = {key: value for key, value in options.recipe.items() if value is not None}
-        table = {"use": name.replace("_", "-"), **given}
+        table = {"use": function.__name__.replace("_", "-"), **given}
         return Step(lambda each: function(each, options), options.form, options.links, (table,))
+
+
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"ctcli.rewrites.{module}"), name)
 
 
 @dataclass(frozen=True)
@@ -59,21 +59,21 @@ class Step:
         tables: the same as steps of a recipe.
     """
 
-    rewrite: Work
+    rewrite: RewriteFunction
     form: Form = DIRECTORY
     link: bool = False
-    tables: Sequence[Table] = ()
+    tables: Sequence[StepTable] = ()
 
 
 # In the order of the help.
-REWRITES: Mapping[str, Rewrite[Any]] = {
-    "reindex": Rewrite(ReindexOptions, "reindex:reindex"),
-    "fuse-norms": Rewrite(FuseOptions, "surgery.fuse_norms:fuse_norms"),
-    "rotate": Rewrite(RotateOptions, "surgery.rotate:rotate"),
-    "equalize": Rewrite(EqualizeOptions, "equalizing.equalize:equalize"),
-    "sparsify": Rewrite(SparsifyOptions, "sparsifying.sparsify:sparsify"),
-    "quantize": Rewrite(QuantizeOptions, "quantizing.quantize:quantize"),
-    "dequantize": Rewrite(DequantizeOptions, "sources.dequantize:dequantize"),
-    "convert": Rewrite(ConvertOptions, "sources.convert:convert"),
-    "export-bin": Rewrite(ExportOptions, "exporting.export_bin:export_bin"),
+REWRITES: Mapping[str, Rewrite] = {
+    "reindex": Rewrite("reindex:ReindexOptions", "reindex:reindex"),
+    "fuse-norms": Rewrite("surgery.options:FuseOptions", "surgery.fuse_norms:fuse_norms"),
+    "rotate": Rewrite("surgery.options:RotateOptions", "surgery.rotate:rotate"),
+    "equalize": Rewrite("equalizing.options:EqualizeOptions", "equalizing.equalize:equalize"),
+    "sparsify": Rewrite("sparsifying.options:SparsifyOptions", "sparsifying.sparsify:sparsify"),
+    "quantize": Rewrite("quantizing.options:QuantizeOptions", "quantizing.quantize:quantize"),
+    "dequantize": Rewrite("sources.options:DequantizeOptions", "sources.dequantize:dequantize"),
+    "convert": Rewrite("sources.options:ConvertOptions", "sources.convert:convert"),
+    "export-bin": Rewrite("exporting.options:ExportOptions", "exporting.export_bin:export_bin"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def pages() -> dict[str, str]:
     return found
 
 
-def program_help(commands: dict[str, tuple[type, ...]]) -> list[Block]:
+def program_help(commands: Mapping[str, tuple[type, ...]]) -> list[Block]:
     """What `ctcli --help` says.
 
     Args:

@@ -6,12 +6,12 @@ import shlex
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.cli.commands import Made
-from ctcli.console import Section
+from ctcli.console import ResultSection
 
 _ON_HUB = "hf://"
 
 
-def next_steps(command: str, source: str, place: str, made: Made) -> list[Section]:
+def next_steps(command: str, source: str, place: str, made: Made) -> list[ResultSection]:
     """Commands that check and serve a result, as a part of its summary.
 
     Args:
@@ -27,4 +27,4 @@ def next_steps(command: str, source: str, place: str, made: Made) -> list[Sectio
         lines.append(f"vllm serve {shlex.quote(place.removeprefix(_ON_HUB))}")
     elif command in ("rotate", "dequantize"):
         lines.append(f"ctcli quantize {shlex.quote(place)} QUANTIZED --scheme W4A16")
-    return [Section("next", [(line,) for line in lines])]
+    return [ResultSection("next", [(line,) for line in lines])]

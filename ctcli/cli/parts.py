@@ -21,7 +21,7 @@ from ctcli.options import OptionError
 from ctcli.storage.agreement import Agreement
 from ctcli.storage.destination import stream_folder_of
 from ctcli.storage.gathering import Gathering, attempt_of, missing_files, publish
-from ctcli.storage.journal import Errors
+from ctcli.storage.journal import ErrorSums
 from ctcli.storage.layout import Layout
 from ctcli.storage.opening import open_checkpoint
 from ctcli.storage.writer import BusyError
@@ -66,7 +66,7 @@ def _run_part(
         check_destination_of(layout, target.path, settings)
         check_resources(plan)
     if not shared.dry_run:
-        errors: Errors = {}
+        errors: ErrorSums = {}
         if not is_done:
             errors = _write(terminal, f"{command} {part}", plan, gathering, layout, target)
         if not (missing := lacking_files(layout, target.path, agreement)):
@@ -84,7 +84,7 @@ def _write(
     gathering: Gathering,
     layout: Layout,
     target: Destination,
-) -> Errors:
+) -> ErrorSums:
     start, nbytes = time.monotonic(), plan.fetch_bytes + plan.write_bytes
     terminal.notify(Event("started", nbytes=nbytes, message=title))
     with terminal.progress(title, nbytes) as advance:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ctcli.checkpoint.value import Step as Table
+from ctcli.checkpoint.value import StepTable
 from ctcli.cli.commands import REWRITES, Step
 from ctcli.errors import CtcliError, problems_of
 from ctcli.storage.steps import RECIPE_HINT, make_options, near_names
 
 
-def make_steps(steps: Sequence[Table]) -> list[tuple[str, Step]]:
+def make_steps(steps: Sequence[StepTable]) -> list[tuple[str, Step]]:
     """The steps of a recipe, each with its command's name.
 
     Args:

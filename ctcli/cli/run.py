@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ctcli.checkpoint.value import Checkpoint
-from ctcli.checkpoint.value import Step as Table
+from ctcli.checkpoint.value import Checkpoint, StepTable
 from ctcli.cli.commands import Made, Step
 from ctcli.cli.recipes import make_steps
 from ctcli.console import Report
@@ -90,7 +89,7 @@ def run(options: RunOptions) -> Step:
     return replace(step, rewrite=rewrite)
 
 
-def chain(tables: Sequence[Table]) -> Step:
+def chain(tables: Sequence[StepTable]) -> Step:
     """Steps of a recipe as one.
 
     Raises:

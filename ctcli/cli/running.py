@@ -28,7 +28,7 @@ from ctcli.storage.destination import (
     stream_folder_of,
 )
 from ctcli.storage.hub.kinds import publishable
-from ctcli.storage.journal import Errors
+from ctcli.storage.journal import ErrorSums
 from ctcli.storage.leftover import check_partial, is_aside, is_published, refuse_gathering
 from ctcli.storage.opening import open_checkpoint
 from ctcli.storage.writer import put_back
@@ -122,7 +122,7 @@ def _put_back(terminal: Terminal, destination: Path, dry_run: bool) -> None:
 
 def _execute(
     terminal: Terminal, command: str, plan: Plan, publication: Publication | None
-) -> Errors:
+) -> ErrorSums:
     start, nbytes = time.monotonic(), plan.fetch_bytes + plan.write_bytes
     if publication:
         nbytes += sum(f.size for f in plan.layout.files if f.is_shard)

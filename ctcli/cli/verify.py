@@ -16,7 +16,7 @@ from ctcli import __version__
 from ctcli.checkpoint.value import RECIPE_NAME, Checkpoint
 from ctcli.cli.options import as_json, as_path, quiet
 from ctcli.cli.recipes import make_steps
-from ctcli.console import Result, Section, Terminal
+from ctcli.console import Result, ResultSection, Terminal
 from ctcli.errors import CtcliError, grouped, os_errors_of
 from ctcli.options import argument
 from ctcli.redaction import redact
@@ -34,7 +34,7 @@ _NOT_REPLAYED = ("reindex", "quantize", "export-bin")
 
 
 @dataclass(frozen=True)
-class Reading:
+class VerifyPlaces:
     """What is checked, and how the result is told."""
 
     destination: str = argument(
@@ -46,7 +46,7 @@ class Reading:
     quiet: bool = quiet()
 
 
-def verify(options: VerifyOptions, reading: Reading) -> None:
+def verify(options: VerifyOptions, reading: VerifyPlaces) -> None:
     """Check, show what is different, and end with `_DIFFERENT` if anything is."""
     from ctcli.verifying.verification import verify as verify_checkpoint
 
@@ -145,7 +145,7 @@ def expected_checkpoint(source: Checkpoint, recipe: Path) -> Checkpoint:
 def _result(destination: str, found: Verification, seconds: float) -> Result:
     told = grouped(f"{f.kind}\0{f.where}: {f.message}" for f in found.findings)
     lines = [(kind, message) for kind, _, message in (line.partition("\0") for line in told)]
-    sections = [Section("differences", lines, whole=True)] if lines else []
+    sections = [ResultSection("differences", lines, whole=True)] if lines else []
     rows = [*found.rows(), ("time", format_seconds(seconds))]
     data = {
         "command": "verify",

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
-class Section:
+class ResultSection:
     """Lines under a heading.
 
     Attributes:
@@ -38,7 +38,7 @@ class Result:
     rows: Sequence[tuple[str, str]]
     items: Sequence[str]
     data: Mapping[str, Any]
-    sections: Sequence[Section] = ()
+    sections: Sequence[ResultSection] = ()
 
 
 class Report(Protocol):

@@ -12,7 +12,7 @@ from ctcli.lazy.nodes import Node, all_nodes
 from ctcli.storage.layout import Copy, OutputFile
 
 
-class Target(NamedTuple):
+class Written(NamedTuple):
     """Where an output of a node goes."""
 
     file: str
@@ -48,12 +48,12 @@ class Graph:
         return found
 
     @cached_property
-    def targets(self) -> Mapping[str, tuple[Target, ...]]:
+    def targets(self) -> Mapping[str, tuple[Written, ...]]:
         """Where the outputs of each node go, by its key; those of complete files are left out."""
-        found: dict[str, list[Target]] = {}
+        found: dict[str, list[Written]] = {}
         for file in self.files.values():
             for part in file.computed:
-                target = Target(file.name, part.tensor.output, part.offset)
+                target = Written(file.name, part.tensor.output, part.offset)
                 found.setdefault(part.tensor.node.key, []).append(target)
         return {key: tuple(targets) for key, targets in found.items()}
 

@@ -14,7 +14,7 @@ from ctcli.engine.graph import Graph
 from ctcli.lazy.cut import Cut, cut
 from ctcli.lazy.nodes import Node, all_nodes
 from ctcli.lazy.tensors import SourceFile
-from ctcli.storage.journal import Place
+from ctcli.storage.journal import JobPlace
 from ctcli.storage.layout import Copy
 from ctcli.storage.transfer import BUFFER_BYTES
 
@@ -38,7 +38,7 @@ class CopyJob:
     nbytes: int
 
     @property
-    def place(self) -> Place:
+    def place(self) -> JobPlace:
         """Tells it from the file's other jobs."""
         return "", self.offset
 
@@ -58,7 +58,7 @@ class NodeJob:
     stop: int
 
     @property
-    def place(self) -> Place:
+    def place(self) -> JobPlace:
         """Tells it from other jobs of its file."""
         return self.key, self.start
 
@@ -83,7 +83,7 @@ class Task:
     node: Node | None = None
     copy: Copy | None = None
     whole: bool = False
-    done: frozenset[Place] = frozenset()
+    done: frozenset[JobPlace] = frozenset()
     cut: Cut | None = field(init=False)
     memory: int = field(init=False)
     """Bytes that each of its jobs holds while it runs."""
@@ -141,14 +141,14 @@ class Task:
             yield tensor.file, range(tensor.start, tensor.start + tensor.spec.nbytes)
 
 
-def make_tasks(graph: Graph, done: Collection[tuple[str, Place]] = ()) -> list[Task]:
+def make_tasks(graph: Graph, done: Collection[tuple[str, JobPlace]] = ()) -> list[Task]:
     """What is to be done for the files of a graph, file by file; values before what needs them.
 
     Args:
         graph: the files and nodes.
         done: file and place of jobs that need not be done again.
     """
-    places: dict[str, set[Place]] = {}
+    places: dict[str, set[JobPlace]] = {}
     for written, place in done:
         places.setdefault(written, set()).add(place)
     tasks: list[Task] = []

@@ -9,7 +9,7 @@ from ctcli.engine.graph import Graph
 from ctcli.engine.jobs import Task
 from ctcli.engine.perform import Done
 from ctcli.lazy.nodes import Node
-from ctcli.storage.journal import Part
+from ctcli.storage.journal import JobRecord
 from ctcli.storage.writer import PartialDirectory
 
 
@@ -24,7 +24,11 @@ class Ledger:
     """
 
     def __init__(
-        self, graph: Graph, tasks: Iterable[Task], parts: Iterable[Part], partial: PartialDirectory
+        self,
+        graph: Graph,
+        tasks: Iterable[Task],
+        parts: Iterable[JobRecord],
+        partial: PartialDirectory,
     ) -> None:
         self._nodes = graph.nodes
         self._partial = partial
@@ -41,7 +45,7 @@ class Ledger:
         if not task.files:
             return []
         measured = combine_measures(task.node, done.measures) if task.node else []
-        part = Part(task.files[0], done.job.place, done.nbytes, measured)
+        part = JobRecord(task.files[0], done.job.place, done.nbytes, measured)
         self._measure(part)
         complete = []
         for name in task.files:
@@ -66,7 +70,7 @@ class Ledger:
             found[node.module] = combine_measures(node, [parts[at] for at in sorted(parts)])
         return found
 
-    def _measure(self, part: Part) -> None:
+    def _measure(self, part: JobRecord) -> None:
         key, start = part.place
         if part.measured:
             self._measures[part.file].setdefault(key, {})[start] = part.measured

@@ -7,14 +7,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from ctcli.storage.journal import Errors
+from ctcli.storage.journal import ErrorSums
 from ctcli.storage.layout import Layout, OutputFile
 from ctcli.units import Advance
 
 _AT_ONCE = 2
 
 
-class Publication(Protocol):
+class Publishing(Protocol):
     """Where complete files go: `storage.hub.publication`, or `storage.gathering`."""
 
     @property
@@ -24,7 +24,7 @@ class Publication(Protocol):
     def takes(self, file: OutputFile) -> bool:
         """Whether a file goes there as soon as it is complete."""
 
-    def push(self, name: str, path: Path, errors: Errors, advance: Advance) -> None:
+    def push(self, name: str, path: Path, errors: ErrorSums, advance: Advance) -> None:
         """Upload a complete file; from any thread."""
 
     def finish(
@@ -44,7 +44,7 @@ class Outbox:
     """
 
     def __init__(
-        self, publication: Publication | None, folder: Path, keeps: bool, advance: Advance
+        self, publication: Publishing | None, folder: Path, keeps: bool, advance: Advance
     ) -> None:
         self._publication = publication
         self._folder = folder
@@ -58,7 +58,7 @@ class Outbox:
         """What is on its way."""
         return self._sending
 
-    def add(self, file: OutputFile, errors: Errors) -> None:
+    def add(self, file: OutputFile, errors: ErrorSums) -> None:
         """Send a complete file, if it is one that goes ahead of the others."""
         publication = self._publication
         if publication and publication.takes(file) and file.name not in publication.pushed:
@@ -90,7 +90,7 @@ class Outbox:
 
 
 def finish(
-    publication: Publication,
+    publication: Publishing,
     layout: Layout,
     folder: Path,
     advance: Advance,

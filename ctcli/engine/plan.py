@@ -15,7 +15,7 @@ from ctcli.engine.supply import Turns
 from ctcli.errors import CtcliError
 from ctcli.lazy.tensors import SourceFile
 from ctcli.storage.destination import check_beside, check_sources, device_of, free_bytes
-from ctcli.storage.journal import Errors, Journal
+from ctcli.storage.journal import ErrorSums, Journal
 from ctcli.storage.layout import Layout, OutputFile, sources_of
 from ctcli.storage.leftover import Leftover, look_for_leftover
 
@@ -172,7 +172,7 @@ def make_plan(
     layout: Layout,
     destination: Path,
     settings: Settings,
-    elsewhere: Mapping[str, Errors] | None = None,
+    elsewhere: Mapping[str, ErrorSums] | None = None,
 ) -> Plan:
     """Compare a layout with what an earlier run left of it. Writes nothing.
 

@@ -7,14 +7,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from ctcli.engine.ledger import Ledger
-from ctcli.engine.outbox import Outbox, Publication, finish
+from ctcli.engine.outbox import Outbox, Publishing, finish
 from ctcli.engine.perform import perform
 from ctcli.engine.plan import Plan
 from ctcli.engine.schedule import Schedule, Stop
 from ctcli.engine.supply import Supply
 from ctcli.events import Event, Notify
 from ctcli.ops.runtime import collect_again
-from ctcli.storage.journal import Errors
+from ctcli.storage.journal import ErrorSums
 from ctcli.storage.layout import OutputFile
 from ctcli.storage.output import OutputFiles
 from ctcli.storage.writer import PartialDirectory, open_partial
@@ -28,9 +28,9 @@ _GRACE_SECONDS = 3.0
 def execute(
     plan: Plan,
     advance: Advance,
-    publication: Publication | None = None,
+    publication: Publishing | None = None,
     notify: Notify = lambda _: None,
-) -> Errors:
+) -> ErrorSums:
     """Write the plan's files and publish DST.
 
     Args:
@@ -98,7 +98,7 @@ class _Run:
         plan: Plan,
         partial: PartialDirectory,
         advance: Advance,
-        publication: Publication | None,
+        publication: Publishing | None,
         notify: Notify,
     ) -> None:
         settings, parts = plan.settings, plan.leftover.journal.parts.values()
@@ -124,7 +124,7 @@ class _Run:
         self._closing: dict[Future[None], OutputFile] = {}
         self._closer = ThreadPoolExecutor(1)
 
-    def write(self) -> list[Errors]:
+    def write(self) -> list[ErrorSums]:
         """Do all jobs, or raise the first error. Returns the errors noted of each file."""
         try:
             while not self._is_over:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctcli import __version__
-from ctcli.checkpoint.value import Origin, Step
+from ctcli.checkpoint.value import Origin, StepTable
 from ctcli.engine.plan import Plan, Settings, check_resources, key_of, make_plan
 from ctcli.engine.run import execute
 from ctcli.errors import CtcliError, os_errors_of
@@ -20,7 +20,7 @@ from ctcli.lazy.nodes import all_nodes
 from ctcli.storage.agreement import Agreement
 from ctcli.storage.destination import check_beside, check_sources, partial_of
 from ctcli.storage.gathering import FORMS, Gathering, OverError
-from ctcli.storage.journal import Errors
+from ctcli.storage.journal import ErrorSums
 from ctcli.storage.layout import Layout, OutputFile
 from ctcli.units import Advance
 
@@ -72,7 +72,7 @@ def agree(
     layout: Layout,
     settings: Settings,
     origin: Origin,
-    steps: Sequence[Step],
+    steps: Sequence[StepTable],
     count: int,
     command: Sequence[str],
 ) -> Agreement:
@@ -149,7 +149,7 @@ def plan_share(
     """
     if gathering:
         gathering.look(names)
-    complete: Mapping[str, Errors] = gathering.pushed if gathering else {n: {} for n in names}
+    complete: Mapping[str, ErrorSums] = gathering.pushed if gathering else {n: {} for n in names}
     return make_plan(layout.only(names), attempt, settings, complete)
 
 
@@ -160,7 +160,7 @@ def write_share(
     destination: Path,
     advance: Advance,
     notify: Notify,
-) -> Errors:
+) -> ErrorSums:
     """Make the files of a share, unless other processes complete them before.
 
     Args:

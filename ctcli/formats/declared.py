@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from ctcli.formats.groups import Group, Reader
+from ctcli.formats.groups import Group, GroupReader
 from ctcli.models.config import quantizations, shown, table
 from ctcli.models.protected import is_embedding
 from ctcli.patterns import matches
@@ -80,7 +80,7 @@ def read_declaration(config: Mapping[str, Any]) -> Declaration | None:
 
 
 def _read(config: Mapping[str, Any]) -> Declaration:
-    reader = Reader("config.json", writes=False)
+    reader = GroupReader("config.json", writes=False)
     groups, ignore = reader.groups(config), reader.ignore(config)
     transforms = table(table(config.get("transform_config")).get("config_groups"))
     return Declaration(

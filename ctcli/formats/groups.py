@@ -70,7 +70,7 @@ def parse_config(
         CtcliError: groups that ctcli cannot make; lists them all.
     """
     own = config.get("quantization_config", config)
-    reader = Reader(name, writes=True)
+    reader = GroupReader(name, writes=True)
     groups, ignore = reader.groups(table(own)), reader.ignore(table(own))
     schemes = [
         (None if target == _LINEAR else target, group.scheme)
@@ -85,7 +85,7 @@ def parse_config(
     return tuple(schemes), ignore
 
 
-class Reader:
+class GroupReader:
     """Reads `config_groups` and `ignore`, and notes what is wrong with them.
 
     Attributes:

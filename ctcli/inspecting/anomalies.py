@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from ctcli.checkpoint.value import Checkpoint, Modules
 from ctcli.formats.declared import Declaration
-from ctcli.inspecting.weights import Weight
+from ctcli.inspecting.weights import InspectedWeight
 from ctcli.lazy.tensors import TensorSpec
 from ctcli.models.config import classes, is_tied, text_config
 from ctcli.ops.dtypes import DTYPES, FLOATS, WEIGHT_FLOATS
@@ -19,7 +19,7 @@ Specs = Mapping[str, TensorSpec]
 
 
 def anomalies(
-    checkpoint: Checkpoint, weights: Mapping[str, Weight], declared: Declaration | None
+    checkpoint: Checkpoint, weights: Mapping[str, InspectedWeight], declared: Declaration | None
 ) -> list[str]:
     """Everything, one line each.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ctcli.checkpoint.sharding import natural_key
 from ctcli.checkpoint.value import Checkpoint
-from ctcli.console import Section
+from ctcli.console import ResultSection
 from ctcli.lazy.tensors import TensorSpec
 from ctcli.patterns import alike
 from ctcli.units import counted, format_bytes
@@ -49,17 +49,17 @@ def rows_of(data: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def sections_of(data: Mapping[str, Any]) -> list[Section]:
+def sections_of(data: Mapping[str, Any]) -> list[ResultSection]:
     """What differs, alike names together."""
     different = {
         name: f"{_words(looks['first'])} -> {_words(looks['second'])}"
         for name, looks in data["different"].items()
     }
     sections = [
-        Section("different", [*_lines(different)]),
-        Section("only in the first", [*_lines(dict.fromkeys(data["only_in_first"], ""))]),
-        Section("only in the second", [*_lines(dict.fromkeys(data["only_in_second"], ""))]),
-        Section("config.json", [*_config(data["config"])]),
+        ResultSection("different", [*_lines(different)]),
+        ResultSection("only in the first", [*_lines(dict.fromkeys(data["only_in_first"], ""))]),
+        ResultSection("only in the second", [*_lines(dict.fromkeys(data["only_in_second"], ""))]),
+        ResultSection("config.json", [*_config(data["config"])]),
     ]
     return [section for section in sections if section.lines]
 

@@ -18,7 +18,7 @@ from ctcli.inspecting.anomalies import anomalies, stored_heads
 from ctcli.inspecting.offers import Offer, offers
 from ctcli.inspecting.quantization import QuantizationSummary, quantization
 from ctcli.inspecting.stored import StoredWeights, stored_weights
-from ctcli.inspecting.weights import Weight, weights_of
+from ctcli.inspecting.weights import InspectedWeight, weights_of
 from ctcli.lazy.tensors import Stored
 from ctcli.models.config import is_tied
 from ctcli.models.families import model_type
@@ -43,7 +43,7 @@ class Inspection:
     """
 
     checkpoint: Checkpoint
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, InspectedWeight]
     fused: tuple[FusedSet, ...]
     tied: bool | None
     quantization: QuantizationSummary | None

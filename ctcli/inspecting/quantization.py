@@ -11,7 +11,7 @@ from ctcli.formats.architectures import strangers
 from ctcli.formats.declared import QUANT_METHOD, Declaration
 from ctcli.formats.groups import Group
 from ctcli.formats.loaders import LOADERS, MACHINES, ONLINE, Contents, Loader, machine, problems
-from ctcli.inspecting.weights import Weight
+from ctcli.inspecting.weights import InspectedWeight
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class QuantizationSummary:
 
 def quantization(
     declared: Declaration | None,
-    weights: Mapping[str, Weight],
+    weights: Mapping[str, InspectedWeight],
     names: Mapping[str, object],
     config: Mapping[str, Any],
 ) -> QuantizationSummary | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import zip_longest
 
-from ctcli.console import Section
+from ctcli.console import ResultSection
 from ctcli.formats.declared import QUANT_METHOD
 from ctcli.inspecting.abilities import Ability
 from ctcli.inspecting.inspection import Inspection
@@ -45,7 +45,7 @@ def rows_of(found: Inspection) -> list[tuple[str, str]]:
     return rows
 
 
-def sections_of(found: Inspection) -> list[Section]:
+def sections_of(found: Inspection) -> list[ResultSection]:
     """Commands, quantization, loaders, shards, straddling sets and anomalies, where there are."""
     shards = [
         (shard.name, counted(len(shard.tensors), "tensor"), format_bytes(shard.nbytes))
@@ -55,21 +55,21 @@ def sections_of(found: Inspection) -> list[Section]:
         (f"{fused.name}: {', '.join(name.removesuffix('.safetensors') for name in names)}",)
         for fused, names in found.straddling.items()
     ]
-    sections = [Section("can it run", [*_abilities(found.abilities)])]
+    sections = [ResultSection("can it run", [*_abilities(found.abilities)])]
     if found.quantization:
         sections += _quantization(found.quantization)
     stored = [
         (f"{each.count:,} x", f"{each.pattern}: {each.method}; {each.bits:.3g} bits per weight")
         for each in found.stored
     ]
-    sections.append(Section("quantized weights", stored))
+    sections.append(ResultSection("quantized weights", stored))
     if found.quantization is None or found.quantization.method != QUANT_METHOD:
         heading = "what `ctcli quantize --scheme` would make of it"
-        sections.append(Section(heading, [*_offers(found.offers)]))
+        sections.append(ResultSection(heading, [*_offers(found.offers)]))
     sections += [
-        Section("shards", shards),
-        Section("fused sets that straddle shards (reindex brings them together)", straddling),
-        Section("anomalies", [(line,) for line in found.anomalies]),
+        ResultSection("shards", shards),
+        ResultSection("fused sets that straddle shards (reindex brings them together)", straddling),
+        ResultSection("anomalies", [(line,) for line in found.anomalies]),
     ]
     return [section for section in sections if section.lines]
 
@@ -116,17 +116,17 @@ def _under(name: str, verdict: str, reasons: tuple[str, ...]) -> Iterator[tuple[
         yield label, (verdict if label else " " * len(verdict)) + line
 
 
-def _quantization(found: QuantizationSummary) -> Iterator[Section]:
+def _quantization(found: QuantizationSummary) -> Iterator[ResultSection]:
     groups = [
         (group.name, counted(count, "module"), _words(group.scheme))
         for group, count in found.groups
     ]
     if groups:
         groups.append(("left alone", counted(found.left_alone, "module"), ""))
-        yield Section(f"quantization ({found.method})", groups)
+        yield ResultSection(f"quantization ({found.method})", groups)
     if found.transforms:
         places = [(name, ", ".join(where)) for name, where in found.transforms.items()]
-        yield Section("rotations at run time", places)
+        yield ResultSection("rotations at run time", places)
     loaders: list[tuple[str, ...]] = []
     for loader, refusals in found.refusals.items():
         if refusals:
@@ -136,7 +136,7 @@ def _quantization(found: QuantizationSummary) -> Iterator[Section]:
             if loader in found.strangers:
                 on += "; the architecture: not known to it"
             loaders.append((_NAMES[loader], f"yes{on}"))
-    yield Section("does it load in", loaders)
+    yield ResultSection("does it load in", loaders)
 
 
 def _offers(offers: tuple[Offer, ...]) -> Iterator[tuple[str, ...]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ctcli.checkpoint.sharding import natural_key
 from ctcli.checkpoint.value import Checkpoint
-from ctcli.console import Section
+from ctcli.console import ResultSection
 from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.ops.dtypes import DTYPES, FLOATS
 from ctcli.patterns import check_patterns, matches
@@ -159,7 +159,7 @@ def _values(tensor: Stored, advance: Advance) -> Iterator[NDArray[np.float64] | 
             yield None
 
 
-def listing(tensors: Sequence[Listed]) -> Section:
+def listing(tensors: Sequence[Listed]) -> ResultSection:
     """A line for each tensor."""
     nbytes = sum(tensor.spec.nbytes for tensor in tensors)
     has_stats = any(tensor.stats for tensor in tensors)
@@ -175,7 +175,7 @@ def listing(tensors: Sequence[Listed]) -> Section:
         for tensor in tensors
     ]
     heading = f"{counted(len(tensors), 'tensor')}, {format_bytes(nbytes)}"
-    return Section(heading, lines, whole=True)
+    return ResultSection(heading, lines, whole=True)
 
 
 def _told(stats: Stats | None) -> tuple[str, ...]:

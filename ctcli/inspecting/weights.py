@@ -25,7 +25,7 @@ _BESIDE = (
 
 
 @dataclass(frozen=True)
-class Weight:
+class InspectedWeight:
     """A tensor of parameters.
 
     Attributes:
@@ -46,7 +46,7 @@ class Weight:
 
 def weights_of(
     modules: Modules, config: Mapping[str, Any], declared: Declaration | None
-) -> dict[str, Weight]:
+) -> dict[str, InspectedWeight]:
     """Every tensor of parameters, by the name that it has, or had, unquantized.
 
     Scales, zero points and matrices of rotations at run time are none.
@@ -56,7 +56,7 @@ def weights_of(
         config: config.json.
         declared: what it says of quantization.
     """
-    found: dict[str, Weight] = {}
+    found: dict[str, InspectedWeight] = {}
     for module in modules.values():
         if module.kind == "rotation":
             continue
@@ -68,18 +68,18 @@ def weights_of(
             if leaf in ("weight_packed", "qweight") or leaf.endswith("_blocks"):
                 shape = _unpacked(module, leaf, config, declared)
                 stem = leaf.removesuffix("_blocks") if leaf.endswith("_blocks") else "weight"
-                found[module.tensor(stem)] = Weight(shape, True, True)
+                found[module.tensor(stem)] = InspectedWeight(shape, True, True)
             elif spec.dtype == "U8" and name in modules and "absmax" in modules[name].parts:
-                found[name] = Weight((2 * math.prod(spec.shape),), True, True)
+                found[name] = InspectedWeight((2 * math.prod(spec.shape),), True, True)
             else:
                 found[name] = _as_stored(spec.shape, leaf == "weight" and spec.dtype in CODES)
     return found
 
 
 @lru_cache(maxsize=4096)
-def _as_stored(shape: tuple[int, ...], is_quantized: bool) -> Weight:
+def _as_stored(shape: tuple[int, ...], is_quantized: bool) -> InspectedWeight:
     """A weight that is not packed: one for all that are alike, of which there may be very many."""
-    return Weight(shape, is_quantized)
+    return InspectedWeight(shape, is_quantized)
 
 
 def _unpacked(

@@ -61,6 +61,10 @@ class Computed(NamedTuple):
         return self.node.outputs[self.output].spec
 
 
+# A tensor whose values no step has rounded.
+Exact = Stored | Computed
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Stacked:
     """A tensor of matrices that are computed one by one, such as the experts of a layer.
@@ -240,7 +244,7 @@ class Node:
     axis: Axis = ROWS
     combine: Literal["max", "sum"] | None = None
     measure: Literal["max", "sum"] = "sum"
-    before: Stored | Computed | Unrounded | None = None
+    before: Exact | Unrounded | None = None
     # What follows from the inputs is found once: plans ask it of every node several times.
     together: Shape = field(init=False)
     """Rows, and columns, that belong together for it and all nodes that it pulls."""
@@ -281,7 +285,7 @@ class Node:
         self.least_rows = least
 
     @property
-    def exact(self) -> Stored | Computed | None:
+    def exact(self) -> Exact | None:
         """What its one output is the rounding of: a further step starts from there.
 
         None: nothing, or what cannot be had. The node of it is made when it is first asked for.
@@ -338,7 +342,7 @@ def axis_of(tensor: LazyTensor) -> Axis:
     return ROWS
 
 
-def starting_point(tensor: LazyTensor) -> Stored | Computed | None:
+def starting_point(tensor: LazyTensor) -> Exact | None:
     """What a further step starts from: a stored tensor, or a computed one before it was rounded.
 
     None: its values are known, or cannot be had before they were rounded, or not as one matrix.

@@ -29,7 +29,7 @@ class Norm:
     optional: bool = False
 
 
-Layout = Literal["separate", "fused", "heads", "groups", "quarters", "latent"]
+QkvLayout = Literal["separate", "fused", "heads", "groups", "quarters", "latent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Attention:
         gated: whether `q_proj` makes a gate beside each query.
     """
 
-    layout: Layout = "separate"
+    layout: QkvLayout = "separate"
     output: str = "o_proj"
     module: str = "self_attn"
     inputs: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")

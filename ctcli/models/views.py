@@ -12,7 +12,7 @@ from ctcli.models.family import Family
 
 
 @dataclass(frozen=True)
-class Seen:
+class AsLinears:
     """The tensors of a checkpoint as linears of their own.
 
     Attributes:
@@ -26,7 +26,7 @@ class Seen:
     transposed: frozenset[str]
 
 
-def seen(family: Family, layers: str, shapes: Shapes) -> Seen:
+def seen(family: Family, layers: str, shapes: Shapes) -> AsLinears:
     """See a family's tensors as linears.
 
     Args:
@@ -35,7 +35,7 @@ def seen(family: Family, layers: str, shapes: Shapes) -> Seen:
         shapes: shape by tensor name.
     """
     if not (family.stacked or family.transposed):
-        return Seen(shapes, {}, frozenset())
+        return AsLinears(shapes, {}, frozenset())
     layer = rf"{re.escape(layers)}[0-9]+\."
     held = "|".join(family.stacked) or "(?!)"
     stacked = re.compile(rf"(?P<module>{layer}(?:{held}))(?P<suffix>\.weight|_bias)?")
@@ -53,7 +53,7 @@ def seen(family: Family, layers: str, shapes: Shapes) -> Seen:
     transposed = frozenset(module for module in modules if turned.fullmatch(module))
     for module in transposed:
         found[f"{module}.weight"] = found[f"{module}.weight"][::-1]
-    return Seen(found, views, transposed)
+    return AsLinears(found, views, transposed)
 
 
 def _parts(

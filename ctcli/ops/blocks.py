@@ -13,9 +13,9 @@ from ctcli.ops.bits import from_floats, to_floats
 from ctcli.ops.elements import F16, F32, KINDS
 from ctcli.ops.jit import kernel
 from ctcli.ops.packing import pack_words, unpack_words
-from ctcli.ops.pieces import PIECE, Source, Work
+from ctcli.ops.pieces import PIECE, PieceBuffers, PieceInput
 from ctcli.ops.quantized import QuantizedBlock, Rounding, Search
-from ctcli.ops.tiles import Settings, Tiles, find_ranges
+from ctcli.ops.tiles import KernelSettings, Tiles, find_ranges
 
 if TYPE_CHECKING:
     from ctcli.ops.loops import Kernels
@@ -26,7 +26,7 @@ _TINY = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126, "F64": 0.0}
 
 
 @kernel
-def _find_all_ranges(source: Source, settings: Settings, tiles: Tiles) -> None:
+def _find_all_ranges(source: PieceInput, settings: KernelSettings, tiles: Tiles) -> None:
     for top in range(0, settings.rows, settings.height):
         for left in range(0, settings.columns, settings.step):
             find_ranges(source, settings, tiles, top, left)
@@ -171,13 +171,13 @@ def _spacing(rounding: Rounding) -> int:
     return rounding.bits
 
 
-def _settings(shape: tuple[int, ...], rounding: Rounding) -> Settings:
+def _settings(shape: tuple[int, ...], rounding: Rounding) -> KernelSettings:
     rows, columns = shape
     height, width = rounding.tile[0] or rows, rounding.tile[1] or columns
     # Tiles of any width may begin within a byte.
     is_aligned = width % 8 == 0 or width >= columns
     total = global_scale(rounding.total, rounding.dtype) if rounding.format == "nvfp4" else 1
-    return Settings(
+    return KernelSettings(
         rows=rows,
         columns=columns,
         height=max(height, 1),
@@ -195,21 +195,21 @@ def _settings(shape: tuple[int, ...], rounding: Rounding) -> Settings:
     )
 
 
-def _source(block: Array, tag: str) -> Source:
+def _source(block: Array, tag: str) -> PieceInput:
     if KINDS[tag] <= F16 and block.dtype == np.uint16:
-        return Source(np.ascontiguousarray(block), np.empty((0, 0), np.float32), KINDS[tag])
+        return PieceInput(np.ascontiguousarray(block), np.empty((0, 0), np.float32), KINDS[tag])
     floats = block if block.dtype.kind == "f" else block.view(f"f{block.itemsize}")
     with np.errstate(over="ignore"):
         floats = np.ascontiguousarray(floats, np.float32)
-    return Source(np.empty((0, 0), np.uint16), floats, F32)
+    return PieceInput(np.empty((0, 0), np.uint16), floats, F32)
 
 
-def _work() -> Work:
+def _work() -> PieceBuffers:
     a, b, c, d, e, f, g = np.zeros((7, PIECE), np.float32)
-    return Work(a, b, c, d, e, f, g, np.empty(PIECE + 8, np.uint8))
+    return PieceBuffers(a, b, c, d, e, f, g, np.empty(PIECE + 8, np.uint8))
 
 
-def _tiles(settings: Settings, ranges: Array | None) -> Tiles:
+def _tiles(settings: KernelSettings, ranges: Array | None) -> Tiles:
     down, across = -(-settings.rows // settings.height), -(-settings.columns // settings.width)
     found = Tiles(*np.zeros((4, down, across), np.float32))
     if ranges is not None:

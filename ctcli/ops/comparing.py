@@ -70,7 +70,7 @@ def count_different(x: Bits, y: Bits) -> int:
 
 
 @dataclass(frozen=True)
-class Errors:
+class Deviation:
     """Errors of some values.
 
     Attributes:
@@ -95,7 +95,7 @@ class Errors:
 
 def errors_of(
     values: Floats, expected: Floats, tile: tuple[int | None, int | None], bounds: Floats
-) -> Errors:
+) -> Deviation:
     """Compare a block of values with what they should be.
 
     Args:
@@ -121,7 +121,7 @@ def errors_of(
     return _worst(squares, bounds.reshape(squares.shape), sums, values.size, (height, width))
 
 
-def rounding_errors(found: NDArray[Any], tag: str, expected: Floats) -> tuple[Errors, int]:
+def rounding_errors(found: NDArray[Any], tag: str, expected: Floats) -> tuple[Deviation, int]:
     """Compare stored values with exact ones that they should be rounded from; groups are rows.
 
     Args:
@@ -146,7 +146,7 @@ def rounding_errors(found: NDArray[Any], tag: str, expected: Floats) -> tuple[Er
 
 def _worst(
     squares: Floats, bounds: Floats, sums: Floats, count: int, tile: tuple[int, int]
-) -> Errors:
+) -> Deviation:
     """The errors of groups as one.
 
     Args:
@@ -163,7 +163,7 @@ def _worst(
     worst = int(excess.argmax())
     row, column = divmod(worst, squares.shape[1])
     error = float(squares.sum())  # NaN if an error is
-    return Errors(
+    return Deviation(
         count=count,
         error=error,
         energy=float(sums[0]),

@@ -16,8 +16,8 @@ from ctcli.ops.elements import (
 )
 from ctcli.ops.jit import inlined, merged
 from ctcli.ops.loops import kernels
-from ctcli.ops.pieces import Work, divide
-from ctcli.ops.tiles import Settings
+from ctcli.ops.pieces import PieceBuffers, divide
+from ctcli.ops.tiles import KernelSettings
 
 _MAGNITUDE, _SIGN = uint32(0x7FFFFFFF), uint32(0x80000000)
 _SIXTEENTH, _SMALLEST = float32(2.0**-4), float32(2.0**-10)
@@ -25,13 +25,13 @@ _EXPONENT, _NAN = uint32(0x7F800000), uint32(0x7F)
 
 
 @merged
-def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32, float32]:  # noqa: ARG001
+def _scale_of(low: float32, high: float32, settings: KernelSettings) -> tuple[float32, float32]:  # noqa: ARG001
     scale = round_scale(float32(high / E4M3_MAX), settings.kind)
     return scale, float32(0)
 
 
 @inlined
-def encode_elements(work: Work, count: int, kind: int) -> None:
+def encode_elements(work: PieceBuffers, count: int, kind: int) -> None:
     """Weights to codes and values, their quotients rounded to a dtype; E4M3, also MXFP8's."""
     if kind == F32:
         _round(work, count, False)
@@ -41,7 +41,7 @@ def encode_elements(work: Work, count: int, kind: int) -> None:
 
 
 @inlined
-def _round(work: Work, count: int, is_divided: bool) -> None:
+def _round(work: PieceBuffers, count: int, is_divided: bool) -> None:
     """The same; whether quotients are in the values already."""
     weights, scales, values, codes = work.weights, work.scales, work.values, work.codes
     errors, energies = work.errors, work.energies
@@ -59,7 +59,7 @@ def _round(work: Work, count: int, is_divided: bool) -> None:
 
 
 @inlined
-def read_elements(work: Work, count: int) -> None:
+def read_elements(work: PieceBuffers, count: int) -> None:
     """Codes to values, and squares of half the distance to the next larger magnitude."""
     for i in range(count):
         value = from_e4m3(work.codes[i])
@@ -70,12 +70,12 @@ def read_elements(work: Work, count: int) -> None:
 
 
 @inlined
-def _encode(work: Work, count: int, settings: Settings) -> None:
+def _encode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:
     encode_elements(work, count, settings.quotient)
 
 
 @inlined
-def _decode(work: Work, count: int, settings: Settings) -> None:  # noqa: ARG001
+def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:  # noqa: ARG001
     read_elements(work, count)
 
 

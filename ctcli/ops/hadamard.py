@@ -27,7 +27,7 @@ LARGEST_ORDER = 1024
 _LAST_SKEW = 200
 """Above, Paley's first matrix is given its symmetric form, as compressed-tensors has it."""
 
-Matrix = NDArray[np.int8]
+HadamardMatrix = NDArray[np.int8]
 
 # Turyn-type sequences X, Y, Z, W of lengths n, n, n, n - 1, with the autocorrelations
 # N_X + N_Y + 2 N_Z + 2 N_W = 0 at every shift but 0, by 3 n - 1. Those for 107 are by Kharaghani
@@ -69,7 +69,7 @@ _WILLIAMSON = {
 
 
 @cache
-def hadamard(order: int) -> Matrix | None:
+def hadamard(order: int) -> HadamardMatrix | None:
     """A Hadamard matrix, [order, order] int8 (do not change it), or None if none is known here."""
     if order > 0 and order & (order - 1) == 0:
         return sylvester(order)
@@ -83,7 +83,7 @@ def hadamard(order: int) -> Matrix | None:
     return None if half is None else np.kron(sylvester(2), half)
 
 
-def sylvester(order: int) -> Matrix:
+def sylvester(order: int) -> HadamardMatrix:
     """Sylvester's matrix of a power of two: H[i, j] = (-1)^(ones in the bits of i & j), int8."""
     matrix = np.ones((1, 1), np.int8)
     while matrix.shape[0] < order:
@@ -91,12 +91,12 @@ def sylvester(order: int) -> Matrix:
     return matrix
 
 
-def with_ones_first(matrix: Matrix) -> Matrix:
+def with_ones_first(matrix: HadamardMatrix) -> HadamardMatrix:
     """The same Hadamard matrix with rows negated so that its first column is all ones."""
     return matrix * matrix[:, :1]
 
 
-def paley_one(order: int) -> Matrix | None:
+def paley_one(order: int) -> HadamardMatrix | None:
     """Paley's first matrix if order - 1 is a prime that is 3 mod 4: its character, bordered."""
     q = order - 1
     if q % 4 != 3 or _prime_power(q) != (q, 1):
@@ -112,7 +112,7 @@ def paley_one(order: int) -> Matrix | None:
     return matrix
 
 
-def _paley_two(order: int) -> Matrix | None:
+def _paley_two(order: int) -> HadamardMatrix | None:
     """[[C + I, C - I], [C - I, -C - I]], C symmetric: the character's matrix bordered by ones."""
     half = order // 2
     field = _prime_power(half - 1)
@@ -132,7 +132,7 @@ def _prime_power(q: int) -> tuple[int, int] | None:
     return next(((p, k) for k in range(1, q.bit_length()) if p**k == q), None)
 
 
-def _character_matrix(p: int, k: int) -> Matrix:
+def _character_matrix(p: int, k: int) -> HadamardMatrix:
     """chi(a_i - a_j) over the field of p^k elements, p odd: 1 for squares, -1, and 0 for zero."""
     # The elements are numbered by their digits to the base p.
     place = p ** np.arange(k)
@@ -142,7 +142,7 @@ def _character_matrix(p: int, k: int) -> Matrix:
     character[0] = 0
     digits = np.arange(p**k)[:, np.newaxis] // place % p
     differences = (digits[:, np.newaxis] - digits) % p
-    matrix: Matrix = character[differences @ place]
+    matrix: HadamardMatrix = character[differences @ place]
     return matrix
 
 
@@ -167,7 +167,7 @@ def _powers_of_a_generator(p: int, k: int) -> list[tuple[int, ...]]:
     raise AssertionError("the group of a finite field is cyclic")
 
 
-def _goethals_seidel(order: int) -> Matrix | None:
+def _goethals_seidel(order: int) -> HadamardMatrix | None:
     """Four circulant matrices of Turyn-type sequences, in the array of Goethals and Seidel."""
     t = order // 4
     if t not in _TURYN_TYPE:
@@ -180,7 +180,7 @@ def _goethals_seidel(order: int) -> Matrix | None:
     return np.block([[a, br, cr, dr], [-br, a, -dt, ct], [-cr, dt, a, -bt], [-dr, -ct, bt, a]])
 
 
-def _williamson(order: int) -> Matrix | None:
+def _williamson(order: int) -> HadamardMatrix | None:
     """Four symmetric circulant matrices in Williamson's array."""
     if order // 4 not in _WILLIAMSON:
         return None
@@ -189,9 +189,9 @@ def _williamson(order: int) -> Matrix | None:
     return np.block([[a, b, c, d], [-b, a, -d, c], [-c, d, a, -b], [-d, -c, b, a]])
 
 
-def _circulant(first: Matrix) -> Matrix:
+def _circulant(first: HadamardMatrix) -> HadamardMatrix:
     return np.stack([np.roll(first, i) for i in range(first.size)])
 
 
-def _signs(text: str) -> Matrix:
+def _signs(text: str) -> HadamardMatrix:
     return np.array([1 if sign == "+" else -1 for sign in text], np.int8)

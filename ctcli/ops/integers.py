@@ -13,8 +13,8 @@ from numpy import float32, int8, int32, uint8, uint32
 from ctcli.ops.elements import F32, bits_of, round_scale, round_to, squared
 from ctcli.ops.jit import inlined, merged
 from ctcli.ops.loops import kernels
-from ctcli.ops.pieces import Work, divide, round_all
-from ctcli.ops.tiles import Settings
+from ctcli.ops.pieces import PieceBuffers, divide, round_all
+from ctcli.ops.tiles import KernelSettings
 
 # Float32 next to this has steps of one; its bits end in those of the integer that was added.
 _MAGIC = float32(1.5 * 2.0**23)
@@ -31,7 +31,7 @@ def _shifted(x: float32, lowest: float32, highest: float32) -> float32:
 
 
 @merged
-def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32, float32]:
+def _scale_of(low: float32, high: float32, settings: KernelSettings) -> tuple[float32, float32]:
     kind, steps = settings.kind, float32((1 << settings.bits) - 1)
     if settings.signed:
         extreme = low if -low >= high else high
@@ -48,7 +48,7 @@ def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32,
 
 
 @inlined
-def _encode(work: Work, count: int, settings: Settings) -> None:
+def _encode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:
     lowest = float32(-(1 << (settings.bits - 1)))
     if settings.quotient == F32:
         _encode_elements(work, count, lowest, settings.offset, False)
@@ -63,7 +63,7 @@ def _encode(work: Work, count: int, settings: Settings) -> None:
 
 @inlined
 def _encode_elements(
-    work: Work, count: int, lowest: float32, offset: int, is_divided: bool
+    work: PieceBuffers, count: int, lowest: float32, offset: int, is_divided: bool
 ) -> None:
     """Weights to codes and values; whether quotients, and zero points, are in the values already.
 
@@ -84,7 +84,7 @@ def _encode_elements(
 
 
 @inlined
-def _decode(work: Work, count: int, settings: Settings) -> None:
+def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:
     values, zeros, codes, offset = work.values, work.zeros, work.codes, settings.offset
     for i in range(count):
         # Codes without an offset are two's complement.

@@ -39,7 +39,7 @@ def _notify() -> None:
         _listeners.pop()()
 
 
-class Kernel:
+class CompiledKernel:
     """A function of arrays and numbers that is compiled when it is first called with their types.
 
     Attributes:
@@ -66,7 +66,7 @@ class Kernel:
 
     @property
     def is_compiled(self) -> bool:
-        """See `Kernel`."""
+        """See `CompiledKernel`."""
         return _IS_OFF or bool(self._natives)
 
     def _load(self, types: str, arguments: tuple[Any, ...]) -> Native:
@@ -90,7 +90,9 @@ class Kernel:
 
 def kernel(function: _Function) -> _Function:
     """Compile a function that is called from Python, and keep the machine code on the disk."""
-    return cast(_Function, Kernel(function, f"{function.__module__}.{function.__qualname__}"))
+    return cast(
+        _Function, CompiledKernel(function, f"{function.__module__}.{function.__qualname__}")
+    )
 
 
 def inlined(function: _Function) -> _Function:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy import float32, float64, isfinite
 
-from ctcli.ops.jit import Kernel, inlined
+from ctcli.ops.jit import CompiledKernel, inlined
 from ctcli.ops.pieces import (
     PIECE,
-    Source,
-    Work,
+    PieceBuffers,
+    PieceInput,
     exact_squares,
     fetch,
     load,
@@ -19,7 +19,7 @@ from ctcli.ops.pieces import (
     take_squares,
     total,
 )
-from ctcli.ops.tiles import Settings, Tiles, find_ranges, spread_all
+from ctcli.ops.tiles import KernelSettings, Tiles, find_ranges, spread_all
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,9 +58,9 @@ def kernels(
             at each.
     """
     return Kernels(
-        Kernel(_encoder(scale_of, encode), f"{name}.encode"),
-        Kernel(_searcher(scale_of, encode), f"{name}.search"),
-        Kernel(_decoder(decode), f"{name}.decode"),
+        CompiledKernel(_encoder(scale_of, encode), f"{name}.encode"),
+        CompiledKernel(_searcher(scale_of, encode), f"{name}.search"),
+        CompiledKernel(_decoder(decode), f"{name}.decode"),
     )
 
 
@@ -68,9 +68,9 @@ def _encoder(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callab
     encode_all = _once(scale_of, encode)
 
     def encode_tiles(
-        source: Source,
-        settings: Settings,
-        work: Work,
+        source: PieceInput,
+        settings: KernelSettings,
+        work: PieceBuffers,
         tiles: Tiles,
         has_ranges: bool,
         codes: Array,
@@ -107,9 +107,9 @@ def _once(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callable[
 
     @inlined
     def encode_all(
-        source: Source,
-        settings: Settings,
-        work: Work,
+        source: PieceInput,
+        settings: KernelSettings,
+        work: PieceBuffers,
         tiles: Tiles,
         has_ranges: bool,
         codes: Array,
@@ -133,9 +133,9 @@ def _once(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callable[
 def _area_encoder(encode: Callable[..., Any]) -> Callable[..., Any]:
     @inlined
     def encode_area(
-        source: Source,
-        settings: Settings,
-        work: Work,
+        source: PieceInput,
+        settings: KernelSettings,
+        work: PieceBuffers,
         codes: Array,
         top: int,
         left: int,
@@ -171,9 +171,9 @@ def _searcher(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Calla
     scale_all, add_errors = _scaler(scale_of), _error_adder(encode)
 
     def search_tiles(
-        source: Source,
-        settings: Settings,
-        work: Work,
+        source: PieceInput,
+        settings: KernelSettings,
+        work: PieceBuffers,
         tiles: Tiles,
         has_ranges: bool,
         shrinks: Array,
@@ -218,7 +218,12 @@ def _searcher(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Calla
 def _scaler(scale_of: Callable[..., Any]) -> Callable[..., Any]:
     @inlined
     def scale_all(
-        settings: Settings, work: Work, tiles: Tiles, top: int, left: int, shrink: float32
+        settings: KernelSettings,
+        work: PieceBuffers,
+        tiles: Tiles,
+        top: int,
+        left: int,
+        shrink: float32,
     ) -> bool:
         """The scales of an area's tiles for a part of their ranges; whether any has changed."""
         right = min(left + settings.step, settings.columns)
@@ -243,9 +248,9 @@ def _scaler(scale_of: Callable[..., Any]) -> Callable[..., Any]:
 def _error_adder(encode: Callable[..., Any]) -> Callable[..., Any]:
     @inlined
     def add_errors(
-        source: Source,
-        settings: Settings,
-        work: Work,
+        source: PieceInput,
+        settings: KernelSettings,
+        work: PieceBuffers,
         top: int,
         left: int,
         highs: Array,
@@ -272,7 +277,7 @@ def _error_adder(encode: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @inlined
-def _square_errors(work: Work, size: int, width: int, highs: Array) -> None:
+def _square_errors(work: PieceBuffers, size: int, width: int, highs: Array) -> None:
     """Squares of errors to fourth powers, over that of the end of each tile's range."""
     for start in range(0, size, width):
         high = float64(highs[start // width])
@@ -283,7 +288,7 @@ def _square_errors(work: Work, size: int, width: int, highs: Array) -> None:
 
 
 @inlined
-def _take_errors(work: Work, size: int, width: int, tiles: Array) -> None:
+def _take_errors(work: PieceBuffers, size: int, width: int, tiles: Array) -> None:
     """Add the errors of an area to those of its tiles; they begin anew."""
     for start in range(0, size, width):
         tiles[start // width] += total(work.errors, start, min(start + width, size))
@@ -306,8 +311,8 @@ def _shrink(tiles: Tiles, down: int, across: int, stop: int, shrinks: Array, err
 def _decoder(decode: Callable[..., Any]) -> Callable[..., Any]:
     def decode_tiles(
         codes: Array,
-        settings: Settings,
-        work: Work,
+        settings: KernelSettings,
+        work: PieceBuffers,
         tiles: Tiles,
         values: Array,
         bounds: Array,

@@ -27,15 +27,15 @@ from ctcli.ops.jit import inlined, merged
 from ctcli.ops.loops import kernels
 from ctcli.ops.nvfp4 import encode_elements as encode_e2m1
 from ctcli.ops.nvfp4 import read_elements as read_e2m1
-from ctcli.ops.pieces import Work, divide
-from ctcli.ops.tiles import Settings
+from ctcli.ops.pieces import PieceBuffers, divide
+from ctcli.ops.tiles import KernelSettings
 
 _MAGNITUDE, _SIGN, _EXPONENT = uint32(0x7FFFFFFF), uint32(0x80000000), uint32(0x7F800000)
 _SIXTEENTH = float32(2.0**-4)
 
 
 @merged
-def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32, float32]:  # noqa: ARG001
+def _scale_of(low: float32, high: float32, settings: KernelSettings) -> tuple[float32, float32]:  # noqa: ARG001
     """Returns 2**exponent, and the exponent; both biased. A subnormal group (in D) gets 0."""
     below = 4 if settings.bits == 6 else 2  # the mantissa's bit that rounds it up
     if settings.kind == BF16:
@@ -51,7 +51,7 @@ def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32,
 
 
 @inlined
-def _round_e2m3(work: Work, count: int) -> None:
+def _round_e2m3(work: PieceBuffers, count: int) -> None:
     """Quotients to codes and values; all keep their sign."""
     for i in range(count):
         weight, quotient = work.weights[i], work.values[i]
@@ -65,7 +65,7 @@ def _round_e2m3(work: Work, count: int) -> None:
 
 
 @inlined
-def _read_e2m3(work: Work, count: int) -> None:
+def _read_e2m3(work: PieceBuffers, count: int) -> None:
     """Codes to values, and squares of half the distance to the next larger magnitude."""
     for i in range(count):
         value = from_e2m3(work.codes[i])
@@ -76,7 +76,7 @@ def _read_e2m3(work: Work, count: int) -> None:
 
 
 @inlined
-def _encode(work: Work, count: int, settings: Settings) -> None:
+def _encode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:
     if settings.bits == 8:
         encode_e4m3(work, count, settings.quotient)
     elif settings.bits == 6:
@@ -87,7 +87,7 @@ def _encode(work: Work, count: int, settings: Settings) -> None:
 
 
 @inlined
-def _decode(work: Work, count: int, settings: Settings) -> None:
+def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:
     if settings.bits == 8:
         read_e4m3(work, count)
     elif settings.bits == 6:

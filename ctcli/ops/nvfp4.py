@@ -23,8 +23,8 @@ from ctcli.ops.elements import (
 )
 from ctcli.ops.jit import inlined, merged
 from ctcli.ops.loops import kernels
-from ctcli.ops.pieces import Work, divide
-from ctcli.ops.tiles import Settings
+from ctcli.ops.pieces import PieceBuffers, divide
+from ctcli.ops.tiles import KernelSettings
 
 _MAGNITUDE, _SIGN, _EXPONENT = uint32(0x7FFFFFFF), uint32(0x80000000), uint32(0x7F800000)
 _ZERO, _QUARTER, _NAN = float32(0), float32(0.25), uint32(0xF)
@@ -32,7 +32,7 @@ _EIGHTH = uint8(0x20)  # the E4M3 code that stands for an empty group's scale, i
 
 
 @merged
-def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32, float32]:  # noqa: ARG001
+def _scale_of(low: float32, high: float32, settings: KernelSettings) -> tuple[float32, float32]:  # noqa: ARG001
     """Returns the effective scale, and the code of the stored one."""
     code = to_e4m3(float32(round_to(float32(high / E2M1_MAX), settings.kind) * settings.total))
     code = code if code & uint8(0x7F) else _EIGHTH
@@ -40,7 +40,7 @@ def _scale_of(low: float32, high: float32, settings: Settings) -> tuple[float32,
 
 
 @inlined
-def encode_elements(work: Work, count: int, kind: int) -> None:
+def encode_elements(work: PieceBuffers, count: int, kind: int) -> None:
     """Weights to codes and values, their quotients rounded to a dtype; E2M1, also MXFP4's.
 
     Zero is 0, what rounds to it keeps its sign.
@@ -53,7 +53,7 @@ def encode_elements(work: Work, count: int, kind: int) -> None:
 
 
 @inlined
-def _round(work: Work, count: int, is_divided: bool) -> None:
+def _round(work: PieceBuffers, count: int, is_divided: bool) -> None:
     """The same; whether quotients are in the values already."""
     weights, scales, values, codes = work.weights, work.scales, work.values, work.codes
     errors, energies = work.errors, work.energies
@@ -72,7 +72,7 @@ def _round(work: Work, count: int, is_divided: bool) -> None:
 
 
 @inlined
-def read_elements(work: Work, count: int) -> None:
+def read_elements(work: PieceBuffers, count: int) -> None:
     """Codes to values, and squares of half the distance to the next larger magnitude."""
     for i in range(count):
         value = from_e2m1(work.codes[i])
@@ -83,12 +83,12 @@ def read_elements(work: Work, count: int) -> None:
 
 
 @inlined
-def _encode(work: Work, count: int, settings: Settings) -> None:  # noqa: ARG001
+def _encode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:  # noqa: ARG001
     encode_elements(work, count, F32)
 
 
 @inlined
-def _decode(work: Work, count: int, settings: Settings) -> None:  # noqa: ARG001
+def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:  # noqa: ARG001
     read_elements(work, count)
 
 

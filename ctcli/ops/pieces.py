@@ -21,7 +21,7 @@ PIECE = 1024  # elements
 _ZERO = float32(0)
 
 
-class Source(NamedTuple):
+class PieceInput(NamedTuple):
     """A block of a weight, [rows, columns].
 
     Attributes:
@@ -35,7 +35,7 @@ class Source(NamedTuple):
     kind: int
 
 
-class Work(NamedTuple):
+class PieceBuffers(NamedTuple):
     """A piece: float32, but for codes.
 
     Attributes:
@@ -60,7 +60,7 @@ class Work(NamedTuple):
 
 
 @inlined
-def load(source: Source, row: int, start: int, count: int, into: Array) -> None:
+def load(source: PieceInput, row: int, start: int, count: int, into: Array) -> None:
     """Some of a row as float32."""
     if source.kind == BF16:
         halves = source.halves[row, start : start + count]
@@ -88,7 +88,7 @@ def spread(of_tiles: Array, width: int, count: int, into: Array) -> None:
 
 
 @inlined
-def divide(work: Work, count: int, kind: int) -> None:
+def divide(work: PieceBuffers, count: int, kind: int) -> None:
     """Weight / scale, rounded to a dtype, as the values."""
     weights, scales, quotients = work.weights, work.scales, work.values
     for i in range(count):
@@ -131,7 +131,7 @@ def total(x: Array, start: int, stop: int) -> float64:
 
 
 @inlined
-def take_squares(work: Work) -> tuple[float64, float64]:
+def take_squares(work: PieceBuffers) -> tuple[float64, float64]:
     """Sums of the squares of the errors, and of the weights, which begin anew."""
     errors, energies = work.errors, work.energies
     error, energy = total(errors, 0, PIECE), total(energies, 0, PIECE)
@@ -142,7 +142,7 @@ def take_squares(work: Work) -> tuple[float64, float64]:
 
 
 @inlined
-def exact_squares(work: Work, count: int) -> tuple[float64, float64]:
+def exact_squares(work: PieceBuffers, count: int) -> tuple[float64, float64]:
     """Sums of the squares of the errors of the values, and of the weights, in float64."""
     error, energy = float64(0), float64(0)
     for i in range(count):

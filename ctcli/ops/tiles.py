@@ -12,7 +12,7 @@ from numpy import float32, int16, uint16, uint32, uint64
 
 from ctcli.ops.elements import BF16, F16, bits_of, float_of, from_bf16, from_f16
 from ctcli.ops.jit import inlined
-from ctcli.ops.pieces import PIECE, Source, Work, spread
+from ctcli.ops.pieces import PIECE, PieceBuffers, PieceInput, spread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,7 +23,7 @@ _ZERO = float32(0)
 _MAGNITUDE, _MAGNITUDE_16 = uint32(0x7FFFFFFF), uint16(0x7FFF)
 
 
-class Settings(NamedTuple):
+class KernelSettings(NamedTuple):
     """How kernels quantize: what differs between the schemes of a format.
 
     Attributes:
@@ -105,7 +105,9 @@ _widen_16, _widen_32 = _widener(16), _widener(32)
 
 
 @inlined
-def find_ranges(source: Source, settings: Settings, tiles: Tiles, top: int, left: int) -> None:
+def find_ranges(
+    source: PieceInput, settings: KernelSettings, tiles: Tiles, top: int, left: int
+) -> None:
     """The range of each tile of an area: where signs do not matter the largest magnitude, +-."""
     symmetric = settings.symmetric and not settings.signed
     right = min(left + settings.step, settings.columns)
@@ -186,7 +188,9 @@ def _widen(row: Array, width: int, symmetric: bool, lows: Array, highs: Array) -
 
 
 @inlined
-def spread_all(settings: Settings, work: Work, tiles: Tiles, top: int, left: int) -> None:
+def spread_all(
+    settings: KernelSettings, work: PieceBuffers, tiles: Tiles, top: int, left: int
+) -> None:
     """Every element's scale and zero point, for the first piece of an area."""
     down, across = top // settings.height, left // settings.width
     count = min(PIECE, settings.step, settings.columns - left)

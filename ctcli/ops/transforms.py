@@ -26,7 +26,7 @@ from ctcli.ops.rotation import Rotation
 
 if TYPE_CHECKING:
     from ctcli.ops.bits import Floats
-    from ctcli.ops.hadamard import Matrix
+    from ctcli.ops.hadamard import HadamardMatrix
     from ctcli.ops.rotation import Factors
 
 TRANSFORM_TYPES = ("hadamard", "random-hadamard", "random-matrix")
@@ -141,7 +141,7 @@ def _products(odd: int, least: int = 3) -> Iterator[tuple[int, ...]]:
             yield from ((factor, *rest) for rest in _products(odd // factor, factor))
 
 
-def _bundled_factors(size: int) -> list[Matrix] | None:
+def _bundled_factors(size: int) -> list[HadamardMatrix] | None:
     """The factors of compressed-tensors' H_K^T (x) Sylvester(n / K), if there is such a K."""
     odd, power = _split(size)
     if size == 32:  # its only power of two that is not Sylvester's matrix
@@ -161,19 +161,19 @@ def _bundled_factors(size: int) -> list[Matrix] | None:
     return [*_sylvester_factors(doublings), matrix.T, *_sylvester_factors(size // order)]
 
 
-def _halved(matrix: Matrix) -> Matrix | None:
+def _halved(matrix: HadamardMatrix) -> HadamardMatrix | None:
     """H of Sylvester(2) (x) H, or None if the matrix is not of that form."""
     half = matrix[: matrix.shape[0] // 2, : matrix.shape[0] // 2]
     return half if np.array_equal(np.kron(sylvester(2), half), matrix) else None
 
 
-def _sylvester_factors(size: int) -> list[Matrix]:
+def _sylvester_factors(size: int) -> list[HadamardMatrix]:
     """Factors of Sylvester's matrix of a power of two, smallest first; none for 1."""
     sizes = reversed(balanced_factors(size, _SYLVESTER_FACTOR))
     return [sylvester(f) for f in sizes if f > 1]
 
 
-def _normalised(matrices: list[Matrix]) -> Factors:
+def _normalised(matrices: list[HadamardMatrix]) -> Factors:
     return tuple(
         np.ascontiguousarray(matrix, np.float64) / sqrt(len(matrix)) for matrix in matrices
     )

@@ -11,6 +11,7 @@ from ctcli.lazy.nodes import (
     COLUMNS,
     Axis,
     Computed,
+    Exact,
     Input,
     Node,
     Output,
@@ -20,14 +21,12 @@ from ctcli.lazy.nodes import (
     matrix_shape,
     step_key,
 )
-from ctcli.lazy.tensors import Stored, TensorSpec
+from ctcli.lazy.tensors import TensorSpec
 from ctcli.schemes import format_of
 from ctcli.schemes.family import Execution, Numerics
 
 if TYPE_CHECKING:
     from ctcli.lazy.nodes import Block, Blocks
-
-Weight = Stored | Computed
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +41,7 @@ class Quantizer:
     numerics: Numerics
     execution: Execution
 
-    def __call__(self, module: str, weight: Weight, shared: Sequence[Input] = ()) -> Node:
+    def __call__(self, module: str, weight: Exact, shared: Sequence[Input] = ()) -> Node:
         """The tensors that stand for one weight.
 
         Args:
@@ -90,7 +89,7 @@ def _alike(quantizer: Quantizer, tag: str, shape: Shape, axis: Axis) -> _Alike:
     return _Alike(outputs, kernel, form.granule(scheme), needs_range)
 
 
-def largest_magnitude(module: str, weight: Weight, execution: Execution) -> Node:
+def largest_magnitude(module: str, weight: Exact, execution: Execution) -> Node:
     """max|w| over a weight: a value, [1] float32.
 
     Args:
@@ -106,7 +105,7 @@ def _whole_for_rows(output: Output) -> Output:
     return replace(output, is_whole=output.is_whole or output.spec.shape[1] == 1)
 
 
-def _range_of(module: str, weight: Weight, numerics: Numerics, execution: Execution) -> Node:
+def _range_of(module: str, weight: Exact, numerics: Numerics, execution: Execution) -> Node:
     """[-low, high] of the whole weight, or of each of its rows, as the observer has it."""
     rows = 1 if numerics.scheme.weights.strategy == "tensor" else weight.spec.shape[0]
     tag = weight.spec.dtype
@@ -116,7 +115,7 @@ def _range_of(module: str, weight: Weight, numerics: Numerics, execution: Execut
         return extremes
     tried = (len(search.parts), rows)
     errors = _over(
-        module, weight, "errors", Errors(tag, numerics, execution), tried, extremes, "sum"
+        module, weight, "errors", SearchErrors(tag, numerics, execution), tried, extremes, "sum"
     )
     inputs = {"range": value(extremes), "errors": value(errors)}
     outputs = _value_outputs("F32", (2, rows))
@@ -126,9 +125,9 @@ def _range_of(module: str, weight: Weight, numerics: Numerics, execution: Execut
 
 def _over(
     module: str,
-    weight: Weight,
+    weight: Exact,
     step: str,
-    kernel: Amax | Widest | Errors,
+    kernel: Amax | Widest | SearchErrors,
     shape: tuple[int, ...],
     whole: Node | None = None,
     combine: str = "max",
@@ -247,7 +246,7 @@ class Widest:
 
 
 @dataclass(frozen=True)
-class Errors:
+class SearchErrors:
     """The error of all of it, or of each row, for each range that is tried: float64."""
 
     tag: str

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ctcli.checkpoint.value import Step
+from ctcli.checkpoint.value import StepTable
 
 _SHOWN = 3  # files named of those that are different
 HINT = (
@@ -37,7 +37,7 @@ class Agreement:
     version: str
     source: Mapping[str, str | None]
     stamps: Mapping[str, Sequence[Any]]
-    steps: Sequence[Step]
+    steps: Sequence[StepTable]
     settings: Mapping[str, bool]
     parts: int
     form: str
@@ -103,7 +103,7 @@ class Agreement:
         return f"{self.parts} parts" if self.parts else "a cluster instead of parts"
 
 
-def _changed_steps(there: Sequence[Step], here: Sequence[Step]) -> Iterator[str]:
+def _changed_steps(there: Sequence[StepTable], here: Sequence[StepTable]) -> Iterator[str]:
     names = [[str(step.get("use")) for step in steps] for steps in (there, here)]
     if names[0] != names[1]:
         yield f"the steps are {', '.join(names[0])} there, and {', '.join(names[1])} here."
@@ -114,7 +114,7 @@ def _changed_steps(there: Sequence[Step], here: Sequence[Step]) -> Iterator[str]
                 yield f"{use}: {key} is {_given(one, key)} there, and {_given(other, key)} here."
 
 
-def _given(step: Step, key: str) -> str:
+def _given(step: StepTable, key: str) -> str:
     return repr(step[key]) if key in step else "not given"
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ctcli import __version__
-from ctcli.checkpoint.value import Checkpoint, Shard, Step
+from ctcli.checkpoint.value import Checkpoint, Shard, StepTable
 from ctcli.lazy.tensors import content_of
 from ctcli.models.config import table
 from ctcli.ops.dtypes import DTYPE_RANK
@@ -109,7 +109,7 @@ def _facts(checkpoint: Checkpoint, known: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def _schemes(steps: Sequence[Step]) -> Iterator[str]:
+def _schemes(steps: Sequence[StepTable]) -> Iterator[str]:
     """The names of the presets, in lower case, as hubs have them for tags."""
     for step in steps:
         given = step.get("scheme") or ()
@@ -150,7 +150,7 @@ def _constants(checkpoint: Checkpoint) -> Iterator[str]:
         yield ""
 
 
-def _said(step: Step) -> str:
+def _said(step: StepTable) -> str:
     options = [
         f"{key} = {json.dumps(value, ensure_ascii=False, default=str)}"
         for key, value in step.items()

@@ -22,7 +22,7 @@ from platform import node
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.storage.agreement import HINT, Agreement
 from ctcli.storage.destination import DIRECTORY, ONE_FILE, Form, partial_of
-from ctcli.storage.journal import Errors, Journal
+from ctcli.storage.journal import ErrorSums, Journal
 from ctcli.storage.layout import OutputFile
 from ctcli.storage.leftover import (
     ATTEMPTS,
@@ -102,7 +102,7 @@ class Gathering:
         self._root = partial_of(destination)
         self._agreement = agreement
         self._lock = threading.Lock()
-        self._taken: dict[str, Errors] = {}
+        self._taken: dict[str, ErrorSums] = {}
 
     def look(self, names: Collection[str]) -> None:
         """See which files of a share are complete. Changes nothing.
@@ -169,7 +169,7 @@ class Gathering:
             fresh.unlink(missing_ok=True)
 
     @property
-    def pushed(self) -> Mapping[str, Errors]:
+    def pushed(self) -> Mapping[str, ErrorSums]:
         """The complete files of this process's share, with what was measured of each."""
         with self._lock:
             return dict(self._taken)
@@ -178,7 +178,7 @@ class Gathering:
         """Whether a file goes there as soon as it is complete: all do."""
         return True
 
-    def push(self, name: str, path: Path, errors: Errors, advance: Advance) -> None:  # noqa: ARG002
+    def push(self, name: str, path: Path, errors: ErrorSums, advance: Advance) -> None:  # noqa: ARG002
         """Take a complete file away from where it was made.
 
         Raises:
@@ -276,16 +276,16 @@ def missing_files(destination: Path, agreement: Agreement) -> list[str]:
     return missing if gathered.exists() or not (root / PLAN).exists() else []
 
 
-def read_errors(root: Path, name: str) -> Errors:
+def read_errors(root: Path, name: str) -> ErrorSums:
     """What was measured of the modules in a file; nothing if that is not known any more."""
     try:
-        found: Errors = json.loads((root / MEASURED / f"{name}.json").read_bytes())
+        found: ErrorSums = json.loads((root / MEASURED / f"{name}.json").read_bytes())
     except (OSError, ValueError):
         return {}
     return found
 
 
-def publish(destination: Path, agreement: Agreement) -> Errors:
+def publish(destination: Path, agreement: Agreement) -> ErrorSums:
     """Make DST of the files, which are all there; by whichever process comes first.
 
     Others wait until that has happened, and do it if the first one dies.

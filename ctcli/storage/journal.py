@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # What its node measured, for every module that was computed.
-Errors = Mapping[str, Sequence[float]]
+ErrorSums = Mapping[str, Sequence[float]]
 # Tells a job from the others that write to a file: a node's key and its first row or column; or no
 # key, and the offset of bytes that are taken over.
-Place = tuple[str, int]
+JobPlace = tuple[str, int]
 
 
-class Part(NamedTuple):
+class JobRecord(NamedTuple):
     """What one job wrote to a file.
 
     Attributes:
@@ -30,7 +30,7 @@ class Part(NamedTuple):
     """
 
     file: str
-    place: Place
+    place: JobPlace
     nbytes: int
     measured: Sequence[float] = ()
 
@@ -39,8 +39,8 @@ class Part(NamedTuple):
 class Journal:
     """What has been noted: complete files, and parts of all."""
 
-    complete: Mapping[str, Errors]
-    parts: Mapping[tuple[str, Place], Part]
+    complete: Mapping[str, ErrorSums]
+    parts: Mapping[tuple[str, JobPlace], JobRecord]
 
     def lines(self, key: str) -> Iterator[str]:
         """It as text."""
@@ -85,12 +85,12 @@ def is_foreign(path: Path, key: str) -> bool:
 
 
 def _parse(entries: Iterable[Sequence[Any]]) -> Journal:
-    complete: dict[str, Errors] = {}
-    parts: dict[tuple[str, Place], Part] = {}
+    complete: dict[str, ErrorSums] = {}
+    parts: dict[tuple[str, JobPlace], JobRecord] = {}
     for file, *rest in entries:
         if len(rest) == 1:
             complete[file] = rest[0]
         else:
             (key, start), *others = rest
-            parts[file, (key, start)] = Part(file, (key, start), *others)
+            parts[file, (key, start)] = JobRecord(file, (key, start), *others)
     return Journal(complete, parts)

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.storage.destination import Form, partial_of
-from ctcli.storage.journal import Errors, Journal, is_foreign, read_journal
+from ctcli.storage.journal import ErrorSums, Journal, is_foreign, read_journal
 
 LOCK, JOURNAL, PUBLISHING = "lock", "journal", "publishing"
 CHECKPOINT, SOURCE, REPLACED = "checkpoint", "source", "replaced"
@@ -88,7 +88,7 @@ def look_for_leftover(
     destination: Path,
     key: str,
     sizes: Mapping[str, int],
-    elsewhere: Mapping[str, Errors],
+    elsewhere: Mapping[str, ErrorSums],
     form: Form,
 ) -> Leftover:
     """See what an earlier run left in the partial directory. Changes nothing.

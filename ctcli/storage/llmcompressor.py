@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ctcli.checkpoint.value import Step
+from ctcli.checkpoint.value import StepTable
 from ctcli.errors import CtcliError
 
 _HINT = "`ctcli help recipes` says what is read of llm-compressor's recipes."
@@ -18,7 +18,7 @@ _IDLE = {"start", "end", "update", "index", "group", "initialized_", "finalized_
 _ROTATIONS = {"R1", "R2", "R3", "R4"}
 
 
-def steps_of_yaml(name: str, content: bytes) -> tuple[Step, ...]:
+def steps_of_yaml(name: str, content: bytes) -> tuple[StepTable, ...]:
     """The steps that do what a recipe's modifiers do, in their order.
 
     Args:
@@ -36,7 +36,7 @@ def steps_of_yaml(name: str, content: bytes) -> tuple[Step, ...]:
         line = " ".join(str(error).split())
         raise CtcliError(f"{name}: not valid YAML: {line}.", "Correct the file.") from error
     problems: list[str] = []
-    steps: list[Step] = []
+    steps: list[StepTable] = []
     for modifier, arguments in _modifiers(recipe):
         try:
             steps.append(_step(modifier, arguments))
@@ -65,7 +65,7 @@ def _modifiers(part: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield from _modifiers(value)
 
 
-def _step(modifier: str, arguments: Mapping[str, Any]) -> Step:
+def _step(modifier: str, arguments: Mapping[str, Any]) -> StepTable:
     translate = _TRANSLATED.get(modifier)
     if translate is None:
         raise _RefusedError("it needs calibration data, or is not known")
@@ -76,7 +76,7 @@ def _step(modifier: str, arguments: Mapping[str, Any]) -> Step:
     return step
 
 
-def _quantize(given: dict[str, Any]) -> Step:
+def _quantize(given: dict[str, Any]) -> StepTable:
     if "config_groups" in given:
         raise _RefusedError("put its config_groups into a JSON file, and give that as `config`")
     step: dict[str, Any] = {"use": "quantize"}
@@ -94,7 +94,7 @@ def _quantize(given: dict[str, Any]) -> Step:
     return step
 
 
-def _rotate(given: dict[str, Any]) -> Step:
+def _rotate(given: dict[str, Any]) -> StepTable:
     if given.pop("learnable", False):
         raise _RefusedError("learnable rotations need training; give theirs as `rotation_file`")
     given.pop("precision", None)
@@ -117,7 +117,7 @@ def _texts(value: Any) -> list[str]:
     return list(every)
 
 
-_TRANSLATED: Mapping[str, Callable[[dict[str, Any]], Step]] = {
+_TRANSLATED: Mapping[str, Callable[[dict[str, Any]], StepTable]] = {
     "QuantizationModifier": _quantize,
     "SpinQuantModifier": _rotate,
 }

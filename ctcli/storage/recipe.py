@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ctcli import __version__
-from ctcli.checkpoint.value import RECIPE_NAME, Checkpoint, Step
+from ctcli.checkpoint.value import RECIPE_NAME, Checkpoint, StepTable
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.lazy.tensors import SourceFile, content_of
 from ctcli.storage.llmcompressor import steps_of_yaml
@@ -47,8 +47,8 @@ class Recipe:
         headers_sha256: which source it was made with, if it was.
     """
 
-    steps: tuple[Step, ...]
-    history: tuple[Step, ...]
+    steps: tuple[StepTable, ...]
+    history: tuple[StepTable, ...]
     headers_sha256: str | None
 
 
@@ -79,7 +79,7 @@ def read_recipe(path: Path) -> Recipe:
     return Recipe(steps, history, source.get("headers_sha256"))
 
 
-def read_history(file: SourceFile | None) -> tuple[tuple[Step, ...], list[str]]:
+def read_history(file: SourceFile | None) -> tuple[tuple[StepTable, ...], list[str]]:
     """The steps that made the source, oldest first, and a warning if its recipe is unreadable."""
     if file is None:
         return (), []

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from ctcli.checkpoint.value import Step
+from ctcli.checkpoint.value import StepTable
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.options import Option, OptionError, options_of
 
@@ -49,7 +49,7 @@ def _sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def make_options(options: type[Options], step: Step) -> Options:
+def make_options(options: type[Options], step: StepTable) -> Options:
     """The options of a recipe's step.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import IO, Any
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.interrupts import run_is_done
 from ctcli.storage.destination import Form, partial_of
-from ctcli.storage.journal import Errors, Part, line_of, read_journal
+from ctcli.storage.journal import ErrorSums, JobRecord, line_of, read_journal
 from ctcli.storage.leftover import (
     CHECKPOINT,
     FOLDERS,
@@ -98,7 +98,7 @@ class PartialDirectory:
             return False
         return True
 
-    def note_part(self, part: Part) -> None:
+    def note_part(self, part: JobRecord) -> None:
         """Note in the journal that a part of a file is written.
 
         A power cut may take it away again, so that with fsync only whole files count.
@@ -113,7 +113,7 @@ class PartialDirectory:
             with os_errors_of(name, "writing"):
                 os.fsync(descriptor)
 
-    def note_file(self, name: str, errors: Errors) -> None:
+    def note_file(self, name: str, errors: ErrorSums) -> None:
         """Note in the journal that the file `name` is complete, and the errors of its modules."""
         with os_errors_of(name, "writing"):
             self._note((name, errors))

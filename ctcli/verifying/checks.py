@@ -34,10 +34,8 @@ from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.values import NOT_FINITE
 
 if TYPE_CHECKING:
-    from ctcli.lazy.nodes import Block, Blocks
-    from ctcli.ops.comparing import Errors
-
-Exact = Stored | Computed
+    from ctcli.lazy.nodes import Block, Blocks, Exact
+    from ctcli.ops.comparing import Deviation
 
 
 @dataclass
@@ -50,14 +48,14 @@ class Seen:
     """
 
     faults: Counter[tuple[str, str]] = field(default_factory=Counter)
-    errors: list[tuple[int, int, Errors]] = field(default_factory=list)
+    errors: list[tuple[int, int, Deviation]] = field(default_factory=list)
 
     def fault(self, tensor: str, what: str, count: int) -> None:
         """Count values of a tensor that something is wrong with."""
         if count:
             self.faults[tensor, what] += count
 
-    def error(self, where: Where, errors: Errors) -> None:
+    def error(self, where: Where, errors: Deviation) -> None:
         """Note how far a block is from a source."""
         place = (0, where.start) if where.axis == COLUMNS else (where.start, 0)
         self.errors.append((*place, errors))
@@ -284,7 +282,7 @@ class CheckModule:
             seen.error(where, self._errors(blocks["expected"], self.expected, stored, where))
         return {}, (seen,)
 
-    def _errors(self, expected: Block, tag: str, stored: Blocks, where: Where) -> Errors:
+    def _errors(self, expected: Block, tag: str, stored: Blocks, where: Where) -> Deviation:
         from ctcli.ops.comparing import errors_of
         from ctcli.ops.edits import edited
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ctcli.ops.comparing import Errors
+    from ctcli.ops.comparing import Deviation
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class LayerError:
         }
 
 
-def layer_error(blocks: Iterable[tuple[int, int, Errors]]) -> LayerError:
+def layer_error(blocks: Iterable[tuple[int, int, Deviation]]) -> LayerError:
     """The errors of a weight's blocks as one.
 
     Args:

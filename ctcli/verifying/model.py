@@ -11,7 +11,7 @@ from ctcli.models.config import classes, is_tied, text_config
 from ctcli.models.families import FAMILIES, family_of, model_type
 from ctcli.models.resolve import resolve
 from ctcli.verifying.findings import Finding
-from ctcli.verifying.quantized import Quantization
+from ctcli.verifying.quantized import QuantizedModules
 from ctcli.verifying.structure import Snapshot
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -21,7 +21,7 @@ _WIDTHS = ("intermediate_size", "ffn_dim")
 
 
 def shape_findings(
-    snapshot: Snapshot, quantization: Quantization
+    snapshot: Snapshot, quantization: QuantizedModules
 ) -> tuple[list[Finding], list[str]]:
     """Compare shapes with config.json.
 

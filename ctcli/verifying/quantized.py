@@ -26,7 +26,7 @@ _CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
-class Quantization:
+class QuantizedModules:
     """What is quantized in a checkpoint.
 
     Attributes:
@@ -43,7 +43,7 @@ class Quantization:
     shapes: Mapping[str, tuple[int, ...]] | None
 
 
-def quantization_of(snapshot: Snapshot) -> tuple[Quantization, list[Finding], list[str]]:
+def quantization_of(snapshot: Snapshot) -> tuple[QuantizedModules, list[Finding], list[str]]:
     """Compare quantized tensors with what config.json declares.
 
     Returns:
@@ -56,7 +56,7 @@ def quantization_of(snapshot: Snapshot) -> tuple[Quantization, list[Finding], li
         if marked := quantized_format(specs, snapshot.config):
             message = f"it has no quantization_config, but there are tensors of {marked}."
             findings.append(Finding("config", _CONFIG, message))
-        return Quantization(None, {}, {}, _plain_shapes(snapshot)), findings, []
+        return QuantizedModules(None, {}, {}, _plain_shapes(snapshot)), findings, []
     findings = [*_config_findings(declared, snapshot.config)]
     if declared.method != QUANT_METHOD:
         coded, unreadable = _coded_weights(snapshot)
@@ -64,10 +64,10 @@ def quantization_of(snapshot: Snapshot) -> tuple[Quantization, list[Finding], li
         plain = {name: s for name, s in _plain_shapes(snapshot).items() if name not in taken}
         dense = {name: each.weight.spec.shape for name, each in coded.items()}
         shapes = {**plain, **dense} if coded else None
-        return Quantization(declared, {}, coded, shapes), [*findings, *unreadable], []
+        return QuantizedModules(declared, {}, coded, shapes), [*findings, *unreadable], []
     if declared.has_unreadable_patterns:
         note = "quantized tensors, since config.json has patterns that cannot be read"
-        return Quantization(declared, {}, {}, None), findings, [note]
+        return QuantizedModules(declared, {}, {}, None), findings, [note]
     linears = [module for module in snapshot.modules.values() if _is_linear(module)]
     names = [module.name for module in linears]
     modules, shapes = {}, _plain_shapes(snapshot)
@@ -81,7 +81,7 @@ def quantization_of(snapshot: Snapshot) -> tuple[Quantization, list[Finding], li
     findings += [*_group_findings(declared, names), *_fused_findings(declared, names)]
     findings += _cache_findings(snapshot)
     is_known = all(f"{name}.weight" in shapes for name in names)
-    return Quantization(declared, modules, {}, shapes if is_known else None), findings, []
+    return QuantizedModules(declared, modules, {}, shapes if is_known else None), findings, []
 
 
 def _coded_weights(snapshot: Snapshot) -> tuple[Mapping[str, Coded], list[Finding]]:

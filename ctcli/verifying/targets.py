@@ -15,7 +15,7 @@ from ctcli.models.config import size_of, text_config
 from ctcli.verifying.findings import Finding
 from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.options import VerifyOptions
-from ctcli.verifying.quantized import Quantization
+from ctcli.verifying.quantized import QuantizedModules
 from ctcli.verifying.structure import Snapshot
 
 # Last component of a module's name: how vLLM spreads it.
@@ -29,7 +29,7 @@ _HEADS_OF_KEYS = ("k_proj", "v_proj")
 
 
 def loader_findings(
-    snapshot: Snapshot, quantization: Quantization, options: VerifyOptions
+    snapshot: Snapshot, quantization: QuantizedModules, options: VerifyOptions
 ) -> tuple[list[Finding], list[str]]:
     """What the loader would not take, and what could not be checked."""
     declared, loader = quantization.declared, options.target
@@ -52,7 +52,7 @@ def loader_findings(
 
 
 def _tensor_parallel(
-    snapshot: Snapshot, quantization: Quantization, machines: int
+    snapshot: Snapshot, quantization: QuantizedModules, machines: int
 ) -> tuple[list[Finding], list[str]]:
     findings, unknown = [], []
     heads = size_of(text_config(snapshot.config), "num_key_value_heads") or machines

@@ -18,7 +18,7 @@ from ctcli.verifying.findings import Finding, Verification
 from ctcli.verifying.manifest import compare, hash_all, read_manifest, write_manifest
 from ctcli.verifying.model import shape_findings, tie_findings, tied_pair
 from ctcli.verifying.options import VerifyOptions
-from ctcli.verifying.quantized import Quantization, quantization_of
+from ctcli.verifying.quantized import QuantizedModules, quantization_of
 from ctcli.verifying.scanning import bytes_to_read, scan_all
 from ctcli.verifying.sparsity import pattern_checks
 from ctcli.verifying.structure import Snapshot, look_at
@@ -97,7 +97,9 @@ def verify(
     )
 
 
-def _paired(snapshot: Snapshot, quantization: Quantization, source: Checkpoint | None) -> Pairing:
+def _paired(
+    snapshot: Snapshot, quantization: QuantizedModules, source: Checkpoint | None
+) -> Pairing:
     """What to look at, beside what it should be."""
     modules, coded = quantization.modules, quantization.coded
     if source:

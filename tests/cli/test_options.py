@@ -19,12 +19,12 @@ from typer.testing import CliRunner
 from ctcli.cli import app
 from ctcli.cli.commands import REWRITES
 from ctcli.cli.finish import FinishOptions
+from ctcli.cli.help import HelpOptions
 from ctcli.cli.inspect import InspectOptions
 from ctcli.cli.options import FilePlaces, Places, Shared
-from ctcli.cli.program import HelpOptions
 from ctcli.cli.run import RunOptions
 from ctcli.cli.signatures import make_command
-from ctcli.cli.verify import Reading
+from ctcli.cli.verify import VerifyPlaces
 from ctcli.engine.shares import Share
 from ctcli.errors import CtcliError
 from ctcli.options import Option, OptionError, option, options_of
@@ -47,7 +47,7 @@ OTHERS = [
     FinishOptions,
     HelpOptions,
     VerifyOptions,
-    Reading,
+    VerifyPlaces,
     Places,
     FilePlaces,
     Shared,
@@ -59,7 +59,7 @@ COMMANDS = {
     "inspect": (InspectOptions,),
     "finish": (FinishOptions,),
     "help": (HelpOptions,),
-    "verify": (VerifyOptions, Reading),
+    "verify": (VerifyOptions, VerifyPlaces),
 }
 # Where the type does not tell what an option takes: a word of the command line, and its value.
 SAMPLES: Mapping[str, tuple[str, Any]] = {
@@ -223,7 +223,9 @@ def test_a_recipe_that_a_user_writes_gives_what_the_library_takes(
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_the_options_of_its_classes_and_no_others(name: str) -> None:
-    command = typer.main.get_group(app).commands[name]
+    group = typer.main.get_group(app)
+    command = group.get_command(typer.Context(group), name)
+    assert command
     declared = [each.name for of in COMMANDS[name] for each in options_of(of)]
     assert sorted(str(parameter.name) for parameter in command.params) == sorted(declared)
 

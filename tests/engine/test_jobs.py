@@ -24,7 +24,7 @@ from ctcli.engine.perform import Done, perform
 from ctcli.lazy.cut import cut
 from ctcli.lazy.nodes import Node
 from ctcli.lazy.values import Values
-from ctcli.storage.journal import Place
+from ctcli.storage.journal import JobPlace
 from ctcli.storage.layout import OutputFile, lay_out
 from ctcli.storage.opening import open_checkpoint
 from tests.helpers.llamas import SMALL, make_model, save_hf
@@ -68,7 +68,7 @@ def jobs_of(tasks: list[Task]) -> Jobs:
     return [(task, job) for task in tasks for job in task.jobs()]
 
 
-def places_of(jobs: Jobs) -> list[tuple[str, Place]]:
+def places_of(jobs: Jobs) -> list[tuple[str, JobPlace]]:
     """File and place of all jobs that write something."""
     return [
         (task.files[0], job.place)

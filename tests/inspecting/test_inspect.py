@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from ctcli.checkpoint.value import Checkpoint
-from ctcli.console import Section
+from ctcli.console import ResultSection
 from ctcli.errors import CtcliError
 from ctcli.inspecting import abilities
 from ctcli.inspecting.inspection import data_of, inspect
@@ -539,7 +539,7 @@ def test_vllm_is_said_to_need_what_all_groups_need(
     assert line[1] == f"yes, on {machine}"
 
 
-def sections(folder: Path) -> list[Section]:
+def sections(folder: Path) -> list[ResultSection]:
     return sections_of(inspect(open_checkpoint(str(folder))))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from ctcli.lazy.evaluate import Evaluator, combined
 from ctcli.lazy.nodes import (
     Computed,
+    Exact,
     Input,
     Node,
     NonFiniteError,
@@ -36,7 +37,7 @@ from ctcli.schemes import format_of
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.family import Execution, Numerics
 from ctcli.schemes.format import Restored
-from ctcli.schemes.weights import Quantizer, Weight, largest_magnitude, value
+from ctcli.schemes.weights import Quantizer, largest_magnitude, value
 from ctcli.storage.local import local_file
 from tests.helpers import reference
 from tests.helpers.reference import E2M1, E4M3, F32, Arguments, Quantized, Tiles, around, between
@@ -120,7 +121,7 @@ class AsItIs:
         return blocks, ()
 
 
-def stored_weight(shape: tuple[int, ...], dtype: str, by_columns: bool = False) -> Weight:
+def stored_weight(shape: tuple[int, ...], dtype: str, by_columns: bool = False) -> Exact:
     spec = TensorSpec(dtype, shape)
     stored = Stored(spec, NEVER_READ, 0)
     rows, columns = shape

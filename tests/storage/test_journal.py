@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctcli.storage.journal import Journal, Part, line_of, read_journal
+from ctcli.storage.journal import JobRecord, Journal, line_of, read_journal
 from tests.helpers.processes import HANG_SECONDS, environment
 
 NAMES = st.text(min_size=1)
 FLOATS = st.lists(st.floats(allow_nan=False), max_size=2)
 PLACES = st.tuples(st.text(), st.integers(0, 2**63))
-PARTS = st.builds(Part, NAMES, PLACES, st.integers(1, 2**40), FLOATS)
+PARTS = st.builds(JobRecord, NAMES, PLACES, st.integers(1, 2**40), FLOATS)
 
 
 @st.composite
@@ -64,7 +64,7 @@ import resource, sys
 from pathlib import Path
 from ctcli.errors import CtcliError
 from ctcli.storage.destination import DIRECTORY
-from ctcli.storage.journal import Part
+from ctcli.storage.journal import JobRecord
 from ctcli.storage.leftover import look_for_leftover
 from ctcli.storage.writer import open_partial
 out = Path(sys.argv[1])
@@ -73,7 +73,7 @@ try:
     with open_partial(out, "key", leftover, DIRECTORY, fsync=False, overwrite=False) as partial:
         nbytes = (partial.folder.parent / "journal").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
-        partial.note_part(Part("model.safetensors", ("", 0), 4))
+        partial.note_part(JobRecord("model.safetensors", ("", 0), 4))
 except CtcliError as error:
     print(error)
 """

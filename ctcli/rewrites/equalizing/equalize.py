@@ -17,7 +17,7 @@ from ctcli.lazy.nodes import LazyTensor
 from ctcli.models.architecture import Architecture
 from ctcli.rewrites.equalizing.nodes import (
     Applied,
-    Weight,
+    EqualizedWeight,
     factors_of,
     folded,
     generated,
@@ -123,5 +123,5 @@ class _Equalizing:
         if name in self._stored and not self._weight(name).is_zero:
             self._applied[name] = applied
 
-    def _weight(self, name: str) -> Weight:
-        return Weight.of(name, self._stored[name])
+    def _weight(self, name: str) -> EqualizedWeight:
+        return EqualizedWeight.of(name, self._stored[name])

@@ -37,12 +37,12 @@ from ctcli.rewrites.equalizing.kernels import (
 from ctcli.rewrites.surgery.edits import vector
 from ctcli.rewrites.surgery.kernels import AsFloat64
 
-Exact = Stored | Computed | Known
+Readable = Stored | Computed | Known
 _STEP, _FACTORS = "equalize", "factors"
 
 
 @dataclass(frozen=True)
-class Weight:
+class EqualizedWeight:
     """A tensor of a module, as it is before it is rounded.
 
     Attributes:
@@ -55,10 +55,10 @@ class Weight:
     module: str
     leaf: str
     spec: TensorSpec
-    exact: Exact
+    exact: Readable
 
     @classmethod
-    def of(cls, name: str, tensor: LazyTensor) -> Weight:
+    def of(cls, name: str, tensor: LazyTensor) -> EqualizedWeight:
         """A checkpoint's tensor, which is not quantized."""
         module, _, leaf = name.rpartition(".")
         found = tensor if isinstance(tensor, Known) else starting_point(tensor)
@@ -96,7 +96,7 @@ class Applied:
     rows: Node | None = None
 
 
-def factors_of(weights: Sequence[Weight], rounds: int, repeats: int, size: int) -> Node:
+def factors_of(weights: Sequence[EqualizedWeight], rounds: int, repeats: int, size: int) -> Node:
     """The factors of the columns that some linears share: a value, float64 [columns].
 
     Args:
@@ -115,7 +115,7 @@ def factors_of(weights: Sequence[Weight], rounds: int, repeats: int, size: int) 
     return _value(first, first.key(_FACTORS), inputs, Factors(repeats, size), columns)
 
 
-def folded(gain: Weight, factors: Node, offset: float) -> tuple[Node, Node]:
+def folded(gain: EqualizedWeight, factors: Node, offset: float) -> tuple[Node, Node]:
     """A norm's gain after division, and what the columns behind it are multiplied by.
 
     Args:
@@ -133,7 +133,7 @@ def folded(gain: Weight, factors: Node, offset: float) -> tuple[Node, Node]:
     return new, _value(gain, f"{key}ratio", both, Ratio(offset), size)
 
 
-def of_rows(factors: Node, repeats: int, heads: HeadRows, weight: Weight) -> Node:
+def of_rows(factors: Node, repeats: int, heads: HeadRows, weight: EqualizedWeight) -> Node:
     """What the rows of a linear are multiplied by, 1 / d: a value, float64 [rows].
 
     Args:
@@ -147,7 +147,7 @@ def of_rows(factors: Node, repeats: int, heads: HeadRows, weight: Weight) -> Nod
     return _value(weight, weight.key("rows"), {"factors": _read(factors)}, kernel, rows)
 
 
-def scaled(weight: Weight, applied: Applied) -> Computed:
+def scaled(weight: EqualizedWeight, applied: Applied) -> Computed:
     """A matrix, or a vector taken for a row, scaled; rounded once to its dtype."""
     exact, shape = weight.exact, matrix_shape(weight.spec.shape)
     inputs = {weight.leaf: Input(exact, shape)}
@@ -171,7 +171,7 @@ def scaled(weight: Weight, applied: Applied) -> Computed:
     return Computed(node, weight.leaf)
 
 
-def generated(gain: Weight, new: Node) -> Computed:
+def generated(gain: EqualizedWeight, new: Node) -> Computed:
     """A norm's new gain as a tensor.
 
     Args:
@@ -200,12 +200,12 @@ def generated(gain: Weight, new: Node) -> Computed:
     return Computed(node, "weight")
 
 
-def _rounded(weight: Weight) -> Mapping[str, Output]:
+def _rounded(weight: EqualizedWeight) -> Mapping[str, Output]:
     shape = weight.spec.shape
     return {weight.leaf: Output(weight.spec, len(shape) == 1 and matrix_shape(shape)[0] == 1)}
 
 
-def _sums(weight: Weight, number: int, balance: Node | None) -> Node:
+def _sums(weight: EqualizedWeight, number: int, balance: Node | None) -> Node:
     """What a linear's columns add up to in a round, [columns]."""
     shape, axis, tag = (
         matrix_shape(weight.spec.shape),
@@ -249,14 +249,14 @@ def _known(module: str, leaf: str, tensor: Known) -> Node:
     return Node(key, module, shape, inputs, outputs, kernel, combine="sum")
 
 
-def _beside(gain: Weight, factors: Node) -> str:
+def _beside(gain: EqualizedWeight, factors: Node) -> str:
     """The beginning of keys for a norm: the gain may be known, but what reads it has a history."""
     steps = factors.key.removeprefix(f"{factors.module}/weight/").removesuffix(_FACTORS)
     return f"{gain.module}/{gain.leaf}/{steps}"
 
 
 def _value(
-    weight: Weight, key: str, inputs: Mapping[str, Input], kernel: Kernel, size: int
+    weight: EqualizedWeight, key: str, inputs: Mapping[str, Input], kernel: Kernel, size: int
 ) -> Node:
     """A value that follows from others."""
     return Node(key, weight.module, (1, 1), inputs, _vector(size), kernel, combine="sum")

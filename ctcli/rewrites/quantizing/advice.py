@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from ctcli.checkpoint.value import Step
+from ctcli.checkpoint.value import StepTable
 from ctcli.schemes import format_of
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Observer
@@ -21,7 +21,7 @@ _HARM = {
 }
 
 
-def advice(schemes: Iterable[Scheme], observer: Observer, steps: Sequence[Step]) -> list[str]:
+def advice(schemes: Iterable[Scheme], observer: Observer, steps: Sequence[StepTable]) -> list[str]:
     """Warnings, one for each kind of mistake.
 
     Args:
@@ -33,7 +33,7 @@ def advice(schemes: Iterable[Scheme], observer: Observer, steps: Sequence[Step])
     return [*_of_steps(chosen, steps), *_of_squares(chosen, observer), *_of_few(chosen, observer)]
 
 
-def _of_steps(schemes: Iterable[Scheme], steps: Sequence[Step]) -> Iterator[str]:
+def _of_steps(schemes: Iterable[Scheme], steps: Sequence[StepTable]) -> Iterator[str]:
     names = [str(step.get("use")) for step in steps]
     after = names[len(names) - names[::-1].index("equalize") :] if "equalize" in names else names
     harmful = [name for name in dict.fromkeys(after) if name in _HARM]

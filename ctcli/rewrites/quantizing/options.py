@@ -23,7 +23,7 @@ from ctcli.rewrites.options import (
 from ctcli.rewrites.quantizing.config import Release
 from ctcli.rewrites.quantizing.input_scales import read_scales
 from ctcli.rewrites.quantizing.selection import Choice, OnIndivisible
-from ctcli.rewrites.quantizing.targets import Target
+from ctcli.rewrites.quantizing.targets import LoaderChoice
 from ctcli.schemes import format_of
 from ctcli.schemes.family import ComputeDtype, Execution, Observer
 from ctcli.schemes.parsing import Overrides, parse_schemes
@@ -108,7 +108,7 @@ class QuantizeOptions(RewriteOptions):
     on_indivisible: OnIndivisible = option(
         "error", "What to do where the group size does not divide a weight's columns."
     )
-    target: Target | None = option(
+    target: LoaderChoice | None = option(
         None,
         "The loader that has to take the result: what it does not take is refused before anything "
         "is written. none: nobody has to.",

@@ -11,7 +11,7 @@ from ctcli.checkpoint.sharding import cut_to_size
 from ctcli.checkpoint.value import Checkpoint, Modules, Shard
 from ctcli.formats.sources.coded import Coded
 from ctcli.formats.sources.reading import Reading, dense, read_quantized
-from ctcli.lazy.nodes import Computed, Input, LazyTensor, Node, starting_point
+from ctcli.lazy.nodes import Computed, Exact, Input, LazyTensor, Node, starting_point
 from ctcli.models.config import table
 from ctcli.models.fused import FusedSet
 from ctcli.rewrites.quantizing.advice import advice
@@ -24,7 +24,7 @@ from ctcli.rewrites.quantizing.selection import Selection
 from ctcli.rewrites.quantizing.targets import takers
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Execution, Numerics
-from ctcli.schemes.weights import Quantizer, Weight, largest_magnitude, value
+from ctcli.schemes.weights import Quantizer, largest_magnitude, value
 
 
 def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoint, QuantizeReport]:
@@ -136,7 +136,7 @@ def _quantized_weights(
 
 
 def _shared_magnitudes(
-    weights: Mapping[str, Weight],
+    weights: Mapping[str, Exact],
     schemes: Mapping[str, Scheme],
     sets: Sequence[FusedSet],
     execution: Execution,

@@ -55,11 +55,10 @@ class QuantizeReport:
 
     def rows(self) -> list[tuple[str, str]]:
         """Labels and values, for people."""
-        schemes = Counter(
-            f"{scheme.name} ({words(scheme.weights)})"
-            for module, scheme in self.selection.schemes.items()
-            if module not in self.as_stored
-        )
+        new = (s for module, s in self.selection.schemes.items() if module not in self.as_stored)
+        schemes: Counter[str] = Counter()
+        for scheme, count in Counter(new).items():
+            schemes[f"{scheme.name} ({words(scheme.weights)})"] += count
         kept, stored = Counter(self.selection.kept.values()), Counter(self.as_stored.values())
         rows = [("quantized", f"{counted(n, 'module')}: {name}") for name, n in schemes.items()]
         rows += [("as stored", f"{counted(n, 'module')}: {method}") for method, n in stored.items()]

@@ -12,12 +12,15 @@ from ctcli.formats.declared import read_declaration
 from ctcli.formats.loaders import LOADERS, Contents, Loader, problems
 from ctcli.schemes.arguments import Scheme
 
-Target = Literal["vllm", "transformers", "none"]
+LoaderChoice = Literal["vllm", "transformers", "none"]
 _NAMES: Mapping[Loader, str] = {"vllm": "vLLM", "transformers": "transformers"}
 
 
 def takers(
-    checkpoint: Checkpoint, linears: Modules, schemes: Mapping[str, Scheme], target: Target | None
+    checkpoint: Checkpoint,
+    linears: Modules,
+    schemes: Mapping[str, Scheme],
+    target: LoaderChoice | None,
 ) -> tuple[str, ...]:
     """What a user should know of the loaders of a result.
 

@@ -12,7 +12,7 @@ from ctcli.options import OptionError, option
 from ctcli.rewrites.options import RewriteOptions, ct_version, shard_size
 from ctcli.rewrites.quantizing.config import Release
 
-Dtype = Literal["bfloat16", "float16", "float32"]
+OutputDtype = Literal["bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class DequantizeOptions(SourceOptions):
     MXFP4 (DeepSeek, gpt-oss); ModelOpt, Quark, GPTQ, AWQ, AutoRound and bitsandbytes.
     """
 
-    dtype: Dtype | None = option(
+    dtype: OutputDtype | None = option(
         None, "Dtype of the weights.", "what config.json says, or the norms' own"
     )
     keep_kv_scales: bool = option(False, "Keep the scales of a quantized key-value cache.")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ctcli.checkpoint.value import Step
+from ctcli.checkpoint.value import StepTable
 from ctcli.errors import CtcliError
 from ctcli.options import OptionError, option
 from ctcli.rewrites.options import RewriteOptions, shard_size
@@ -61,7 +61,7 @@ class SparsifyOptions(RewriteOptions):
         return Sparsity(self.density)
 
 
-def pruning_of(steps: Sequence[Step]) -> SparsifyOptions | None:
+def pruning_of(steps: Sequence[StepTable]) -> SparsifyOptions | None:
     """How weights were pruned, if they were and nothing mixed them since.
 
     Args:

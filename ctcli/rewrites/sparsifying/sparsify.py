@@ -13,6 +13,7 @@ from ctcli.errors import CtcliError
 from ctcli.formats.sources.reading import as_floats
 from ctcli.lazy.nodes import (
     Computed,
+    Exact,
     Input,
     LazyTensor,
     Node,
@@ -183,9 +184,7 @@ def _pruned(
     return Stacked(weight.spec, tuple(parts.values()), parts)
 
 
-def _matrix(
-    module: str, leaf: str, exact: Stored | Computed, spec: TensorSpec, sparsity: Sparsity
-) -> Computed:
+def _matrix(module: str, leaf: str, exact: Exact, spec: TensorSpec, sparsity: Sparsity) -> Computed:
     shape, tag = matrix_shape(spec.shape), exact.spec.dtype
     node = Node(
         key=step_key(module, leaf, exact, "sparsify"),

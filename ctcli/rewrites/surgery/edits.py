@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from ctcli.lazy.nodes import (
     Axis,
     Computed,
+    Exact,
     Input,
     Node,
     Output,
@@ -37,7 +38,6 @@ from ctcli.rewrites.surgery.kernels import (
 )
 
 _LABEL = "a norm or a bias"
-Exact = Stored | Computed
 
 
 @dataclass(frozen=True)

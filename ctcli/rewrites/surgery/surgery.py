@@ -14,7 +14,7 @@ from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
 from ctcli.formats.sources.reading import as_floats
 from ctcli.lazy.known import widened
-from ctcli.lazy.nodes import Computed, LazyTensor, Stacked, starting_point
+from ctcli.lazy.nodes import Computed, Exact, LazyTensor, Stacked, starting_point
 from ctcli.lazy.tensors import Known, TensorSpec
 from ctcli.models.architecture import Architecture
 from ctcli.models.config import table
@@ -22,7 +22,7 @@ from ctcli.models.mapped import resolve_mapping
 from ctcli.models.mapping import ArchitectureMapping
 from ctcli.models.resolve import resolve
 from ctcli.ops.dtypes import DTYPES, FLOATS
-from ctcli.rewrites.surgery.edits import Arithmetic, Edit, Exact, Gain, bias_of, edited
+from ctcli.rewrites.surgery.edits import Arithmetic, Edit, Gain, bias_of, edited
 from ctcli.rewrites.surgery.kernels import Map, RowMap
 from ctcli.rewrites.surgery.stacks import stacked, unstacked
 

@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOpera
 from ctcli.storage.hub.retries import Retries, retrying
 from ctcli.units import Advance
 
-Operation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
+CommitOperation = CommitOperationAdd | CommitOperationCopy | CommitOperationDelete
 
 
 class Branch:
@@ -26,7 +26,7 @@ class Branch:
         self.head = head
 
     def commit(
-        self, operations: Sequence[Operation], title: str, note: str, advance: Advance
+        self, operations: Sequence[CommitOperation], title: str, note: str, advance: Advance
     ) -> str:
         """Commit `operations`, once, and return the commit.
 

@@ -24,7 +24,7 @@ _NAMES_A_FILE = ("ETag", "X-Linked-ETag", "X-Repo-Commit")
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.=+~:-]{0,199}")
 _PORTS = {"http": 80, "https": 443}
 
-Origin = tuple[str, str, int | None]
+WebOrigin = tuple[str, str, int | None]
 
 
 @cache
@@ -79,6 +79,6 @@ def _withhold_token(request: httpx.Request) -> None:
         request.headers.pop("Authorization", None)
 
 
-def _origin(url: str) -> Origin:
+def _origin(url: str) -> WebOrigin:
     parts = urlsplit(url)
     return parts.scheme, parts.hostname or "", parts.port or _PORTS.get(parts.scheme)

@@ -38,7 +38,7 @@ from ctcli.storage.hub.files import CLIENT, hub_files
 from ctcli.storage.hub.pushed import JOURNAL, Pushed, decode_pushed, encode_pushed
 from ctcli.storage.hub.retries import Retries, ignore, retrying
 from ctcli.storage.hub.target import ATTRIBUTES, PushTarget, Standing, look_at
-from ctcli.storage.journal import Errors
+from ctcli.storage.journal import ErrorSums
 from ctcli.storage.layout import OutputFile
 from ctcli.units import Advance
 
@@ -104,7 +104,7 @@ class Publication:
         """Whether a file goes ahead of the last commit."""
         return file.is_shard
 
-    def push(self, name: str, path: Path, errors: Errors, advance: Advance) -> None:
+    def push(self, name: str, path: Path, errors: ErrorSums, advance: Advance) -> None:
         """Upload a finished file; once this returns, the file at `path` may be deleted.
 
         May be called from several threads at once: content goes up side by side, commits one

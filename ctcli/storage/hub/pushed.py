@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 
 from ctcli.storage.hub.files import HubFile
-from ctcli.storage.journal import Errors, line_of
+from ctcli.storage.journal import ErrorSums, line_of
 
 JOURNAL = "ctcli_journal.jsonl"
 
@@ -29,7 +29,7 @@ class Pushed:
     name: str
     size: int
     sha256: str
-    errors: Errors
+    errors: ErrorSums
 
 
 def encode_pushed(key: str, files: Iterable[Pushed]) -> bytes:
