@@ -13,14 +13,13 @@ from typing import Any
 
 from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.models.config import size_of, text_config
+from ctcli.models.families import model_type, transposed
 
 _PACKED = re.compile(r"(?P<parent>.*experts)\.(?P<role>gate_up_proj|down_proj)(?:\.weight)?")
 EXPERT = re.compile(r"(?P<parent>.*\bexperts)\.[0-9]+(\..*)?")
 """A module of one expert."""
 
 _PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
-# Model types that store [experts, in, out], with gate and up interleaved in some.
-_TRANSPOSED = ("llama4", "llama4_text", "gpt_oss", "qwen3_vl_moe", "qwen3_vl_moe_text", "dbrx")
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,10 @@ def layout_problem(
 def turned(config: Mapping[str, Any]) -> str | None:
     """What to say of models that store experts [experts, in, out]; None: it is not known of this.
 
-    Loaders take these as they are stored.
+    Loaders take these as they are stored, gate and up interleaved in some.
     """
-    model_type = str(text_config(config).get("model_type", config.get("model_type")))
-    known = model_type in _TRANSPOSED
-    return f"experts of {model_type} are stored transposed" if known else None
+    name = model_type(config)
+    return f"experts of {name} are stored transposed" if transposed(config) == "experts" else None
 
 
 def shape_problem(packed: PackedExperts, spec: TensorSpec, config: Mapping[str, Any]) -> str | None:

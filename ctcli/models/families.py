@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ctcli.errors import CtcliError
 from ctcli.models.config import classes, table, text_config
@@ -62,3 +62,24 @@ def whole_of(config: Mapping[str, Any]) -> re.Pattern[str] | None:
     """Matches the linears that servers have no quantization for; None: there are none."""
     family = FAMILIES.get(model_type(config)) if config else None
     return re.compile("|".join(family.whole)) if family and family.whole else None
+
+
+Transposed = Literal["linears", "experts"]
+
+
+# Types that have no record, and store their layers as another type does.
+_STORED_LIKE = {
+    "decision_transformer": "gpt2",
+    "imagegpt": "gpt2",
+    "qwen3_vl_moe": "llama4_text",
+    "qwen3_vl_moe_text": "llama4_text",
+}
+
+
+def transposed(config: Mapping[str, Any]) -> Transposed | None:
+    """What of a model's layers is stored [in, out]; None: nothing that is known of."""
+    name = model_type(config)
+    family = FAMILIES.get(_STORED_LIKE.get(name, name))
+    if family is None or not family.transposed:
+        return None
+    return "experts" if family.stacked else "linears"

@@ -67,8 +67,6 @@ REASONS: Mapping[Kind, str] = {
     "whole": "linears that servers keep whole",
 }
 _DIGITS = re.compile("[0-9]+")
-# Model types whose layers hold [in, out] weights in a class of their own instead of linears.
-TRANSPOSED_LINEARS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _LAYER = re.compile(r"(?:.*\.)?layers\.([0-9]+)\.")
 
 

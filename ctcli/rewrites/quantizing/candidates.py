@@ -16,8 +16,8 @@ from ctcli.models.experts import (
     split_experts,
     turned,
 )
+from ctcli.models.families import model_type, transposed
 from ctcli.models.modules import Module, modules_of
-from ctcli.models.protected import TRANSPOSED_LINEARS
 from ctcli.patterns import matches
 from ctcli.rewrites.quantizing.selection import Choice, Selection, select
 
@@ -69,9 +69,9 @@ def candidates_of(source: Checkpoint, choice: Choice) -> Candidates:
 
 
 def _check_source(checkpoint: Checkpoint) -> None:
-    if checkpoint.config.get("model_type") in TRANSPOSED_LINEARS:
+    if transposed(checkpoint.config) == "linears":
         raise CtcliError(
-            f"{checkpoint.origin.name}: {checkpoint.config['model_type']} has no linears: its "
+            f"{checkpoint.origin.name}: {model_type(checkpoint.config)} has no linears: its "
             "weights are stored transposed, in a class that no server quantizes.",
             "There is no way to serve such a model quantized.",
         )
