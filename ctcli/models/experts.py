@@ -19,7 +19,15 @@ _PACKED = re.compile(r"(?P<parent>.*experts)\.(?P<role>gate_up_proj|down_proj)(?
 EXPERT = re.compile(r"(?P<parent>.*\bexperts)\.[0-9]+(\..*)?")
 """A module of one expert."""
 
+# GraniteMoE's, which servers read under these names or one by one, and never quantized so.
+_UNSPLIT = re.compile(r"(?P<parent>.*\.block_sparse_moe)\.(?P<role>input|output)_linear")
+_UNSPLIT_ROLES = {"input": "gate_up_proj", "output": "down_proj"}
 _PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+
+
+def is_expert(module: str) -> bool:
+    """Whether a module is one expert, or inside one."""
+    return EXPERT.fullmatch(module) is not None
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,15 @@ def packed_experts(name: str, spec: TensorSpec) -> PackedExperts | None:
     """What a tensor packs, if it packs experts."""
     match = _PACKED.fullmatch(name) if len(spec.shape) == 3 else None
     return PackedExperts(match["parent"], match["role"], spec.shape[0]) if match else None
+
+
+def unsplit_experts(module: str, spec: TensorSpec) -> PackedExperts | None:
+    """The same for a module whose tensor stays as it is stored, whatever is done to others."""
+    match = _UNSPLIT.fullmatch(module) if len(spec.shape) == 3 else None
+    if not match:
+        return None
+    role = _UNSPLIT_ROLES[match["role"]]
+    return PackedExperts(f"{match['parent']}.experts", role, spec.shape[0])
 
 
 def layout_problem(

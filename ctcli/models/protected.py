@@ -32,17 +32,18 @@ Kind = Literal[_Protected, "whole", "experts", "linear", "other"]
 _KINDS: Mapping[_Protected, str] = {
     "embedding": r"(.*\.)?(embed_tokens(_per_layer)?|embed_in|embed_positions|wte|wpe|pos_embed"
     r"|patch_embed.*|(tokens|positions)_embed|relative_attention_bias"
-    r"|((word|tok|position|token_type)_)?embeddings?)|transformer\.w",
+    r"|((word|tok|position|token_type)_)?embeddings?)|transformer\.w|(model\.)?shared",
     "head": r"(.*\.)?(lm_head(\.dense)?|embed_out|output_layer|output_projection)"
-    r"|output|head|decoder",
-    "classifier": r"(.*\.)?(score|classifier|qa_outputs|(v|value|reward)_head(\..*)?)",
+    r"|(.*\.)?transformer\.ff_out|((language_model|llm)\.)?output|head|decoder",
+    "classifier": r"(.*\.)?(score|classifier|qa_outputs|(v|value|reward)_head(\..*)?)|out_proj",
     "router": r".*\.(gate|(shared_)?expert_gate|gate\.wg)|(.*\.)?router(\..*)?",
     # How much a state forgets and takes in, or a token counts: a few rows that servers keep whole.
     "gate": r".*\.(in_proj_(a|b|ba)|[a-z_]*_res_proj)|.*\.indexer\.(weights_proj|wk)",
     "norm": r"(.*\.)?[^.]*(norm|(^|\.)ln_?[a-z0-9]*)[^.]*",
     "side": r"(.*\.)?(altup|laurel)[a-z_]*(\..*)?|(.*\.)?per_layer_[a-z_]+",
     "convolution": r"(.*\.)?([a-z0-9_]*_)?s?conv[0-9a-z_]*(\.[0-9]+)?",
-    "tower": r"(.*\.)?((vision|visual|vit|audio|speech|image|sam|whisper)[a-z0-9_]*|[av]pm)\..*"
+    "tower": r"(.*\.)?((vision|visual|vit|audio|speech|image|sam|whisper)[a-z0-9_]*|[av]pm"
+    r"|qwen0_model)\..*"
     r"|(.*\.)?[a-z0-9_]*(projector|perceiver|resampler|merger|connector)[a-z_]*(\..*)?"
     r"|(.*\.)?[qQ][fF]ormer[a-z_]*(\..*)?"
     r"|(.*\.)?(img|image|language|vision|visual|audio|speech|modality)_proj[a-z]*(\..*)?"

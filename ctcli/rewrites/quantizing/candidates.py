@@ -15,6 +15,7 @@ from ctcli.models.experts import (
     packed_experts,
     split_experts,
     turned,
+    unsplit_experts,
 )
 from ctcli.models.families import model_type, transposed
 from ctcli.models.modules import Module, modules_of
@@ -57,8 +58,10 @@ def candidates_of(source: Checkpoint, choice: Choice) -> Candidates:
     tied = [] if any(module.kind == "head" for module in linears.values()) else ["lm_head"]
     online = _online_matrices(untied)
     selection = select(linears, choice, known=(*linears, *packed, *tied, *online))
+    unsplit = _unsplit(untied)
     kept = {**selection.kept, **online, **_turned(untied, packed)}
-    whole = (each for name, each in packed.items() if name not in experts)
+    kept |= dict.fromkeys(unsplit, "experts in one tensor, which loaders take so")
+    whole = (each for name, each in (packed | unsplit).items() if name not in experts)
     return Candidates(
         untied,
         linears,
@@ -89,6 +92,15 @@ def _packed(checkpoint: Checkpoint) -> dict[str, PackedExperts]:
         name: packed
         for name, module in checkpoint.modules.items()
         if module.weight and (packed := packed_experts(name, module.weight.spec))
+    }
+
+
+def _unsplit(checkpoint: Checkpoint) -> dict[str, PackedExperts]:
+    """The experts in one tensor that nothing splits, by module."""
+    return {
+        name: experts
+        for name, module in checkpoint.modules.items()
+        if module.weight and (experts := unsplit_experts(name, module.weight.spec))
     }
 
 
