@@ -1,5 +1,6 @@
-"""What loaders demand of a quantized checkpoint: vLLM 0.32, and transformers 5.17 with
-compressed-tensors 0.19. The rules follow their source; loads of small models confirmed them.
+"""What loaders demand of a quantized checkpoint: vLLM 0.32, transformers 5.17 with
+compressed-tensors 0.19, and SGLang 0.5.23. The rules follow their source; loads of small models
+confirmed those of the first two.
 
 Everything here needs headers and config.json alone. Values (equal global scales, ...) are not
 looked at.
@@ -12,16 +13,19 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from ctcli.formats import sglang
 from ctcli.formats.declared import Declaration
 from ctcli.formats.groups import Group
-from ctcli.models.experts import EXPERT
+from ctcli.models.experts import EXPERT, is_expert
 from ctcli.models.fused import FusedSet, fused_sets
 from ctcli.models.protected import is_embedding, is_head
 from ctcli.schemes import words
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 
-Loader = Literal["vllm", "transformers"]
+Loader = Literal["vllm", "transformers", "sglang"]
 LOADERS: tuple[Loader, ...] = get_args(Loader)
+NAMES: Mapping[Loader, str] = {"vllm": "vLLM", "transformers": "transformers", "sglang": "SGLang"}
+"""As their makers write them."""
 FORMATS = (
     "pack-quantized",
     "int-quantized",
@@ -85,11 +89,14 @@ def problems(loader: Loader, contents: Contents) -> list[str]:
     """
     declared = contents.declared
     found = [*declared.problems]
-    found += [
-        f"{group.name}: {problem}."
-        for group in declared.groups
-        for problem in scheme_problems(loader, group.scheme)
-    ]
+    if loader == "sglang":
+        found += _sglang_kernels(contents)
+    else:
+        found += [
+            f"{group.name}: {problem}."
+            for group in declared.groups
+            for problem in scheme_problems(loader, group.scheme)
+        ]
     found += [
         f"{module}: an embedding, and those are not taken quantized."
         for module in contents.shapes
@@ -99,26 +106,67 @@ def problems(loader: Loader, contents: Contents) -> list[str]:
         return found + _transformers_transforms(declared)
     if declared.sparsity:
         found.append("sparsity_config: sparse weights are not read any more.")
-    found += _class_problems(contents)
-    found += _vllm_transforms(contents)
+    found += _class_problems(loader, contents)
+    found += _vllm_transforms(contents) if loader == "vllm" else _unrotated(declared)
     modules = [module for module in contents.shapes if not is_embedding(module)]
     for fused in fused_sets(modules):
-        found += _fused_problems(fused, contents)
-    return found + _expert_problems(modules, declared)
+        found += _fused_problems(loader, fused, contents)
+    return found + _expert_problems(loader, modules, declared)
 
 
 def scheme_problems(loader: Loader, scheme: Scheme) -> list[str]:
-    """Why a loader has nothing to compute such linears with."""
+    """Why a loader has nothing to compute such linears, outside of experts, with."""
+    if loader == "sglang":
+        return [] if sglang.needs(scheme, experts=False) else [_no_kernel(scheme)]
     if loader == "transformers":
         known = scheme.format in FORMATS
         return [] if known else [f"the format {scheme.format} is unknown to compressed-tensors"]
     if machine(scheme):
         return []
-    inputs = scheme.input_activations
-    what = words(scheme.weights) + (f" with inputs {words(inputs)}" if inputs else "")
     others = [layout for layout in FORMATS if machine(replace(scheme, format=layout))]
     remedy = f"; it takes them {' or '.join(others)}" if others else ""
-    return [f"vLLM has no kernel for {what}, {scheme.format}{remedy}"]
+    return [f"vLLM has no kernel for {_in_words(scheme)}{remedy}"]
+
+
+def _in_words(scheme: Scheme) -> str:
+    inputs = scheme.input_activations
+    what = words(scheme.weights) + (f" with inputs {words(inputs)}" if inputs else "")
+    return f"{what}, {scheme.format}"
+
+
+def _no_kernel(scheme: Scheme, *, experts: bool = False) -> str:
+    of = "experts of " if experts else ""
+    return f"SGLang has no kernel for {of}{_in_words(scheme)}"
+
+
+def uses(contents: Contents) -> list[tuple[Scheme, bool]]:
+    """The schemes of modules that are quantized, each with whether these are experts'."""
+    found = (
+        (group.scheme, is_expert(module))
+        for module in contents.shapes
+        if (group := contents.declared.group_of(module))
+    )
+    return [*dict.fromkeys(found)]
+
+
+def _sglang_kernels(contents: Contents) -> list[str]:
+    return [
+        f"{scheme.name}: {_no_kernel(scheme, experts=experts)}."
+        for scheme, experts in uses(contents)
+        if not sglang.needs(scheme, experts=experts)
+    ]
+
+
+def capability(uses: Iterable[tuple[Scheme, bool]]) -> str | None:
+    """What SGLang needs to run linears; None: it cannot, or there are none.
+
+    Args:
+        uses: each scheme, and whether it is one of experts.
+    """
+    needs = [sglang.needs(scheme, experts=experts) for scheme, experts in uses]
+    found = [need for need in needs if need]
+    complete = found and len(found) == len(needs)
+    return f"a GPU of compute capability {max(found)}" if complete else None
 
 
 def machine(scheme: Scheme) -> str | None:
@@ -182,26 +230,32 @@ def _int_machine(weights: QuantizationArgs, inputs: QuantizationArgs) -> str | N
     return _ANY if four and by_token else None
 
 
-def _class_problems(contents: Contents) -> list[str]:
-    """Where vLLM's reading of the class Linear is not that of others."""
+def _class_problems(loader: Loader, contents: Contents) -> list[str]:
+    """Where a server's reading of the class Linear is not that of others."""
+    name = NAMES[loader]
     groups = contents.declared.groups
     rivals = [group.name for group in groups if group.takes_linears]
     found = []
     if len(rivals) > 1:
         found.append(
-            f"{', '.join(rivals)}: all of them target Linear, and vLLM uses the last one for all."
+            f"{', '.join(rivals)}: all of them target Linear, and {name} uses the last one for all."
         )
     for module in contents.shapes:
-        by_name = any(group.names(module) for group in groups)
-        if is_head(module) and contents.is_quantized(module) and not by_name:
+        if not is_head(module) or not contents.is_quantized(module):
+            continue
+        naming = next((group for group in groups if group.names(module)), None)
+        if naming is None:
             found.append(
-                f"{module}: it is quantized, and no target names it; vLLM's heads are no Linear."
+                f"{module}: it is quantized, and no target names it; {name}'s heads are no Linear."
             )
+        elif loader == "sglang" and naming.scheme.weights.block_structure:
+            found.append(f"{module}: SGLang takes no scales of blocks for a head.")
     return found
 
 
-def _fused_problems(fused: FusedSet, contents: Contents) -> list[str]:
-    """What vLLM demands of linears that it merges."""
+def _fused_problems(loader: Loader, fused: FusedSet, contents: Contents) -> list[str]:
+    """What a server demands of linears that it merges."""
+    name = NAMES[loader]
     groups = {module: contents.declared.group_of(module) for module in fused.tensors}
     if fused.members == _INDEXER and _is_fp8(next(iter(groups.values()))):
         return []
@@ -211,29 +265,29 @@ def _fused_problems(fused: FusedSet, contents: Contents) -> list[str]:
             f"{module.rpartition('.')[2]} {group.name if group else 'left alone'}"
             for module, group in groups.items()
         )
-        return [f"{fused.name}: vLLM merges its members, but: {how}."]
+        return [f"{fused.name}: {name} merges its members, but: {how}."]
     group = next(iter(groups.values()))
     block = group.scheme.weights.block_structure if group else None
     if not block:
         return []
     # The scales of what comes next begin with a new block.
-    followed = fused.tensors if EXPERT.fullmatch(fused.parent) else fused.tensors[:-1]
+    followed = fused.tensors if is_expert(fused.parent) else fused.tensors[:-1]
     return [
-        f"{module}: its {contents.shapes[module][0]} rows are no multiple of {block[0]}, and vLLM "
-        "puts other rows below them."
+        f"{module}: its {contents.shapes[module][0]} rows are no multiple of {block[0]}, and "
+        f"{name} puts other rows below them."
         for module in followed
         if contents.shapes[module][0] % block[0]
     ]
 
 
-def _expert_problems(modules: Iterable[str], declared: Declaration) -> list[str]:
-    """Where experts of a layer, which vLLM computes at once, differ."""
+def _expert_problems(loader: Loader, modules: Iterable[str], declared: Declaration) -> list[str]:
+    """Where experts of a layer, which servers compute at once, differ."""
     kinds: dict[str, set[Scheme | None]] = defaultdict(set)
     for module in modules:
         if match := EXPERT.fullmatch(module):
             kinds[match["parent"]].add(_kind(declared.group_of(module)))
     return [
-        f"{parent}: vLLM wants all linears of its experts quantized alike, or none."
+        f"{parent}: {NAMES[loader]} wants all linears of its experts quantized alike, or none."
         for parent, found in kinds.items()
         if len(found) > 1
     ]
@@ -269,6 +323,11 @@ def _vllm_transforms(contents: Contents) -> list[str]:
 def _transformers_transforms(declared: Declaration) -> list[str]:
     if declared.transforms and not declared.groups:
         return ["transform_config: rotations without quantization are not loaded."]
+    return _unrotated(declared)
+
+
+def _unrotated(declared: Declaration) -> list[str]:
+    """The rotations that a loader leaves out, and that are not exact without it."""
     return [
         f"{name}: this rotation is not applied at run time: it computes something else."
         for name, locations in declared.transforms.items()

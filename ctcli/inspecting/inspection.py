@@ -195,4 +195,5 @@ def _quantization_data(found: QuantizationSummary | None) -> dict[str, Any] | No
             for loader, refusals in found.refusals.items()
         },
         "vllm_needs": found.machine,
+        "sglang_needs": found.capability,
     }

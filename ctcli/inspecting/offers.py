@@ -9,8 +9,9 @@ from typing import Any
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.errors import CtcliError
-from ctcli.formats.loaders import machine, scheme_problems
+from ctcli.formats.loaders import capability, machine, scheme_problems
 from ctcli.lazy.tensors import TensorSpec
+from ctcli.models.experts import is_expert
 from ctcli.rewrites.quantizing.candidates import candidates_of
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.schemes import default_format, format_of
@@ -40,6 +41,7 @@ class Offer:
         options: what has to be given beside `--scheme`; empty: nothing.
         machine: what vLLM needs to run it; None: vLLM does not.
         in_transformers: whether transformers loads it.
+        capability: what SGLang needs to run it; None: SGLang does not.
         problem: why it cannot be had; empty if it can.
     """
 
@@ -49,6 +51,7 @@ class Offer:
     options: str
     machine: str | None
     in_transformers: bool
+    capability: str | None
     problem: str = ""
 
     @property
@@ -73,6 +76,7 @@ class Offer:
             "options": self.options or None,
             "vllm_needs": self.machine,
             "transformers": self.in_transformers,
+            "sglang_needs": self.capability,
             "problem": self.problem or None,
         }
 
@@ -85,11 +89,13 @@ class _Linears:
         shapes: how many there are of a shape.
         dtype: that floating-point scales have.
         others: bytes of all other tensors.
+        kinds: whether some are experts', and whether some are not.
     """
 
     shapes: Mapping[tuple[int, ...], int]
     dtype: str
     others: int
+    kinds: frozenset[bool]
 
 
 def offers(source: Checkpoint, parameters: int) -> tuple[Offer, ...]:
@@ -110,8 +116,9 @@ def _linears(source: Checkpoint) -> _Linears:
     found = candidates_of(source, QuantizeOptions(scheme=(_BY_CHANNEL,)).choice)
     specs = [w.spec for m in found.selection.schemes if (w := found.linears[m].weight)]
     shapes = Counter(spec.shape for spec in specs)
+    kinds = frozenset(is_expert(module) for module in found.selection.schemes)
     taken = sum(spec.nbytes for spec in specs)
-    return _Linears(shapes, specs[0].dtype, found.checkpoint.nbytes - taken)
+    return _Linears(shapes, specs[0].dtype, found.checkpoint.nbytes - taken, kinds)
 
 
 def _offer(scheme: Scheme, linears: _Linears, parameters: int) -> Offer:
@@ -119,7 +126,7 @@ def _offer(scheme: Scheme, linears: _Linears, parameters: int) -> Offer:
     if fitting is None:
         group = scheme.weights.group_size
         problem = f"its groups of {group} do not divide the columns of every weight"
-        return Offer(scheme.name, None, 0.0, "", None, False, problem)
+        return Offer(scheme.name, None, 0.0, "", None, False, None, problem)
     numerics = Numerics(fitting, linears.dtype, "float32", "minmax")
     nbytes = linears.others
     for shape, count in linears.shapes.items():
@@ -133,6 +140,7 @@ def _offer(scheme: Scheme, linears: _Linears, parameters: int) -> Offer:
         f"--group-size {fitting.weights.group_size}" if other else "",
         machine(fitting),
         not scheme_problems("transformers", fitting),
+        capability((fitting, experts) for experts in linears.kinds),
     )
 
 

@@ -10,7 +10,17 @@ from typing import Any
 from ctcli.formats.architectures import strangers
 from ctcli.formats.declared import QUANT_METHOD, Declaration
 from ctcli.formats.groups import Group
-from ctcli.formats.loaders import LOADERS, MACHINES, ONLINE, Contents, Loader, machine, problems
+from ctcli.formats.loaders import (
+    LOADERS,
+    MACHINES,
+    ONLINE,
+    Contents,
+    Loader,
+    capability,
+    machine,
+    problems,
+    uses,
+)
 from ctcli.inspecting.weights import InspectedWeight
 
 
@@ -23,6 +33,7 @@ class QuantizationSummary:
         groups: the groups, and how many modules each quantizes.
         left_alone: modules with a matrix that none quantizes.
         transforms: rotations at run time, with their locations.
+        capability: what SGLang needs to run all groups; None: it cannot, or there are none.
         refusals: why each loader does not take it; empty if the rules for it are not known.
         strangers: for each loader, a line if it has no class for the architecture.
     """
@@ -31,6 +42,7 @@ class QuantizationSummary:
     groups: tuple[tuple[Group, int], ...]
     left_alone: int
     transforms: Mapping[str, tuple[str, ...]]
+    capability: str | None
     refusals: Mapping[Loader, list[str]]
     strangers: Mapping[Loader, str]
 
@@ -70,6 +82,7 @@ def quantization(
         tuple((group, counts[group.name]) for group in declared.groups),
         len(contents.shapes) - len(found),
         declared.transforms,
+        capability(uses(contents)),
         {loader: problems(loader, contents) for loader in LOADERS}
         if declared.method == QUANT_METHOD
         else {},

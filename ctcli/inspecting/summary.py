@@ -7,6 +7,7 @@ from itertools import zip_longest
 
 from ctcli.console import ResultSection
 from ctcli.formats.declared import QUANT_METHOD
+from ctcli.formats.loaders import NAMES
 from ctcli.inspecting.abilities import Ability
 from ctcli.inspecting.inspection import Inspection
 from ctcli.inspecting.offers import Offer
@@ -17,7 +18,6 @@ from ctcli.schemes.arguments import Scheme
 from ctcli.units import counted, format_bytes
 
 _REASONS = 3  # of a command that a line each is given to
-_NAMES = {"vllm": "vLLM", "transformers": "transformers"}
 
 
 def rows_of(found: Inspection) -> list[tuple[str, str]]:
@@ -130,12 +130,13 @@ def _quantization(found: QuantizationSummary) -> Iterator[ResultSection]:
     loaders: list[tuple[str, ...]] = []
     for loader, refusals in found.refusals.items():
         if refusals:
-            loaders += _under(_NAMES[loader], "no: ", tuple(refusals))
+            loaders += _under(NAMES[loader], "no: ", tuple(refusals))
         else:
-            on = f", on {found.machine}" if loader == "vllm" and found.machine else ""
+            machine = {"vllm": found.machine, "sglang": found.capability}.get(loader)
+            on = f", on {machine}" if machine else ""
             if loader in found.strangers:
                 on += "; the architecture: not known to it"
-            loaders.append((_NAMES[loader], f"yes{on}"))
+            loaders.append((NAMES[loader], f"yes{on}"))
     yield ResultSection("does it load in", loaders)
 
 
@@ -147,6 +148,7 @@ def _offers(offers: tuple[Offer, ...]) -> Iterator[tuple[str, ...]]:
             continue
         loaders = [f"vLLM ({offer.machine})"] if offer.machine else []
         loaders += ["transformers"] if offer.in_transformers else []
+        loaders += [f"SGLang ({offer.capability})"] if offer.capability else []
         words = ", ".join(loaders) or "no loader"
         yield (
             offer.scheme,

@@ -23,9 +23,11 @@ from ctcli.formats.loaders import (
     FORMATS,
     LOADERS,
     Contents,
+    capability,
     machine,
     problems,
     scheme_problems,
+    uses,
 )
 from ctcli.schemes import words
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
@@ -42,11 +44,26 @@ MACHINES = {
     "FP8_BLOCK": "a GPU, or a CPU with AMX",
     "W4AFP8": "a GPU of compute capability 9.0",
 }
+# The least compute capability that SGLang needs for linears, and for those of experts.
+SGLANG = {
+    **dict.fromkeys(KNOWN_PRESETS, (None, None)),
+    **dict.fromkeys(("W4A16", "W4A16_ASYM", "W8A16", "NVFP4", "NVFP4A16"), (8.0, 8.0)),
+    **dict.fromkeys(("FP8", "FP8_DYNAMIC"), (8.0, 8.9)),
+    **dict.fromkeys(("W8A8", "INT8"), (8.0, None)),
+    **dict.fromkeys(("MXFP4", "MXFP4A16"), (None, 8.0)),
+    "FP8_BLOCK": (8.9, 8.9),
+    "W4AFP8": (None, 9.0),
+}
 # Integers below eight bits with quantized inputs: what compressed-tensors writes by default.
 INT_QUANTIZED = ["W2A8", "W3A8", "W5A8", "W6A8", "W7A8", "W2A4", "W3A4", "W4A4", "W4AFP8"]
 INT8 = QuantizationArgs(8, "int", "channel")
 TOKENS = QuantizationArgs(8, "int", "token", dynamic=True)
 ATTENTION = "model.layers.0.self_attn"
+EXPERTS = {
+    f"model.layers.0.mlp.experts.{e}.{role}_proj": (256, 256)
+    for e in range(2)
+    for role in ("gate", "up", "down")
+}
 SHAPES = {f"{ATTENTION}.{role}_proj": (256, 256) for role in "qkvo"}
 
 
@@ -73,10 +90,51 @@ def contents(
 
 
 @pytest.mark.parametrize("name", KNOWN_PRESETS)
-def test_both_loaders_take_every_preset_as_it_is_written(name: str) -> None:
+def test_loaders_take_presets_as_they_are_written(name: str) -> None:
     found = contents(declare({name: {}}))
-    assert [problems(loader, found) for loader in LOADERS] == [[], []]
+    assert [problems(loader, found) for loader in ("vllm", "transformers")] == [[], []]
     assert machine(preset(name)) == MACHINES[name]
+
+
+@pytest.mark.parametrize("name", KNOWN_PRESETS)
+def test_sglang_takes_some_presets_and_others_for_experts_alone(name: str) -> None:
+    linears, experts = SGLANG[name]
+    in_layers = contents(declare({name: {}}))
+    in_experts = contents(declare({name: {}}), EXPERTS)
+    for need, found in ((linears, in_layers), (experts, in_experts)):
+        text = f"a GPU of compute capability {need}" if need else None
+        assert capability(uses(found)) == text
+        refused = [line for line in problems("sglang", found) if "has no kernel for" in line]
+        assert len(refused) == (need is None)
+
+
+def test_sglang_wants_what_vllm_wants_of_heads_fused_sets_and_experts() -> None:
+    head = {"lm_head": (256, 256)}
+    fp8 = declare({"FP8_DYNAMIC": {}})
+    (problem,) = problems("sglang", contents(fp8, head))
+    assert problem == (
+        "lm_head: it is quantized, and no target names it; SGLang's heads are no Linear."
+    )
+    blocks = declare({"FP8_BLOCK": {"targets": ["lm_head"]}})
+    assert problems("sglang", contents(blocks, head)) == [
+        "lm_head: SGLang takes no scales of blocks for a head."
+    ]
+    assert problems("vllm", contents(blocks, head)) == []
+    mixed = declare({"W4A16": {}}, ignore=[f"{ATTENTION}.q_proj"])
+    (problem,) = problems("sglang", contents(mixed))
+    assert "SGLang merges its members, but: q_proj left alone" in problem
+    kept = declare({"W4A16": {}}, ignore=[next(iter(EXPERTS))])
+    assert any(
+        "SGLang wants all linears" in line for line in problems("sglang", contents(kept, EXPERTS))
+    )
+
+
+def test_sglang_does_not_rotate_at_run_time() -> None:
+    places = [{"targets": ["Linear"], "location": "input"}]
+    transforms = {"config_groups": {"R4": {"type": "hadamard", "apply": places}}}
+    declared = declare({"W4A16": {}}, transform_config=transforms)
+    (problem,) = problems("sglang", contents(declared))
+    assert problem.startswith("R4: this rotation is not applied at run time")
 
 
 @pytest.mark.parametrize("name", INT_QUANTIZED)

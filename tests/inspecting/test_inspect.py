@@ -190,7 +190,9 @@ def test_quantized_weights_count_as_what_they_stand_for(
     assert data["quantization"]["modules_left_alone"] == 2
     assert data["anomalies"] == []
     loads = {name: loader["loads"] for name, loader in data["quantization"]["loaders"].items()}
-    assert loads == {"vllm": True, "transformers": True}
+    in_sglang = preset not in ("W3A16", "W6A16", "MXFP4A16", "MXFP8")
+    assert loads == {"vllm": True, "transformers": True, "sglang": in_sglang}
+    assert bool(data["quantization"]["sglang_needs"]) == in_sglang
     assert all(data["can_run"][command]["possible"] for command in ("dequantize", "convert"))
     assert data["history"] == [dict(step) for step in open_checkpoint(str(tmp_path)).history] != []
 

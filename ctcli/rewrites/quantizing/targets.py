@@ -9,11 +9,10 @@ from ctcli.checkpoint.value import Checkpoint, Modules
 from ctcli.errors import CtcliError
 from ctcli.formats.architectures import strangers
 from ctcli.formats.declared import read_declaration
-from ctcli.formats.loaders import LOADERS, Contents, Loader, problems
+from ctcli.formats.loaders import LOADERS, NAMES, Contents, Loader, problems
 from ctcli.schemes.arguments import Scheme
 
-LoaderChoice = Literal["vllm", "transformers", "none"]
-_NAMES: Mapping[Loader, str] = {"vllm": "vLLM", "transformers": "transformers"}
+LoaderChoice = Literal["vllm", "transformers", "sglang", "none"]
 
 
 def takers(
@@ -44,7 +43,7 @@ def takers(
     if target:
         if found := problems(target, contents):
             raise CtcliError(
-                [f"{_NAMES[target]} does not take the result: {problem}" for problem in found],
+                [f"{NAMES[target]} does not take the result: {problem}" for problem in found],
                 "Choose another scheme, or give --target none to make it all the same.",
             )
         return tuple(strangers(checkpoint.config, (target,)))
@@ -53,7 +52,7 @@ def takers(
         if not (found := problems(loader, contents)):
             return ()
         reasons[loader] = found
-    words = "; ".join(f"{_NAMES[loader]}: {found[0]}" for loader, found in reasons.items())
+    words = "; ".join(f"{NAMES[loader]}: {found[0]}" for loader, found in reasons.items())
     return (f"No loader that is known takes the result. {words}",)
 
 
