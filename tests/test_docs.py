@@ -11,7 +11,9 @@ import typer.main
 
 from ctcli import __version__
 from ctcli.cli import app
+from ctcli.models.families import FAMILIES
 from ctcli.models.fused import FUSED_ROLES
+from ctcli.models.table import markdown
 from tests.conftest import ROOT, Ctcli
 from tests.rewrites.quantizing.test_perplexity import BOUNDS
 
@@ -129,6 +131,11 @@ def test_the_table_of_quality_is_the_same_in_readme_and_guide() -> None:
         assert abs(float(rise)) <= 100 * BOUNDS[scheme], scheme
         assert 20 < float(size) < 60
         assert 0 < float(error) < 30
+
+
+def test_the_tables_of_models_are_those_of_the_records() -> None:
+    assert markdown() in GUIDE["models"], "what `markdown` returns is to stand there"
+    assert f"| {len(FAMILIES)} model types, as far as exact" in README
 
 
 def test_readme_names_the_fused_sets_of_the_table() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from ctcli.models.architecture import Operation
@@ -36,3 +37,30 @@ def rows() -> Iterator[tuple[str, tuple[str | None, ...]]]:
     for name, family in FAMILIES.items():
         refused = refusals_of(family)
         yield name, tuple(refused.get(operation) for operation in COMMANDS.values())
+
+
+def markdown() -> str:
+    """The tables of the guide: for how many types each command is exact, and what is refused."""
+    found = dict(rows())
+    refused: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, reasons in found.items():
+        for command, reason in zip(COMMANDS, reasons, strict=True):
+            if reason:
+                refused[command, reason].append(name)
+    counts = [
+        (f"`{command}`", len(found) - sum(len(n) for (c, _), n in refused.items() if c == command))
+        for command in COMMANDS
+    ]
+    both = sum(not (r1 or r2) for _, r1, r2, _ in found.values())
+    lines = [f"| of {len(found)} model types | exact |", "| --- | --- |"]
+    lines += [f"| {command} | {count} |" for command, count in counts]
+    lines += [f"| R1 and R2 together | {both} |", "", "| refused | why | model types |"]
+    lines += ["| --- | --- | --- |"]
+    for command in COMMANDS:
+        lines += [
+            f"| `{command}` | {reason} | {', '.join(names)} |"
+            for (asked, reason), names in refused.items()
+            if asked == command
+        ]
+    exact = [name for name, reasons in found.items() if not any(reasons)]
+    return "\n".join([*lines, "", f"Nothing is refused for {', '.join(exact)}."])
