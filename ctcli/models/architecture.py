@@ -170,6 +170,7 @@ class Architecture:
         bias_switch: how linears without biases can be given some.
         refusals: operations that would not be exact, and why.
         mixers: blocks that are neither attention nor MLPs.
+        features: linears of towers whose outputs take the place of embeddings, or are added.
         head_bias: whether the head has a bias.
         views: matrices that are stored in tensors of several, by the names of their weights.
         transposed: modules whose weights are stored [in, out].
@@ -193,6 +194,7 @@ class Architecture:
     bias_switch: BiasSwitch | None
     refusals: Mapping[Operation, str]
     mixers: tuple[MixerRole, ...] = ()
+    features: tuple[str, ...] = ()
     head_bias: bool = False
     views: Mapping[str, View] = field(default_factory=dict)
     transposed: frozenset[str] = frozenset()
@@ -204,6 +206,7 @@ class Architecture:
             *(a.o for a in self.attentions),
             *(mixer.output for mixer in self.mixers),
             *(mlp.output for mlp in self.mlps),
+            *self.features,
         )
         return (self.project_in, *outputs) if self.project_in else outputs
 

@@ -119,6 +119,8 @@ class Family:
         refusals: operations that are not exact, beyond what follows from the rest.
         variants: config key and value, and the record that holds instead of this one.
         whole: expressions for linears that servers have no quantization for.
+        features: expressions for all linears of towers whose outputs are features in the stream, by
+            their full names.
         own_width: whether MLPs may be of another width than config.json's intermediate_size.
     """
 
@@ -154,6 +156,7 @@ class Family:
     variants: tuple[tuple[str, Any, Family], ...] = ()
     whole: tuple[str, ...] = ()
     own_width: bool = False
+    features: tuple[str, ...] = ()
 
     @property
     def attentions(self) -> tuple[Attention, ...]:

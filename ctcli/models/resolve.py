@@ -55,6 +55,7 @@ def resolve(config: Mapping[str, Any], shapes: Shapes) -> Architecture:
     found = _assembled(name, family, base, head, source)
     found = replace(
         found,
+        features=_features(family, source.shapes),
         tied=not source.has(head) and _may_be_tied(config, family),
         head_bias=family.head_bias,
         views=as_linears.views,
@@ -62,7 +63,11 @@ def resolve(config: Mapping[str, Any], shapes: Shapes) -> Architecture:
     )
     refused = {**refusals(found, source.text, beside), **dict(family.refusals)}
     found = replace(found, refusals=refused)
-    own = {tensor: shape for tensor, shape in source.shapes.items() if tensor not in beside}
+    own = {
+        tensor: shape
+        for tensor, shape in source.shapes.items()
+        if tensor not in beside or tensor.rpartition(".")[0] in found.features
+    }
     layer = rf"{re.escape(layers)}[0-9]+\."
     others = [layer + other for other in family.others]
     others += [re.escape(base) + other for other in family.outer]
@@ -154,6 +159,13 @@ def _beside(shapes: Shapes, layers: str, count: int) -> dict[str, _Beside]:
     return found
 
 
+def _features(family: Family, shapes: Shapes) -> tuple[str, ...]:
+    """The linears that make features of a tower's output."""
+    modules = (name.removesuffix(".weight") for name in shapes if name.endswith(".weight"))
+    made = re.compile("|".join(family.features) or "(?!)")
+    return tuple(module for module in modules if made.fullmatch(module))
+
+
 def _may_be_tied(config: Mapping[str, Any], family: Family) -> bool:
     """Whether config.json, or the default of its class, lets the head be the embedding.
 
@@ -191,6 +203,8 @@ def refusals(
     """
     refused: dict[Operation, str] = {}
     for name, kind in beside.items():
+        if kind == "tower" and found.features:
+            continue
         operations, reason = _BESIDE[kind]
         refused = {**dict.fromkeys(operations, f"{name}: {reason}"), **refused}
     if found.kept_norms:

@@ -102,22 +102,22 @@ def proof(model_type: str, folder: Path, *, tied: bool = False, **more: Any) -> 
     return proof_of(folder)
 
 
-def proof_of(folder: Path) -> dict[str, str]:
-    """The same for the model in `<folder>/source`."""
+def proof_of(folder: Path, answer: Callable[[Any], Tensor] = logits) -> dict[str, str]:
+    """The same for the model in `<folder>/source`, by what it answers."""
     config, tensors = read(folder / "source")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
         parts = resolve(config, shapes)
     except CtcliError as refusal:
         return dict.fromkeys(CHAINS, f"unknown: {refusal.problems[0]}")
-    before = logits(load(folder / "source"))
+    before = answer(load(folder / "source"))
     found = {}
     for name, operations in CHAINS.items():
         refused = [parts.refusals[each] for each in operations if each in parts.refusals]
         if refused:
             found[name] = f"refused: {refused[-1]}"
             continue
-        after = logits(changed(parts, config, tensors, operations, folder / name))
+        after = answer(changed(parts, config, tensors, operations, folder / name))
         error = difference(after, before)
         found[name] = "exact" if error <= EXACT else f"WRONG by {error:.1e}"
     return found

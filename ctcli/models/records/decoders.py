@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ctcli.models.family import Attention, Family, Mixer, Mlp, Norm, Refusal
+from ctcli.models.family import Attention, Family, Mixer, Mlp, Norm
 
 QK_NORMS = (r"self_attn\.[qk]_norm\.weight",)
 PLAIN = Family()
@@ -73,14 +73,13 @@ _GLM4 = replace(
 )
 
 # Language models of models of several modalities, by the type of their text_config.
-_SEEING: tuple[Refusal, ...] = (
-    ("R1", "features of a tower enter the residual stream as they are"),
-)
+_MERGER = (r"(model\.)?visual\.merger\.mlp\.2",)
+_DEEP_MERGERS = (r"(model\.)?visual\.(merger|deepstack_merger_list\.[0-9]+)\.linear_fc2",)
 TEXT_ROWS: Mapping[str, Family] = {
-    "glm4v_text": replace(_GLM4, head_dim=None, refusals=_SEEING),
-    "qwen2_5_vl_text": replace(PLAIN, refusals=_SEEING),
-    "qwen2_vl_text": replace(PLAIN, refusals=_SEEING),
-    "qwen3_vl_text": replace(_QWEN3, refusals=_SEEING),
+    "glm4v_text": replace(_GLM4, head_dim=None),
+    "qwen2_5_vl_text": replace(PLAIN, features=_MERGER),
+    "qwen2_vl_text": replace(PLAIN, features=_MERGER),
+    "qwen3_vl_text": replace(_QWEN3, features=_DEEP_MERGERS),
 }
 ROWS: Mapping[str, Family] = {
     "apertus": replace(
