@@ -58,6 +58,7 @@ def pair(
     modules: Mapping[str, QuantizedModule],
     coded: Mapping[str, Coded],
     source: Checkpoint,
+    presharded: Mapping[str, int],
 ) -> Pairing:
     """Find the counterpart of every tensor.
 
@@ -66,9 +67,10 @@ def pair(
         modules: its quantized modules.
         coded: its weights that other tools quantized.
         source: the expected checkpoint.
+        presharded: see `read_quantized`.
     """
     pairing, stored = Pairing(), dict(source.tensors())
-    source, requantized = _floats(source, pairing)
+    source, requantized = _floats(source, presharded, pairing)
     wanted, split = dict(source.tensors()), _split(snapshot, source)
     for name, parts in split.items():
         del wanted[name]
@@ -115,10 +117,12 @@ def _matrices(tensor: LazyTensor) -> int:
     return len(tensor.parts) if isinstance(tensor, Stacked) else 1
 
 
-def _floats(source: Checkpoint, pairing: Pairing) -> tuple[Checkpoint, Collection[str]]:
+def _floats(
+    source: Checkpoint, presharded: Mapping[str, int], pairing: Pairing
+) -> tuple[Checkpoint, Collection[str]]:
     """The source with floats for weights, and the names of those that it stores quantized."""
     try:
-        reading = read_quantized(source)
+        reading = read_quantized(source, presharded=presharded)
     except CtcliError as error:
         pairing.notes += [f"the source's {problem}" for problem in error.problems]
         return source, ()
