@@ -19,6 +19,7 @@ from ctcli.lazy.nodes import Computed, LazyTensor, Stacked, matrix_shape, starti
 from ctcli.lazy.tensors import Stored
 from ctcli.models.experts import layout_problem, packed_experts, split_experts
 from ctcli.models.protected import is_embedding, is_head
+from ctcli.models.turned_experts import are_turned, turned_linears, turned_problem
 from ctcli.ops.dtypes import WEIGHT_FLOATS
 from ctcli.verifying.checks import Check, coded_checks, module_check, plain_check, rounded_check
 from ctcli.verifying.findings import Finding
@@ -146,6 +147,9 @@ def _split(snapshot: Snapshot, source: Checkpoint) -> dict[str, Mapping[str, Laz
             continue
         if isinstance(tensor, Stacked) and tensor.linears:
             found[name] = tensor.linears
+        elif are_turned(source.config) and isinstance(tensor, Stored | Stacked):
+            if not turned_problem(packed, tensor.spec, source.config):
+                found[name] = turned_linears(packed, tensor)
         elif isinstance(tensor, Stored) and not layout_problem(packed, tensor.spec, source.config):
             found[name] = split_experts(packed, tensor)
     return found
