@@ -69,8 +69,7 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
                 publication, plan = begin_push(repo, made, plan, shared)
             report = report.with_errors(_execute(terminal, command, plan, publication))
         seconds = time.monotonic() - start
-        place = f"hf://{target.repo}" if target.repo else str(target.path)
-        result = result_of(command, source, place, made, report, plan, shared, seconds)
+        result = result_of(command, source, target, made, report, plan, shared, seconds)
         if repo:
             commit = publication.commit if publication else None
             result = with_push(result, repo, shared.branch, commit)
@@ -138,7 +137,7 @@ def _execute(
 def result_of(
     command: str,
     source: str,
-    place: str,
+    target: Destination,
     made: Made,
     report: Report,
     plan: Plan,
@@ -146,6 +145,7 @@ def result_of(
     seconds: float,
 ) -> Result:
     """What a run has to say at its end."""
+    place = str(target)
     written = plan.write_bytes
     resumed = len(plan.leftover.journal.complete)
     rows = report.rows()
