@@ -71,6 +71,7 @@ Transposed = Literal["linears", "experts"]
 _STORED_LIKE = {
     "decision_transformer": "gpt2",
     "imagegpt": "gpt2",
+    "llama4": "llama4_text",
     "qwen3_vl_moe": "llama4_text",
     "qwen3_vl_moe_text": "llama4_text",
 }
