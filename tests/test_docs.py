@@ -135,7 +135,7 @@ def test_the_table_of_quality_is_the_same_in_readme_and_guide() -> None:
 
 def test_the_tables_of_models_are_those_of_the_records() -> None:
     assert markdown() in GUIDE["models"], "what `markdown` returns is to stand there"
-    assert f"| {len(FAMILIES)} model types, as far as exact" in README
+    assert f"| {len(FAMILIES)} model types, where exact" in README
 
 
 def test_readme_names_the_fused_sets_of_the_table() -> None:
