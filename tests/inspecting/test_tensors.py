@@ -117,7 +117,7 @@ def test_offers_are_what_quantizing_makes(name: str, pylm: Path, tiny: Models) -
 
 def test_memory_that_is_needed() -> None:
     def fits(gigabytes: float) -> str:
-        return Offer("x", int(gigabytes * 1e9), 4.0, "", None, True).fits
+        return Offer("x", int(gigabytes * 1e9), 4.0, "", None, True, None).fits
 
     assert fits(5) == "8 GB"
     assert fits(20) == "24 GB"
