@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from ctcli.models.architecture import Operation
-from ctcli.models.families import FAMILIES
+from ctcli.models.families import FAMILIES, WITHOUT_RECORD
 from ctcli.models.family import Family
 
 COMMANDS: Mapping[str, Operation] = {
@@ -62,5 +62,6 @@ def markdown() -> str:
             for (asked, reason), names in refused.items()
             if asked == command
         ]
+    lines += [f"| all | {why} | {name} |" for name, why in WITHOUT_RECORD.items()]
     exact = [name for name, reasons in found.items() if not any(reasons)]
     return "\n".join([*lines, "", f"Nothing is refused for {', '.join(exact)}."])

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
+from ctcli.errors import CtcliError
 from ctcli.models.architecture import Operation
-from ctcli.models.families import FAMILIES
+from ctcli.models.families import FAMILIES, WITHOUT_RECORD, family_of
 from ctcli.models.records.decoders import TEXT_ROWS
 from ctcli.models.table import COMMANDS, refusals_of, rows
 from tests.helpers.architectures import CHAINS, proof, proof_of, saved
@@ -61,21 +62,6 @@ _VISION: Mapping[str, Any] = {
     "num_position_embeddings": 16,
     "deepstack_visual_indexes": [0],
 }
-# Types without a record, and why there is none: their commands say that the type is not known.
-UNKNOWN: Mapping[str, str] = {
-    "axk2": "a gate of the stream follows each norm",
-    "deepseek_v4": "several streams are mixed",
-    "hrm_text": "two stacks are run in turns",
-    "hy_v4": "several streams are mixed",
-    "inkling_text": "convolutions run along what blocks write",
-    "jetmoe": "attention has experts",
-    "modernbert-decoder": "a head of two layers",
-    "olmo_hybrid": "one name means two norms",
-    "qwen4_exp_text": "several streams are mixed",
-    "zamba": "one attention block is shared by layers",
-    "zamba2": "one attention block is shared by layers",
-    "zaya": "scales of the stream itself",
-}
 
 
 def check(name: str, found: Mapping[str, str], refused: Collection[Operation]) -> None:
@@ -86,7 +72,14 @@ def check(name: str, found: Mapping[str, str], refused: Collection[Operation]) -
 
 
 def test_every_type_has_a_record_or_a_reason() -> None:
-    assert {*TYPES} | {*TEXT_ROWS} == {*FAMILIES} | {*UNKNOWN}
+    assert {*TYPES} | {*TEXT_ROWS} == {*FAMILIES} | {*WITHOUT_RECORD}
+
+
+def test_why_a_type_has_no_record_is_told() -> None:
+    for name, why in WITHOUT_RECORD.items():
+        with pytest.raises(CtcliError) as refusal:
+            family_of({"model_type": name})
+        assert refusal.value.problems[0].endswith(f"{name!r} it is not known what is exact: {why}.")
 
 
 @pytest.mark.parametrize("model_type", sorted({*FAMILIES}))
