@@ -12,7 +12,7 @@ from pathlib import Path
 from ctcli.cli.commands import Step
 from ctcli.cli.layouts import layout_of
 from ctcli.cli.options import Destination, Shared
-from ctcli.cli.running import check_options, result_of
+from ctcli.cli.running import check_options, prepare, result_of
 from ctcli.console import Result, Terminal
 from ctcli.engine.plan import Plan, check_resources
 from ctcli.engine.shares import agree, check_destination_of, is_made, plan_share, write_share
@@ -68,6 +68,7 @@ def _run_part(
     if not shared.dry_run:
         errors: ErrorSums = {}
         if not is_done:
+            prepare(terminal, made)
             errors = _write(terminal, f"{command} {part}", plan, gathering, layout, target)
         if not (missing := lacking_files(layout, target.path, agreement)):
             errors = publish(target.path, agreement) or errors
