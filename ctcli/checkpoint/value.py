@@ -6,15 +6,18 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 from ctcli.lazy.nodes import LazyTensor
 from ctcli.lazy.tensors import SourceFile, Stored, TensorSpec
 from ctcli.models.modules import Module, modules_of
+from ctcli.units import Advance
 
 INDEX_SUFFIX = ".safetensors.index.json"
 CONFIG_NAME = "config.json"
 RECIPE_NAME = "ctcli_recipe.toml"
+# Not beside the weights: loaders take every safetensors file there for some.
+ROTATIONS_NAME = "ctcli_rotations/R.safetensors"
 
 # One step of a recipe: `use` names the command, the other keys are its options.
 StepTable = Mapping[str, Any]
@@ -50,6 +53,25 @@ class Origin:
     headers_sha256: str
 
 
+class Preparation(Protocol):
+    """What is computed before a run's first byte is written, and takes its time."""
+
+    @property
+    def title(self) -> str:
+        """What is done, for people."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that go through it."""
+
+    def run(self, advance: Advance) -> None:
+        """Do it, unless it was done; a run that has not done it does so where it is needed.
+
+        Raises:
+            CtcliError: what it reads cannot be read.
+        """
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A whole checkpoint, known from its headers alone.
@@ -66,6 +88,8 @@ class Checkpoint:
         history: steps of the recipes that made the source, oldest first.
         steps: the rewrites applied since, with all their options: the recipe of this run.
         warnings: what a user should know about the source.
+        beside: files of tensors that are none of the model's.
+        preparations: what to do before the run.
     """
 
     shards: tuple[Shard, ...]
@@ -79,6 +103,8 @@ class Checkpoint:
     history: tuple[StepTable, ...] = ()
     steps: tuple[StepTable, ...] = ()
     warnings: tuple[str, ...] = ()
+    beside: tuple[Shard, ...] = ()
+    preparations: tuple[Preparation, ...] = ()
 
     def tensors(self) -> Iterator[tuple[str, LazyTensor]]:
         """Every tensor with its name, shard by shard."""

@@ -19,6 +19,7 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "fuse-norms": (("ctcli fuse-norms SRC DST --dtype float32", "for a chain without rounding"),),
     "rotate": (
         ("ctcli rotate SRC DST", "R1 and R2; the result is an ordinary checkpoint"),
+        ("ctcli rotate SRC DST --transform-type learned", "learned from the weights alone"),
         ("ctcli rotate SRC DST --rotation-file R.bin", "learned rotations, as SpinQuant has them"),
     ),
     "equalize": (("ctcli equalize SRC DST", "before 4 bits, for models with outliers"),),

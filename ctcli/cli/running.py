@@ -67,6 +67,7 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
             if repo:
                 assert isinstance(made, Checkpoint), "what a hub does not take was refused"
                 publication, plan = begin_push(repo, made, plan, shared)
+            prepare(terminal, made)
             report = report.with_errors(_execute(terminal, command, plan, publication))
         seconds = time.monotonic() - start
         compiled = terminal.has_compiled
@@ -118,6 +119,13 @@ def _put_back(terminal: Terminal, destination: Path, dry_run: bool) -> None:
             f"{destination}: a run that was to replace it died when it was out of the way; it "
             f"{done}."
         )
+
+
+def prepare(terminal: Terminal, made: Made) -> None:
+    """Do what a run of it begins with, such as learning."""
+    for each in made.preparations if isinstance(made, Checkpoint) else ():
+        with terminal.progress(each.title, each.nbytes) as advance:
+            each.run(advance)
 
 
 def _execute(

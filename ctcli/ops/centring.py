@@ -29,6 +29,10 @@ class Centring:
         """Coordinates that are mixed."""
         return self.size
 
+    def resized(self, size: int) -> Centring:
+        """The mean over so many coordinates."""
+        return Centring(size)
+
     def apply(self, x: Array, out: Floats | None = None) -> Array:
         """X M for x [rows, n]; `out`, C-contiguous, takes an array's result and may be x."""
         if not isinstance(x, np.ndarray):

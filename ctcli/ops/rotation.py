@@ -71,6 +71,10 @@ class Rotation:
         """The block-diagonal rotation of this one `times` over, one for each head for example."""
         return replace(self, repeats=self.repeats * times)
 
+    def resized(self, size: int) -> Rotation:
+        """The block-diagonal rotation of so many coordinates."""
+        return replace(self, repeats=size // self.block_size)
+
     def apply(self, x: Array, out: Floats | None = None) -> Array:
         """X Q for x [rows, size], float32 or float64, in that dtype and on that device.
 

@@ -188,6 +188,7 @@ def lay_out(made: Checkpoint | OneFileOutput, name: str = "") -> Layout:
 
 def _lay_out(checkpoint: Checkpoint) -> Layout:
     shards = [_weights_file(shard, checkpoint.source_of(shard)) for shard in checkpoint.shards]
+    shards += [_weights_file(shard, None) for shard in checkpoint.beside]
     carried = [
         OutputFile(name, file) if isinstance(file, bytes) else _whole(name, file)
         for name, file in checkpoint.files.items()

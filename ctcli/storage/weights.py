@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from ctcli.checkpoint.sharding import natural_key
-from ctcli.checkpoint.value import Shard
+from ctcli.checkpoint.value import ROTATIONS_NAME, Shard
 from ctcli.errors import CtcliError
 from ctcli.lazy.tensors import SourceFile, content_of
 from ctcli.storage.index import Index, apply_index, find_index, missing_files, parse_index
@@ -140,7 +140,7 @@ def _tensors_twice(shards: Iterable[Shard], *, is_indexed: bool) -> list[Problem
 def strays_of(files: Iterable[str], own: Collection[str]) -> tuple[list[str], list[str]]:
     """Weights files beside a checkpoint's own: safetensors, and those of other formats."""
     known = {*own}
-    names = [name for name in files if name not in known]
+    names = [name for name in files if name not in known and name != ROTATIONS_NAME]
     strays = [name for name in names if name.endswith(".safetensors")]
     return strays, [name for name in names if name.endswith(OTHER_WEIGHTS)]
 

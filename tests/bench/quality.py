@@ -27,6 +27,7 @@ from tests.helpers.operating import run_steps
 
 NEAREST = "round to nearest"
 _EVEN, _FUSED, _ROTATED = {"use": "equalize"}, {"use": "fuse-norms"}, {"use": "rotate"}
+_LEARNED = {"use": "rotate", "transform_type": "learned"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ METHODS: Mapping[str, Method] = {
     NEAREST: Method(),
     "fuse-norms": Method((_FUSED,)),
     "rotate": Method((_ROTATED,)),
+    "rotate, learned": Method((_LEARNED,)),
     "mse": Method(observer="mse"),
     "signed": Method(observer="signed"),
     "pnorm": Method(observer="pnorm"),

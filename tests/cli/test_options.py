@@ -93,6 +93,7 @@ BESIDE: Mapping[tuple[type, str], dict[str, Any]] = {
     (InspectOptions, "sort"): {"tensors": True},
     (InspectOptions, "stats"): {"tensors": True},
     (RotateOptions, "save_online_weights"): {"rotations": ("R3",)},
+    (RotateOptions, "steps"): {"transform_type": "learned"},
     **{(QuantizeOptions, each.name): {"bits": 8} for each in fields(QuantizeOptions)},
     (QuantizeOptions, "bits"): {},
     (QuantizeOptions, "config"): {},

@@ -7,7 +7,7 @@ outlier channels, SmolLM2-135M and Gemma-3-270M.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ctcli.checkpoint.value import StepTable
 from ctcli.schemes import format_of
@@ -19,6 +19,43 @@ _HARM = {
     "fuse-norms": "17 to 125 % more on two models, and ruined a third",
     "rotate": "6 to 75 % more on two models",
 }
+# What `nox -s quality` measured: the mean KL divergence from the source's predictions, in nats, by
+# scheme, and by what is done before and by the observer.
+_MODELS = ("SmolLM2-135M", "the bundled model")
+_NEAREST: tuple[str | None, Observer] = (None, "minmax")
+_LOSSES: Mapping[str, Mapping[tuple[str | None, Observer], tuple[float | None, float | None]]] = {
+    "W4A16": {
+        _NEAREST: (0.529, 0.01094),
+        (None, "signed"): (0.475, None),
+        ("equalize", "minmax"): (0.417, 0.01124),
+        ("equalize", "signed"): (0.291, 0.00961),
+    }
+}
+
+
+def measured_loss(
+    schemes: Iterable[Scheme], observer: Observer, steps: Sequence[StepTable]
+) -> list[str]:
+    """What was measured of small models that were quantized so, a line for each scheme."""
+    method = _last_change(steps), observer
+    lines = []
+    for name in dict.fromkeys(scheme.name for scheme in schemes):
+        losses = _LOSSES.get(name, {})
+        pairs = zip(_MODELS, losses.get(method, ()), losses.get(_NEAREST, ()), strict=False)
+        found = [
+            f"{loss} on {model}" + (f" (to the nearest {nearest})" if method != _NEAREST else "")
+            for model, loss, nearest in pairs
+            if loss is not None
+        ]
+        if found:
+            lines.append(f"{name}: KL divergence {', '.join(found)}")
+    return lines
+
+
+def _last_change(steps: Sequence[StepTable]) -> str | None:
+    """The last step that changed what rounding loses; None: there was none."""
+    names = [str(step.get("use")) for step in steps]
+    return next((name for name in reversed(names) if name in ("equalize", *_HARM)), None)
 
 
 def advice(schemes: Iterable[Scheme], observer: Observer, steps: Sequence[StepTable]) -> list[str]:

@@ -14,7 +14,7 @@ from ctcli.formats.sources.reading import Reading, dense, read_quantized
 from ctcli.lazy.nodes import Computed, Exact, Input, LazyTensor, Node, starting_point
 from ctcli.models.config import table
 from ctcli.models.fused import FusedSet
-from ctcli.rewrites.quantizing.advice import advice
+from ctcli.rewrites.quantizing.advice import advice, measured_loss
 from ctcli.rewrites.quantizing.candidates import candidates_of
 from ctcli.rewrites.quantizing.config import quantization_config
 from ctcli.rewrites.quantizing.input_scales import CACHE_SCALES, constant_scales, placed_scales
@@ -60,8 +60,10 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     declared = table(untied.config.get("quantization_config"))
     config["transform_config"] = declared.get("transform_config", {})
     step = {"use": "quantize", **options.recipe}
-    new = (s for module, s in selection.schemes.items() if module not in as_stored)
-    advised = advice(new, options.observer, (*untied.history, *untied.steps))
+    new = [s for module, s in selection.schemes.items() if module not in as_stored]
+    before = *untied.history, *untied.steps
+    advised = advice(new, options.observer, before)
+    measured = measured_loss(new, options.observer, before)
     warnings = (*untied.warnings, *advised)
     result = replace(untied, shards=shards, steps=(*untied.steps, step), warnings=warnings)
     if options.max_shard_size:
@@ -71,8 +73,8 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     result = replace(result, warnings=(*result.warnings, *warnings))
     methods = {module: coded.method for module, coded in as_stored.items()}
     constant = len(scales) if options.constant_input_scale else 0
-    before, after = checkpoint.nbytes, result.nbytes
-    return result, QuantizeReport(selection, before, after, methods, {}, constant)
+    sizes = checkpoint.nbytes, result.nbytes
+    return result, QuantizeReport(selection, *sizes, methods, {}, constant, measured)
 
 
 def _unchanged(

@@ -31,6 +31,7 @@ class QuantizeReport:
         as_stored: how modules were quantized before whose numbers stay, by name.
         errors: relative root mean square error by module, once it is known.
         constant: how many modules have a constant scale of their activations.
+        measured: what is known of other models that were quantized so, line by line.
     """
 
     selection: Selection
@@ -39,6 +40,7 @@ class QuantizeReport:
     as_stored: Mapping[str, str]
     errors: Mapping[str, float]
     constant: int = 0
+    measured: Sequence[str] = ()
 
     @cached_property
     def unfamiliar(self) -> Mapping[str, int]:
@@ -68,6 +70,7 @@ class QuantizeReport:
         if self.constant:
             made = counted(self.constant, "module")
             rows.append(("input scales", f"{made}: constant, 1.0; nothing was calibrated"))
+        rows += [("measured loss", line) for line in self.measured]
         if strange := self.unfamiliar:
             patterns, modules = counted(len(strange), "pattern"), sum(strange.values())
             found = f"{patterns}, {counted(modules, 'module')}, quantized as linears"
@@ -104,6 +107,7 @@ class QuantizeReport:
             "left_alone": dict(self.selection.kept),
             "unfamiliar": dict(self.unfamiliar),
             "constant_input_scales": self.constant,
+            "measured_loss": list(self.measured),
             "tensor_bytes_before": self.bytes_before,
             "tensor_bytes_after": self.bytes_after,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -33,6 +33,9 @@ class Map(Hashable, Protocol):
 
     def apply_left(self, w: Block) -> Block:
         """M^T w for w [size, columns]."""
+
+    def resized(self, size: int) -> Map:
+        """The block-diagonal map of so many coordinates: some of its blocks, or more of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,11 +69,7 @@ class RowMap:
 @lru_cache(maxsize=256)
 def repeated(once: Map, size: int) -> Map:
     """The block-diagonal map of so many coordinates: some of its blocks, or more of them."""
-    from ctcli.ops.rotation import Rotation
-
-    if size == once.size or not isinstance(once, Rotation):
-        return once
-    return replace(once, repeats=size // once.block_size)
+    return once if size == once.size else once.resized(size)
 
 
 class EditBlock(NamedTuple):

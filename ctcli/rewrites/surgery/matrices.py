@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ctcli.ops.draws import Draws
     from ctcli.ops.rotation import Rotation
 
-TransformType = Literal["hadamard", "random-hadamard", "random-matrix"]
+TransformType = Literal["hadamard", "random-hadamard", "random-matrix", "learned"]
 
 
 def made(

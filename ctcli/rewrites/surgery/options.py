@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "float32", "float64"]
 RotationName = Literal["R1", "R2", "R3", "R4"]
+_STEPS = 100
 # The options that say which matrices there are, beside a TransformConfig.
 _OF_MATRICES = (
-    *("rotations", "transform_type", "seed", "randomize", "block_size"),
+    *("rotations", "transform_type", "steps", "seed", "randomize", "block_size"),
     *("rotation_file", "save_online_weights"),
 )
 
@@ -110,9 +111,10 @@ class RotateOptions(SurgeryOptions):
         choices=("R1", "R2", "R3", "R4"),
     )
     transform_type: TransformType | None = option(None, "Where the matrices come from.", "hadamard")
+    steps: int | None = option(None, "learned: steps of learning.", "100", least=1, most=100_000)
     seed: int | None = option(
         None,
-        "Of random signs and matrices.",
+        "Of random signs and matrices, and of what is learned from.",
         "compressed-tensors' constant",
         least=0,
         most=2**64 - 1,
@@ -148,9 +150,19 @@ class RotateOptions(SurgeryOptions):
         return self.rotations or ("R1", "R2")
 
     @property
+    def learns(self) -> bool:
+        """Whether R1 and R2 are learned."""
+        return self.transform_type == "learned"
+
+    @property
+    def learning_steps(self) -> int:
+        """How many steps that takes."""
+        return self.steps or _STEPS
+
+    @property
     def made_as(self) -> TransformType:
-        """Where the matrices come from that no file has."""
-        return self.transform_type or "hadamard"
+        """Where the matrices come from that no file has, or that learning begins with."""
+        return "hadamard" if self.learns else self.transform_type or "hadamard"
 
     @cached_property
     def transforms(self) -> tuple[TransformScheme, ...]:
@@ -167,9 +179,11 @@ class RotateOptions(SurgeryOptions):
     def recipe(self) -> Mapping[str, Any]:
         """The options as the keys of a recipe's step, with what None stands for."""
         has_all = self.rotation_file and {*self.chosen} <= {"R1", "R2"}
+        made = self.transform_type or self.made_as
         meant = {
             "rotations": None if self.transform_config else list(self.chosen),
-            "transform_type": None if self.transform_config or has_all else self.made_as,
+            "transform_type": None if self.transform_config or has_all else made,
+            **({"steps": self.learning_steps} if self.learns else {}),
         }
         return {**record(self), **meant}
 
@@ -191,6 +205,10 @@ def _check_together(options: RotateOptions) -> None:
         if each.name in _OF_MATRICES and getattr(options, each.name) != each.default
     }
     idle, reason = _idle(given, options.chosen, options.transform_config)
+    if not idle and options.learns and (idle := given & {"--randomize", "--block-size"}):
+        reason = "learned matrices are one for R1, and one for R2 of each layer"
+    if not idle and not options.learns and (idle := given & {"--steps"}):
+        reason = "only --transform-type learned has steps"
     if idle:
         raise CtcliError(
             [f"{name}: it would have no effect: {reason}." for name in sorted(idle)],
@@ -217,6 +235,7 @@ def _idle(
             "--randomize": {"R2"},
             "--block-size": {"R1", "R4"},
             "--save-online-weights": {"R3"},
+            "--steps": {"R1", "R2"},
         }
         idle = {name for name in given if uses.get(name, {*rotations}).isdisjoint(rotations)}
         reason = f"there is only {', '.join(rotations)}"

@@ -18,6 +18,7 @@ from ctcli.models.modules import modules_of
 from ctcli.rewrites.surgery.edits import Arithmetic
 from ctcli.rewrites.surgery.fuse_norms import SurgeryReport, finish, fuse, write_stream
 from ctcli.rewrites.surgery.kernels import RowMap
+from ctcli.rewrites.surgery.learning import LearnedRotation, Learning, rotations_file
 from ctcli.rewrites.surgery.matrices import Matrices
 from ctcli.rewrites.surgery.online import apply, matrix, scheme, transforming
 from ctcli.rewrites.surgery.options import RotateOptions
@@ -26,6 +27,8 @@ from ctcli.rewrites.surgery.transform_config import transform
 
 if TYPE_CHECKING:
     from ctcli.ops.rotation import Rotation
+
+    AnyRotation = Rotation | LearnedRotation
 
 # The type of matrices that readers take from the checkpoint.
 _SAVED = "random-hadamard"
@@ -65,20 +68,32 @@ def _rotated(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint
         options.learned,
     )
     changes = []
+    learning = Learning(surgery, options.learning_steps, options.seed or 0)
     if "R1" in chosen:
         changes.append(("norms fused", str(fuse(surgery))))
-        stream = matrices.stream()
+        start = matrices.stream()
+        stream = learning.stream(start) if options.learns else start
         rotate_stream(surgery, stream)
         changes.append(("R1", stream.description))
     if "R2" in chosen:
-        rotate_values(surgery, {a.module: matrices.values(a) for a in architecture.attentions})
-        changes.append(("R2", _words(matrices.values(a) for a in architecture.attentions)))
+        values: dict[str, AnyRotation] = {}
+        for each in architecture.attentions:
+            start = matrices.values(each)
+            values[each.module] = learning.values(each, start) if options.learns else start
+        rotate_values(surgery, values)
+        changes.append(("R2", _words(values.values())))
+    if learning.rotations:
+        changes.append(("to learn", learning.words))
     arithmetic = Arithmetic(options.precision, options.device)
     online = [*_rotate_keys(surgery, matrices, options), *_rotate_inner(surgery, matrices, options)]
     changes += [(name, f"{words}, online") for name, words, _ in online]
     result, report = finish(
         checkpoint, surgery, arithmetic, None, options.max_shard_size, options.step, changes
     )
+    if learning.rotations:
+        beside = (rotations_file(learning.rotations),)
+        preparations = (*result.preparations, learning)
+        result = replace(result, beside=beside, preparations=preparations)
     if online:
         schemes = _offline_schemes(architecture, options)
         schemes |= {name: scheme for name, _, scheme in online}
@@ -108,7 +123,7 @@ def _transformed(
     return result, report
 
 
-def rotate_stream(surgery: Surgery, rotation: Rotation) -> None:
+def rotate_stream(surgery: Surgery, rotation: AnyRotation) -> None:
     """R1: what is written into the residual stream, and what reads it."""
     write_stream(surgery, rotation)
     for reader in surgery.architecture.readers:
@@ -118,7 +133,7 @@ def rotate_stream(surgery: Surgery, rotation: Rotation) -> None:
             surgery.columns[f"{norm.module}.bias"].append(rotation)
 
 
-def rotate_values(surgery: Surgery, rotations: Mapping[str, Rotation]) -> None:
+def rotate_values(surgery: Surgery, rotations: Mapping[str, AnyRotation]) -> None:
     """R2: value heads, and the columns of the output linear that read them."""
     for attention in surgery.architecture.attentions:
         rotation = rotations[attention.module]
@@ -200,5 +215,5 @@ def _offline_schemes(architecture: Architecture, options: RotateOptions) -> dict
     return schemes
 
 
-def _words(rotations: Iterable[Rotation]) -> str:
+def _words(rotations: Iterable[AnyRotation]) -> str:
     return ", ".join(dict.fromkeys(rotation.description for rotation in rotations))

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ctcli.rewrites.quantizing.advice import advice
+from ctcli.rewrites.quantizing.advice import _LOSSES, advice, measured_loss
 from ctcli.schemes.presets import preset
-from tests.conftest import Ctcli
+from tests.conftest import ROOT, Ctcli
 
 EVEN, FUSED, ROTATED = ({"use": name} for name in ("equalize", "fuse-norms", "rotate"))
 REINDEXED = {"use": "reindex"}
@@ -58,3 +58,25 @@ def test_it_is_said_before_anything_is_written(ctcli: Ctcli, pylm: Path, tmp_pat
     (warning,) = (event["message"] for event in events if event["event"] == "warning")
     assert "fuse-norms before weights alone" in warning
     assert ctcli("quantize", pylm, tmp_path / "out", *options).stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("scheme", "observer", "steps", "words"),
+    [
+        ("W4A16", "minmax", [], ["W4A16: KL divergence 0.529 on SmolLM2-135M, 0.01094 on the"]),
+        ("W4A16", "signed", ["equalize", "reindex"], ["0.291 on SmolLM2-135M (to the nearest 0."]),
+        ("W4A16", "signed", ["equalize", "rotate"], []),
+        ("W4A16", "mse", [], []),
+        ("W8A8", "minmax", [], []),
+    ],
+)
+def test_measured_losses(scheme: str, observer: Any, steps: list[str], words: list[str]) -> None:
+    found = measured_loss([preset(scheme)] * 2, observer, [{"use": step} for step in steps])
+    assert len(found) == len(words)
+    assert all(word in line for word, line in zip(words, found, strict=True))
+
+
+def test_the_guide_has_the_losses_that_are_told() -> None:
+    table = (ROOT / "ctcli" / "guide" / "schemes.md").read_text()
+    told = {f"{loss} " for row in _LOSSES["W4A16"].values() for loss in row if loss}
+    assert {number for number in told if f"| {number}|" in table} == told

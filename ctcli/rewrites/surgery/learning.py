@@ -1,0 +1,201 @@
+"""Rotations that are learned from the weights themselves, once they are needed.
+
+A plan knows what will be learned and from what; the matrices are made when a run begins.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ctcli.checkpoint.value import ROTATIONS_NAME, Shard
+from ctcli.errors import CtcliError
+from ctcli.lazy.nodes import Computed, Node, Output, Where, starting_point
+from ctcli.lazy.tensors import TensorSpec
+from ctcli.ops.rotation import Rotation
+from ctcli.ops.transforms import seed_for
+from ctcli.rewrites.surgery.sampling import Sample, rows_of
+from ctcli.units import Advance, format_bytes
+
+if TYPE_CHECKING:
+    from ctcli.lazy.nodes import Block, Blocks
+    from ctcli.models.architecture import AttentionRole
+    from ctcli.rewrites.surgery.surgery import Surgery
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedRotation:
+    """A rotation that is learned when it is first asked for. It is the same wherever it is.
+
+    Attributes:
+        name: as in a file of rotations.
+        start: where learning begins.
+        sample: the rows that it is learned from.
+        steps: of learning.
+    """
+
+    name: str
+    start: Rotation
+    sample: Sample
+    steps: int
+    _found: list[Rotation] = field(default_factory=list, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Coordinates it works on."""
+        return self.start.size
+
+    block_size = size
+
+    @property
+    def description(self) -> str:
+        """For people."""
+        rows = f"{self.sample.rows:,} rows of {self.size}"
+        return f"learned in {self.steps} steps from {rows}, from {self.start.description} on"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that go through all steps."""
+        from ctcli.ops.learning import ROWS_A_STEP
+
+        return 4 * self.steps * min(self.sample.rows, ROWS_A_STEP) * self.size
+
+    @property
+    def memory(self) -> int:
+        """Bytes that learning holds."""
+        from ctcli.ops.learning import learning_bytes
+
+        return learning_bytes(self.sample.rows, self.size)
+
+    @property
+    def rotation(self) -> Rotation:
+        """The rotation; learned now, if it was not."""
+        self.prepare(lambda _: None)
+        return self._found[0]
+
+    def prepare(self, advance: Advance) -> None:
+        """Learn it, unless it was."""
+        with self._lock:
+            if not self._found:
+                self._found.append(self._learn(advance))
+
+    def apply(self, x: Block) -> Block:
+        """X Q for x [rows, size]."""
+        return self.rotation.apply(x)
+
+    def apply_left(self, w: Block) -> Block:
+        """Q^T w for w [size, columns]."""
+        return self.rotation.apply_left(w)
+
+    def resized(self, size: int) -> Rotation:
+        """The block-diagonal rotation of so many coordinates."""
+        return self.rotation.resized(size)
+
+    def _learn(self, advance: Advance) -> Rotation:
+        import numpy as np
+
+        from ctcli.ops.exact import precise_product
+        from ctcli.ops.learning import Learner, group_of, normalised
+
+        rows = normalised(self.start.apply(self.sample.read()))
+        learner = Learner(group_of(self.size), self.steps, self.sample.seed)
+        found = precise_product(self.start.matrix(), learner.learn(rows, advance))
+        # So it is in the file that it can be read from again.
+        return Rotation(((found.astype(np.float32).astype(np.float64),),), f"learned {self.size}")
+
+
+class Learning:
+    """The rotations of a run that are learned; a `Preparation`.
+
+    Args:
+        surgery: of the checkpoint; R1 is asked for once its norms are fused.
+        steps: of learning.
+        seed: of the choice of rows.
+    """
+
+    def __init__(self, surgery: Surgery, steps: int, seed: int) -> None:
+        self._surgery = surgery
+        self._steps = steps
+        self._seed = seed
+        self.rotations: dict[str, LearnedRotation] = {}
+
+    def stream(self, start: Rotation) -> LearnedRotation:
+        """R1, from the linears of all blocks that read the stream.
+
+        Raises:
+            CtcliError: a LayerNorm does not let it pass.
+        """
+        parts = self._surgery.architecture
+        if parts.norm_kind == "layer":
+            raise CtcliError(
+                f"{parts.family}: R1 cannot be learned: a LayerNorm subtracts the mean.",
+                "Give --rotations R2, or another --transform-type.",
+            )
+        inputs = [block.inputs for block in parts.attentions]
+        inputs += [block.inputs for block in parts.mixers]
+        inputs += [block.inputs for block in parts.mlps]
+        return self._learned("R1", start, [name for names in inputs for name in names])
+
+    def values(self, attention: AttentionRole, start: Rotation) -> LearnedRotation:
+        """R2 of an attention block, from the output linear, which reads the heads."""
+        return self._learned(f"{attention.module}.R2", start, [attention.o])
+
+    def _learned(self, name: str, start: Rotation, modules: Sequence[str]) -> LearnedRotation:
+        surgery, nodes = self._surgery, []
+        for module in dict.fromkeys(modules):
+            weight = surgery.stored.get(f"{module}.weight")
+            if exact := starting_point(weight) if weight else None:
+                is_transposed = module in surgery.architecture.transposed
+                nodes.append(rows_of(module, exact, surgery.gains.get(module), is_transposed))
+        sample = Sample(tuple(nodes), start.size, seed_for(self._seed, name))
+        self.rotations[name] = LearnedRotation(name, start, sample, self._steps)
+        return self.rotations[name]
+
+    @property
+    def title(self) -> str:
+        """What is done."""
+        return "learning rotations"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that go through it."""
+        return sum(rotation.nbytes for rotation in self.rotations.values())
+
+    def run(self, advance: Advance) -> None:
+        """Learn them all."""
+        for rotation in self.rotations.values():
+            rotation.prepare(advance)
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        memory = max(rotation.memory for rotation in self.rotations.values())
+        return f"{len(self.rotations)} matrices before the run, in at most {format_bytes(memory)}"
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """Rows of a learned matrix."""
+
+    learned: LearnedRotation
+
+    def __call__(self, _blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel`."""
+        rows = self.learned.rotation.matrix(where.start, where.stop)
+        return {"matrix": rows.astype("f4")}, ()
+
+
+def rotations_file(learned: Mapping[str, LearnedRotation]) -> Shard:
+    """A file of rotations, as `read_rotations` reads it: [n, n] float32 by name."""
+    matrices = {name: _matrix(name, each) for name, each in learned.items()}
+    return Shard(ROTATIONS_NAME, matrices, {})
+
+
+def _matrix(name: str, learned: LearnedRotation) -> Computed:
+    shape = learned.size, learned.size
+    outputs = {"matrix": Output(TensorSpec("F32", shape))}
+    node = Node(f"{name}/matrix/learned", name, shape, {}, outputs, Matrix(learned))
+    return Computed(node, "matrix")

@@ -1,0 +1,80 @@
+"""Rotations learned from rows: the loss falls, and every machine learns the same."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from ctcli.ops.exact import inverse, precise_product, product, row_sums
+from ctcli.ops.learning import Learner, differentiated, group_of, normalised
+
+RANDOM = np.random.RandomState(0)
+
+
+def test_products_do_not_depend_on_the_order_of_sums() -> None:
+    a, b = RANDOM.randn(600, 384), RANDOM.randn(384, 100)
+    mixed = RANDOM.permutation(384)
+    found = product(a, b)
+    assert np.array_equal(found, product(a[:, mixed], b[mixed]))
+    assert not np.array_equal(a @ b, a[:, mixed] @ b[mixed])  # else nothing is shown
+    with ThreadPoolExecutor(3) as threads:
+        assert np.array_equal(found, product(a, b, threads))
+        assert np.array_equal(precise_product(a, b), precise_product(a, b, threads))
+    assert np.abs(found - a @ b).max() < 1e-3
+    assert np.abs(precise_product(a, b) - a @ b).max() < 1e-9
+
+
+@pytest.mark.parametrize("size", [1, 5, 33, 200])
+def test_inverses(size: int) -> None:
+    skew = RANDOM.randn(size, size)
+    matrix = np.eye(size) + skew - skew.T
+    assert np.abs(inverse(matrix) @ matrix - np.eye(size)).max() < 1e-2
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 128])
+def test_row_sums(length: int) -> None:
+    x = RANDOM.randn(3, 2, length)
+    assert np.allclose(row_sums(x), x.sum(-1))
+
+
+def test_the_derivative_is_that_of_the_loss() -> None:
+    y = RANDOM.randn(3, 8)
+    y[0, :4] = 0  # of a group of zeros it is zero
+    expected, step = np.empty_like(y), 1e-6
+    for place in np.ndindex(y.shape):
+        there = [y.copy(), y.copy()]
+        there[0][place] += step
+        there[1][place] -= step
+        more, less = (differentiated(each, 4) for each in there)
+        expected[place] = (more - less) / (2 * step)
+    expected[0, :4] = 0
+    found = y.copy()
+    differentiated(found, 4)
+    assert np.allclose(found, expected, atol=1e-5)
+
+
+def test_learning_makes_groups_even(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = RANDOM.randn(512, 64)
+    rows[:, 5] *= 20
+    rows[::3] += 5 * RANDOM.randn(64)
+    held = normalised(rows)
+    advanced: list[int] = []
+    q = Learner(16, 30, 0).learn(held, advanced.append)
+    assert advanced == [held.nbytes] * 30
+    assert np.abs(q @ q.T - np.eye(64)).max() < 1e-11
+    before, after = (np.abs((held @ m).reshape(-1, 16)).max(1) ** 2 for m in (np.eye(64), q))
+    assert after.mean() < 0.8 * before.mean()
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert np.array_equal(q, Learner(16, 30, 0).learn(held, advanced.append))
+
+
+def test_nothing_to_learn_from() -> None:
+    for rows in (np.zeros((0, 6), np.float32), np.zeros((5, 6), np.float32)):
+        assert np.array_equal(Learner(6, 2, 0).learn(normalised(rows), lambda _: None), np.eye(6))
+
+
+@pytest.mark.parametrize(("size", "group"), [(2048, 128), (576, 96), (32, 32), (257, 1)])
+def test_groups(size: int, group: int) -> None:
+    assert group_of(size) == group
