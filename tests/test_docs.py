@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ import typer.main
 
 from ctcli import __version__
 from ctcli.cli import app
+from ctcli.formats.sources.reading import read_quantized
 from ctcli.models.families import FAMILIES
 from ctcli.models.fused import FUSED_ROLES
 from ctcli.models.table import markdown
+from ctcli.storage.opening import open_checkpoint
 from tests.conftest import ROOT, Ctcli
+from tests.helpers.sources import source_cases
 from tests.rewrites.quantizing.test_perplexity import BOUNDS
 
 README = (ROOT / "README.md").read_text()
@@ -33,12 +37,15 @@ OPTIONS = [
     for option in command.params
     if option.param_type_name == "option"
 ]
+EXACT = {True: "exact", False: "rounded once"}
 # Commands that write no checkpoint, and their own options.
 READING: dict[str, set[str]] = {
     "inspect": {"--tensors", "--sort", "--stats"},
     "finish": set(),
     "help": set(),
-    "verify": {"--against", "--max-error", "--target", "--tp", "--sha256", "--html"},
+    "verify": {
+        *("--against", "--max-error", "--target", "--tp", "--sha256", "--presharded", "--html"),
+    },
 }
 
 
@@ -46,6 +53,30 @@ def docs_table(heading: str) -> list[list[str]]:
     """The cells of the table whose heading row starts so."""
     rows = DOCS[DOCS.index(f"| {heading} |") :].partition("\n\n")[0].splitlines()
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
+
+
+def test_guide_tells_what_becomes_of_every_stored_weight() -> None:
+    """As the code has it of all checkpoints that other packages wrote."""
+    found: dict[str, set[bool | str]] = defaultdict(set)
+    rows = {row[0]: row for row in docs_table("stored as")}
+    patterns = {
+        name: re.compile(re.sub(r"\bN(x?N)?\b", r"[\\dx]+", name) + "(,.*)?")
+        for name in sorted(rows, key=len, reverse=True)
+    }
+    for case in source_cases():
+        source = open_checkpoint(str(case.checkpoint))
+        reading = read_quantized(source, presharded={"re:.*qkv_proj": 4})
+        assert reading
+        for leaf in (leaf for coded in reading.coded.values() for leaf in coded.leaves):
+            if reading.said.get("quant_method") == "compressed-tensors":
+                continue
+            name = next(n for n, pattern in patterns.items() if pattern.fullmatch(leaf.method))
+            found[name] |= {leaf.is_exact, leaf.scheme.format if leaf.scheme else "refused"}
+    told: dict[str, set[bool | str]] = {}
+    for name, (_, _, floats, converted) in rows.items():
+        told[name] = {*re.findall(r"refused|(?<=`)[a-z0-9-]+(?=`)", converted)}
+        told[name] |= {is_exact for is_exact, words in EXACT.items() if words in floats}
+    assert told == found
 
 
 def docs_commands() -> list[str]:

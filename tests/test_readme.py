@@ -214,7 +214,9 @@ def place(source: Path, quantized: Path, tmp_path: Path) -> Path:
 
 def parameters_of(call: list[str]) -> dict[str, Any]:
     """What ctcli makes of its arguments."""
-    command = dict(typer.main.get_group(app).commands)[call[0]]
+    group = typer.main.get_group(app)
+    command = group.get_command(typer.Context(group), call[0])
+    assert command, call
     return command.make_context(call[0], call[1:]).params
 
 

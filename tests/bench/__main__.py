@@ -27,25 +27,43 @@ def main() -> None:
         "'reindex:llm-compressor=venv/bin/llmcompressor.reindex_fused_weights {src} {dst}'",
     )
     parser.add_argument(
+        "--peers",
+        action="append",
+        default=[],
+        metavar="SCRIPT=PYTHON",
+        help="the Python of an environment that has the package of a script of this folder, which "
+        "then takes part: model_free_ptq=venv/bin/python",
+    )
+    parser.add_argument(
+        "--mb", type=int, default=2500, help="size of quantized sources (default: %(default)s)"
+    )
+    parser.add_argument(
         "--folder",
         type=Path,
         default=Path(tempfile.gettempdir()) / "ctcli-bench",
         help="for checkpoints, which are kept, and outputs (default: %(default)s)",
     )
     arguments = parser.parse_args()
+    pythons = dict(each.split("=", 1) for each in arguments.peers)
     for name in arguments.races or RACES:
-        peers = dict(
+        known = {
+            script: command.replace("{peer}", pythons[script])
+            for script, command in RACES[name].peers.items()
+            if script in pythons
+        }
+        peers = known | dict(
             peer.removeprefix(f"{name}:").split("=", 1)
             for peer in arguments.peer
             if peer.startswith(f"{name}:")
         )
-        src = _checkpoint(arguments.folder, RACES[name])
+        src = _checkpoint(arguments.folder, RACES[name]) if RACES[name].checkpoint else ""
         print(f"\n{name}: {arguments.runs} runs each, on {os.cpu_count()} cores, {src}")
         places = {
             "src": str(src),
             "dst": str(arguments.folder / "out"),
             "made": str(arguments.folder / "made"),
             "python": sys.executable,
+            "mb": str(arguments.mb),
         }
         remove(arguments.folder / "made")
         if made := RACES[name].made:

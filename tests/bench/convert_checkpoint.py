@@ -1,8 +1,8 @@
 """compressed-tensors' convert_checkpoint as a contender: `python convert_checkpoint.py SRC DST X`.
 
-X is fp8 (blocks become floats) or awq (becomes pack-quantized). Runs in an environment of its
-own, which has compressed-tensors 0.20 and not this project: `python -m tests.bench dequantize-FP8
---peer "dequantize-FP8:peer=PYTHON tests/bench/convert_checkpoint.py {made} {dst} fp8"`.
+X is fp8 (blocks become floats), awq (becomes pack-quantized) or nvfp4 (ModelOpt's becomes
+nvfp4-pack-quantized). Runs in an environment of its own, which has compressed-tensors 0.20 and not
+this project.
 """
 
 import sys
@@ -12,13 +12,18 @@ from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQCon
 from compressed_tensors.entrypoints.convert.converters.fp8block_dequantizer import (
     FP8BlockDequantizer,
 )
+from compressed_tensors.entrypoints.convert.converters.modelopt_nvfp4 import (
+    ModelOptNvfp4Converter,
+)
 
 source, destination, what = sys.argv[1:]
+linears = [r"re:.*_proj$"]
+if what == "fp8":
+    converter = FP8BlockDequantizer(targets=linears)
+elif what == "awq":
+    converter = AutoAWQConverter.from_pretrained(source)
+else:
+    converter = ModelOptNvfp4Converter(targets=linears)
 convert_checkpoint(
-    model_stub=source,
-    save_directory=destination,
-    converter=FP8BlockDequantizer(targets=[r"re:.*_proj$"])
-    if what == "fp8"
-    else AutoAWQConverter.from_pretrained(source),
-    max_workers=2,
+    model_stub=source, save_directory=destination, converter=converter, max_workers=2
 )

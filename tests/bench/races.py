@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -11,8 +11,9 @@ class Race:
     """Contenders that do the same job, or a part of it.
 
     Attributes:
-        checkpoint: arguments for `tests.bench.make_checkpoint`.
+        checkpoint: arguments for `tests.bench.make_checkpoint`; none: {made} is the source.
         commands: a command line for each contender, with {src} and {dst}; ours comes first.
+        peers: likewise, of packages that have environments of their own, with {peer} for Python.
         made: a command line that makes {made} once, beforehand, for contenders that read it.
         is_chain: ours does in one pass what the others do one after another.
         is_cold: checkpoints have to be read from the disk.
@@ -20,6 +21,7 @@ class Race:
 
     checkpoint: tuple[str, ...]
     commands: Mapping[str, str]
+    peers: Mapping[str, str] = field(default_factory=dict)
     made: str | None = None
     is_chain: bool = False
     is_cold: bool = False
@@ -65,7 +67,7 @@ def _computing(name: str, command: str, checkpoint: tuple[str, ...]) -> Race:
             "cp -r of its output": "cp -r {made} {dst}",
             "cp -r of its source": "cp -r {src} {dst}",
         },
-        command.replace("{dst}", "{made}") + " --overwrite",
+        made=command.replace("{dst}", "{made}") + " --overwrite",
     )
 
 
@@ -93,27 +95,30 @@ def _run(
     run = f"{_CTCLI} run {_RECIPES}/{recipe}.toml {{src}} {{dst}} {options}"
     made = rotate.replace("{dst}", "{made}") + " --overwrite"
     commands = {f"ctcli run {recipe}": run, **apart}
-    return Race(checkpoint, commands, made, is_chain=True, is_cold=on_disk)
+    return Race(checkpoint, commands, made=made, is_chain=True, is_cold=on_disk)
 
 
-def _source(command: str, made: str) -> Race:
-    """Ours on a source that is quantized already, beside copying that."""
+def _source(method: str, command: str, **peers: str) -> Race:
+    """Ours on a source that is quantized already, beside copying that.
+
+    Args:
+        method: how it is, for `tests.bench.make_packed`.
+        command: ours; the source and DST are left out.
+        peers: a script's arguments behind the same two, by its name in this folder.
+    """
+    name, *options = command.split()
+    ours = " ".join([_CTCLI, name, "{made} {dst}", *options, "--quiet"])
     return Race(
-        _LLAMA_1B,
+        (),
+        {f"ctcli {command}": ours, "cp -r of its source": "cp -r {made} {dst}"},
         {
-            f"ctcli {command}": f"{_CTCLI} {command} --quiet",
-            "cp -r of its source": "cp -r {made} {dst}",
+            script: f"{{peer}} tests/bench/{script}.py {{made}} {{dst}} {arguments}"
+            for script, arguments in peers.items()
         },
-        made,
+        f"{{python}} -m tests.bench.make_packed {method} {{made}} {{mb}}",
     )
 
 
-# As DeepSeek and Qwen spell it, so that other tools read it.
-_FP8 = (
-    f"sh -c '{_CTCLI} quantize {{src}} {{made}}-ct --scheme FP8_BLOCK --quiet --overwrite"
-    f" && {_CTCLI} convert {{made}}-ct {{made}} --to fp8 --quiet --overwrite'"
-)
-_PACKED = "{python} -m tests.bench.make_packed"
 _MACHINES = f"{_CTCLI} quantize {{src}} {{dst}} --scheme NVFP4A16 --quiet"
 _SCHEMES = (
     *("FP8_DYNAMIC", "FP8_BLOCK", "W8A8", "W4A16"),
@@ -147,7 +152,7 @@ RACES = {
             "ctcli verify --against": f"{_CTCLI} verify {{made}} --against {{src}} --quiet",
             "cat both": "sh -c 'cat {src}/* {made}/* >/dev/null'",
         },
-        f"{_CTCLI} quantize {{src}} {{made}} --scheme W4A16 --quiet --overwrite",
+        made=f"{_CTCLI} quantize {{src}} {{made}} --scheme W4A16 --quiet --overwrite",
     ),
     **{
         f"run-{scheme}": _run(f"rotate-{scheme}", scheme)
@@ -170,18 +175,22 @@ RACES = {
         "W4A16 mse", "quantize {src} {dst} --scheme W4A16 --observer mse", _LLAMA_1B
     ),
     "quantize-8B-shapes": _quantize("W4A16", _LLAMA_8B),
-    "dequantize-FP8": _source("dequantize {made} {dst}", _FP8),
+    "dequantize-FP8": _source("fp8-blocks", "dequantize", convert_checkpoint="fp8"),
     **{
-        f"FP8-to-{scheme}": _source(f"quantize {{made}} {{dst}} --scheme {scheme}", _FP8)
+        f"FP8-to-{scheme}": _source(
+            "fp8-blocks", f"quantize --scheme {scheme}", model_free_ptq=f"{scheme} fp8"
+        )
         for scheme in ("NVFP4A16", "W4A16")
     },
+    **{f"dequantize-{method}": _source(method, "dequantize") for method in ("awq", "gptq")},
+    "convert-awq": _source("awq", "convert", convert_checkpoint="awq"),
+    "convert-gptq": _source("gptq", "convert"),
+    # These move bytes only.
     **{
-        f"{command}-{method}": _source(
-            f"{command} {{made}} {{dst}}", f"{_PACKED} {method} {{made}} 22"
-        )
-        for command in ("convert", "dequantize")
-        for method in ("awq", "gptq")
+        f"convert-{method}": _source(method, "convert")
+        for method in ("fp8-blocks", "fp8-rows", "fp8-tensor")
     },
+    "convert-nvfp4": _source("nvfp4", "convert", convert_checkpoint="nvfp4"),
     "quantize-small-tensors": _quantize("FP8_DYNAMIC", _SMALL_TENSORS),
     "export-bin": _computing("export-bin", "export-bin {src} {dst}", _LLAMA_2_7B),
 }

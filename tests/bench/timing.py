@@ -44,7 +44,9 @@ def race(
         runs: how many count.
         is_cold: checkpoints have to be read from the disk.
     """
-    read = [places[name] for name in ("src", "made") if Path(places[name]).is_dir()]
+    read = [
+        places[name] for name in ("src", "made") if places[name] and Path(places[name]).is_dir()
+    ]
     warm_up = [sys.executable, "-m", "tests.bench.warm_up", *(["--cold"] if is_cold else []), *read]
     samples: dict[str, list[Sample]] = {name: [] for name in commands}
     for run in range(runs + 1):

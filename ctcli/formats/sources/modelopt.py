@@ -94,7 +94,10 @@ def _nvfp4(module: Module[LazyTensor], weight: Stored, scale: Stored, source: So
 
 def _int4(module: Module[LazyTensor], weight: Stored, scale: Stored, source: Source) -> Coded:
     if "weight_scale_2" in module.parts:
-        raise SourceError("it is W4A8_AWQ, whose scales of scales are not read")
+        raise SourceError(
+            "it is W4A8_AWQ, whose integers are rounded to FP8 while the model runs "
+            "(weight_scale_2): without that it is another model"
+        )
     rows, columns = shape = 2 * weight.spec.shape[0], weight.spec.shape[1]
     group = group_of(scale, shape)
     granule = (2, group)

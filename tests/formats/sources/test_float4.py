@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[Tensors, str]] = {
             f"{UP}.weight_scale": scales(8, 2),
             f"{UP}.weight_scale_2": scales(),
         },
-        "it is W4A8_AWQ, whose scales of scales are not read",
+        "it is W4A8_AWQ, whose integers are rounded to FP8 while the model runs",
     ),
     "rows of int8": (
         {f"{UP}.weight": bytes_of(8, 64).view(torch.int8), f"{UP}.weight_scale": scales(4)},
@@ -167,6 +167,26 @@ def test_scales_that_are_nan_end_the_run(cli: Ctcli, tmp_path: Path, byte: int) 
         is_finite = number == 1 and byte == 0x7F  # the exponent of 1
         assert result.returncode == (0 if is_finite else 1)
         assert is_finite or UP in result.stderr
+
+
+def test_every_power_of_two_is_decoded(cli: Ctcli, tmp_path: Path) -> None:
+    """From 2^-127 times a half, a subnormal float, to 2^127 times 1.5; twice that is none."""
+    exponents = torch.arange(255, dtype=torch.uint8)[:, None].expand(255, 2).contiguous()
+    codes = bytes_of(255, 32)
+    codes[254] &= 0x33  # at most 1.5
+    codes[253] &= 0x55  # at most 3
+    tensors = {f"{UP}.weight": codes, f"{UP}.weight_scale": exponents}
+    source = checkpoint(tmp_path / "src", tensors)
+    assert cli("dequantize", source, tmp_path / "dst", "--dtype", "float32").returncode == 0
+    magnitudes = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)
+    nibbles = torch.stack((codes & 15, codes >> 4), 2).reshape(255, 64).long()
+    values = torch.where(nibbles > 7, -1.0, 1.0) * magnitudes[nibbles & 7]
+    expected = values * 2.0 ** (exponents.double() - 127).repeat_interleave(32, 1)
+    found = tensors_of(tmp_path / "dst")[f"{UP}.weight"]
+    assert torch.equal(found.double(), expected)
+    codes[254, 0] = 4
+    result = cli("dequantize", checkpoint(tmp_path / "large", tensors), tmp_path / "none")
+    assert (result.returncode, UP in result.stderr) == (1, True)
 
 
 def test_floats_that_are_no_powers_of_two_are_no_exponents(cli: Ctcli, tmp_path: Path) -> None:
