@@ -71,6 +71,8 @@ def _repo(text: str) -> str:
 
 def _target(text: str) -> Destination:
     if not text.startswith(_ON_HUB):
+        if text.startswith(("hf:", "http://", "https://")):
+            raise OptionError(f"{text!r}: a repository is named hf://ORG/NAME.")
         return _directory(text)
     repo = _repo(text.removeprefix(_ON_HUB))
     return Destination(Path(repo.replace("/", "--")), repo)
