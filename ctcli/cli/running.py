@@ -69,9 +69,8 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
                 publication, plan = begin_push(repo, made, plan, shared)
             report = report.with_errors(_execute(terminal, command, plan, publication))
         seconds = time.monotonic() - start
-        place = f"hf://{target.repo}" if target.repo else str(target.path)
         compiled = terminal.has_compiled
-        result = result_of(command, source, place, made, report, plan, shared, seconds, compiled)
+        result = result_of(command, source, target, made, report, plan, shared, seconds, compiled)
         if repo:
             commit = publication.commit if publication else None
             result = with_push(result, repo, shared.branch, commit)
@@ -139,7 +138,7 @@ def _execute(
 def result_of(
     command: str,
     source: str,
-    place: str,
+    target: Destination,
     made: Made,
     report: Report,
     plan: Plan,
@@ -148,6 +147,7 @@ def result_of(
     has_compiled: bool = False,
 ) -> Result:
     """What a run has to say at its end."""
+    place = str(target)
     written = plan.write_bytes
     resumed = len(plan.leftover.journal.complete)
     rows = report.rows()
