@@ -58,6 +58,7 @@ def check_patterns(patterns: Iterable[str], modules: Collection[str], kind: str 
     """
     problems = []
     names = frozenset(modules)
+    example = ""
     for pattern in patterns:
         try:
             is_name = not pattern.startswith("re:")
@@ -69,9 +70,12 @@ def check_patterns(patterns: Iterable[str], modules: Collection[str], kind: str 
         near = difflib.get_close_matches(pattern.removeprefix("re:"), modules, n=3, cutoff=0.4)
         hint = f"; near names: {', '.join(near)}" if near else ""
         problems.append(f"pattern {pattern!r} matches no {kind}{hint}.")
+        if is_name and any(pattern in name for name in modules):
+            example = f": 're:.*{re.escape(pattern)}'"
     if problems:
         raise CtcliError(
-            problems, f"Give a {kind}'s full name, or re: and an expression that matches its start."
+            problems,
+            f"Give a {kind}'s full name, or re: and an expression that matches its start{example}.",
         )
 
 

@@ -205,14 +205,23 @@ def test_declared_dependencies_are_the_seven_that_the_program_may_use() -> None:
     assert names == allowed
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shell_completion_offers_the_commands(ctcli: Ctcli, shell: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shell", "typed", "offered"),
+    [
+        ("bash", "ctcli rein", "reindex"),
+        ("zsh", "ctcli quantize a b --scheme nvf", "nvfp4a16"),
+        ("fish", "ctcli quantize a b --scheme .*q_proj=NVF", ".*q_proj=NVFP4A16"),
+    ],
+)
+def test_shell_completion(
+    ctcli: Ctcli, shell: str, typed: str, offered: str, tmp_path: Path
+) -> None:
     env = {
         "_CTCLI_COMPLETE": f"complete_{shell}",
-        "COMP_WORDS": "ctcli rein",
+        "COMP_WORDS": typed,
         "COMP_CWORD": "1",
-        "_TYPER_COMPLETE_ARGS": "ctcli rein",
+        "_TYPER_COMPLETE_ARGS": typed,
         "_TYPER_COMPLETE_FISH_ACTION": "get-args",
         "HOME": str(tmp_path),
     }
-    assert "reindex" in ctcli(env=env).stdout
+    assert offered in ctcli(env=env).stdout

@@ -79,6 +79,8 @@ def as_target(text: str) -> Destination:
         OptionError: it is neither.
     """
     if not text.startswith(_ON_HUB):
+        if text.startswith(("hf:", "http://", "https://")):
+            raise OptionError(f"{text!r}: a repository is named hf://ORG/NAME.")
         return _directory(text)
     repo = _repo(text.removeprefix(_ON_HUB))
     return Destination(Path(repo.replace("/", "--")), repo)

@@ -112,7 +112,9 @@ def _completer(choices: tuple[str, ...]) -> Callable[[str], list[str]]:
 
     def complete(incomplete: str) -> list[str]:
         start, last = re.fullmatch(r"(.*[=,])?(.*)", incomplete, re.DOTALL).groups()  # type: ignore[union-attr]
-        found = [each for each in choices if each.lower().startswith(last.lower())]
+        # Any case is taken, and Typer drops what does not begin with the word as it was typed.
+        found = [each for each in choices if each.startswith(last)]
+        found = found or [low for each in choices if (low := each.lower()).startswith(last)]
         return [f"{start or ''}{each}" for each in found]
 
     return complete

@@ -69,7 +69,8 @@ def explain(error: Exception, commands: Collection[str], typed: Sequence[str]) -
         return _wrong_option(error, str(given), command, message, see)
     parameter = getattr(error, "param", None)
     if parameter is not None and type(error) is not typer.BadParameter:
-        return UsageError(f"{place}: {_missing(context, parameter)}", see)
+        hint = f"Give {_places(context, place)}; {see}"
+        return UsageError(f"{place}: {_missing(context, parameter)}", hint)
     if extra := re.search(r"unexpected extra argument\(?s?\)? \((.*)\)", message):
         hint = _ONE_PLACE.get(command, _usage(context, place)).format(extra[1])
         return UsageError(f"{place}: there is no place for {extra[1]}.", hint)
@@ -113,5 +114,10 @@ def _missing(context: Any, parameter: Any) -> str:
 
 
 def _usage(context: Any, place: str) -> str:
+    return f"Give {_places(context, place)}; put quotes around names with spaces."
+
+
+def _places(context: Any, place: str) -> str:
+    """The command with all its places."""
     places = [each.metavar for each in context.command.params if each.param_type_name == "argument"]
-    return f"Give {' '.join([place, *places])}; put quotes around names with spaces."
+    return " ".join([place, *places])

@@ -30,7 +30,7 @@ def rows_of(found: Inspection) -> list[tuple[str, str]]:
         ("tensors", f"{len(checkpoint.specs):,} in {counted(len(checkpoint.shards), 'shard')}"),
         ("tensor bytes", f"{format_bytes(checkpoint.nbytes)}: {dtypes}"),
         ("tied", _tied(found)),
-        ("fused sets", f"{len(found.fused):,}, of which {straddling or 'none'} straddle shards"),
+        ("fused sets", _fused_words(len(found.fused), straddling)),
     ]
     if checkpoint.history:
         rows.append(("made by", ", ".join(str(step.get("use")) for step in checkpoint.history)))
@@ -163,3 +163,11 @@ def _words(scheme: Scheme) -> str:
     inputs = scheme.input_activations
     parts = [words(scheme.weights), f"inputs {words(inputs)}" if inputs else "", scheme.format]
     return "; ".join(part for part in parts if part)
+
+
+def _fused_words(number: int, straddling: int) -> str:
+    """How many fused sets there are, and how many of them lie in several shards."""
+    if not number:
+        return "0"
+    straddle = "straddles" if straddling == 1 else "straddle"
+    return f"{number:,}, of which {straddling or 'none'} {straddle} shards"

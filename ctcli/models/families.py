@@ -66,7 +66,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
         raise CtcliError(
             f"config.json: model type {name!r} is not one whose architecture is known{like}.",
             f"{len(FAMILIES)} types are known; for others, describe the model in a file and give "
-            "--mapping FILE.",
+            "--mapping FILE: `ctcli help rotations` shows one.",
         )
     family = FAMILIES[name]
     return _variant(family, text_config(config))

@@ -68,7 +68,7 @@ def _modifiers(part: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _step(modifier: str, arguments: Mapping[str, Any]) -> StepTable:
     translate = _TRANSLATED.get(modifier)
     if translate is None:
-        raise _RefusedError("it needs calibration data, or is not known")
+        raise _RefusedError(_REFUSED.get(modifier, "it needs calibration data, or is not known"))
     given = {k: v for k, v in arguments.items() if k not in _IDLE and v is not None}
     step = translate(given)
     if given:
@@ -120,4 +120,9 @@ def _texts(value: Any) -> list[str]:
 _TRANSLATED: Mapping[str, Callable[[dict[str, Any]], StepTable]] = {
     "QuantizationModifier": _quantize,
     "SpinQuantModifier": _rotate,
+}
+_REFUSED: Mapping[str, str] = {
+    "QuIPModifier": "it turns inputs and outputs of every linear, which no step says in words; put "
+    "them as a TransformConfig into a JSON file, and give that to a step `rotate` as "
+    "`transform_config` (`ctcli help rotations` has it)",
 }

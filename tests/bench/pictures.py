@@ -1,4 +1,4 @@
-"""The picture of README, from real runs on the bundled checkpoint.
+"""The pictures of README, from real runs on the bundled checkpoint; takes Chromium.
 
 python -m tests.bench.pictures
 """
@@ -25,12 +25,13 @@ COMMANDS = (
     "ctcli quantize pylm DST --scheme W4A16 --group-size 64",
     "ctcli verify DST --against pylm --html DST.html",
 )
+WIDTH, HEIGHT = 920, 640  # of the part of verify's page that is shown
 # Lines of each output that are shown; the first screen of inspect goes on.
 SHOWN = (26, 30, 12)
 
 
 def main() -> None:
-    """Run the commands as in a terminal, and write `.github/terminal.svg`."""
+    """Run the commands as in a terminal, and write `.github/terminal.svg` and `verify.png`."""
     console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
     environment = {
         **os.environ,
@@ -50,10 +51,22 @@ def main() -> None:
             for line in done.stdout.splitlines()[:shown]:
                 console.print(Text.from_ansi(line), soft_wrap=False)
             console.print()
+        photograph(Path(folder, "DST.html"))
     picture = console.export_svg(title="ctcli", unique_id="ctcli")
     # No font is fetched for it: the reader's own monospaced one does.
     picture = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL)
     (ROOT / ".github" / "terminal.svg").write_text(picture, encoding="utf-8")
+
+
+def photograph(page: Path) -> None:
+    """Write the upper part of a page as `.github/verify.png`, in light colours."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+    if browser is None:
+        raise SystemExit("there is no Chromium to show verify's page")
+    flags = ("--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu")
+    picture = f"--screenshot={ROOT / '.github' / 'verify.png'}"
+    size = f"--window-size={WIDTH},{HEIGHT}"
+    subprocess.run([browser, *flags, picture, size, page.as_uri()], check=True, capture_output=True)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from ctcli.cli.helping import PAGES
 from ctcli.errors import CtcliError
+from ctcli.rewrites.surgery.transform_config import parse_transform_config
 from ctcli.storage.llmcompressor import steps_of_yaml
 from ctcli.storage.recipe import read_recipe
 from tests.conftest import Ctcli
@@ -32,6 +35,7 @@ STEPS = (
 )
 REFUSED = {
     "GPTQModifier: {scheme: W4A16}": "GPTQModifier: it needs calibration data, or is not known",
+    "QuIPModifier: {rotations: [v, u]}": "give that to a step `rotate` as `transform_config`",
     "SpinQuantModifier: {learnable: true}": "learnable rotations need training",
     "SpinQuantModifier: {rotations: [R5]}": "give some of R1, R2, R3, R4",
     "SpinQuantModifier: {mappings: {embedding: a}}": "mappings cannot be said",
@@ -60,6 +64,20 @@ def test_what_cannot_be_done_is_refused_by_name(text: str) -> None:
     (problem,) = raised.value.problems
     assert problem.startswith("recipe.yaml: ")
     assert REFUSED[text] in problem
+
+
+def test_the_guide_says_quip_as_a_file() -> None:
+    page = (PAGES / "rotations.md").read_text()
+    text = page.partition("```json\n")[2].partition("```")[0]
+    inputs, outputs = parse_transform_config("quip.json", json.loads(text))
+    for scheme, places in (
+        (inputs, ["input", "weight_input"]),
+        (outputs, ["weight_output", "output"]),
+    ):
+        assert [place.location for place in scheme.places] == places
+        assert [place.inverse for place in scheme.places] == [False, True]
+        assert scheme.folds("model.layers.0.mlp.down_proj")
+        assert not scheme.folds("lm_head")
 
 
 @pytest.mark.parametrize(

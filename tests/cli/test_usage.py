@@ -8,7 +8,8 @@ from tests.conftest import Ctcli
 
 CASES: tuple[tuple[str, str, str], ...] = (
     ("quantize", "ctcli quantize: SRC and DST are missing.", "ctcli quantize --help"),
-    ("quantize a", "ctcli quantize: DST is missing.", "ctcli quantize --help"),
+    ("quantize a", "ctcli quantize: DST is missing.", "Give ctcli quantize SRC DST; `ctcli q"),
+    ("verify a b", "there is no place for b.", "To compare two checkpoints, give --against b."),
     ("quantize a b c", "there is no place for c.", "ctcli quantize SRC DST"),
     ("quantize a -o b", "there is no option -o.", "second place: ctcli quantize SRC DST"),
     ("rotate a --output b", "there is no option --output.", "second place: ctcli rotate SRC DST"),
@@ -26,6 +27,7 @@ CASES: tuple[tuple[str, str, str], ...] = (
     ("help zzz", "there is no command or page 'zzz'.", "quantize"),
     ("export-bin a b/", "'b/': a folder; name the file in it, such as b/model.bin.", "--help"),
     ("export-bin a b.gguf", "what is written is llama2.c's format; name it .bin.", "--help"),
+    ("quantize a hf:/o/n", "a repository is named hf://ORG/NAME.", "--help"),
     ("inspect a --stats", "--stats goes with --tensors.", "--help"),
     ("quantize a b", "no scheme is given.", "FP8_DYNAMIC"),
     ("quantize a b --scheme int4", "there is no preset 'int4'.", "W4A16 is INT4"),

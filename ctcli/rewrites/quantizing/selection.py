@@ -132,6 +132,7 @@ def _divide(
 ) -> None:
     """Settle the modules whose columns are no multiple of the group size."""
     problems = []
+    common: set[int] = set()
     chosen = dict(schemes)
     for module, scheme in chosen.items():
         group, columns = scheme.weights.group_size, linears[module].shape[1]
@@ -150,11 +151,14 @@ def _divide(
             problems.append(
                 f"{module}: group size {group} does not divide {columns} columns ({choices})."
             )
+            common.add(smaller.weights.group_size or 0 if smaller else 0)
     if problems:
+        # Powers of two: the smallest one divides what the others divide.
+        size = f"give --group-size {min(common)}" if min(common) else "choose another --group-size"
         raise CtcliError(
             problems,
             "--on-indivisible skip leaves these modules as they are, smaller-group gives them the "
-            "size in brackets; or choose another --group-size.",
+            f"size in brackets; or {size} for all.",
         )
     _keep_experts_alike(chosen, schemes, kept)
 
