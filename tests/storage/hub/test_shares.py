@@ -100,18 +100,17 @@ def test_four_parts_at_once_one_of_which_was_killed(
     command = [sys.executable, "-m", "ctcli", *TO_HUB, "--part"]
     assert run_until(hub, is_commit, [*command, "2/4"], nth=2, env=env, cwd=work) == -SIGKILL
     assert set(hub.contents(MADE)) == {".gitattributes"}
-    told = []
-    for part in ("1/4", "2/4", "3/4", "4/4"):
-        told.append(
-            subprocess.Popen(
-                [*command, part, "--json"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=environment(env),
-                cwd=work,
-            )
+    told = [
+        subprocess.Popen(
+            [*command, part, "--json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(env),
+            cwd=work,
         )
+        for part in ("1/4", "2/4", "3/4", "4/4")
+    ]
     results = []
     for process in told:
         stdout, stderr = process.communicate(timeout=HANG_SECONDS)
