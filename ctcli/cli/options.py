@@ -111,9 +111,8 @@ def as_json() -> bool:
     return option(False, text, panel="Messages")
 
 
-def quiet() -> bool:
+def quiet(text: str = "Print errors only (and --json's object).") -> bool:
     """The option of commands that show progress."""
-    text = "Print errors only (and --json's object)."
     return option(False, text, flags="--quiet -q", panel="Messages")
 
 
