@@ -87,6 +87,13 @@ def kills(session: nox.Session) -> None:
 
 
 @nox.session
+def losses(session: nox.Session) -> None:
+    """Let 50 jobs on a cluster meet with faults; arguments: how many, and of how many MB."""
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.run("python", "-m", "tests.bench.losses", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Time commands against other tools, and a job on a hub.
 

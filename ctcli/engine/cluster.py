@@ -31,6 +31,13 @@ _WORKER_SECONDS = 60.0  # to wait for the first worker
 _LOOK_SECONDS = 1.0  # between looks at which workers there are
 # A worker that lives says so twice a second.
 _SILENT_SECONDS = 20.0
+# What Dask's own workers do many times a second takes the cores that the files need.
+_CALM = {
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.tick.interval": "1s",
+    "distributed.scheduler.work-stealing": False,
+    "distributed.scheduler.active-memory-manager.start": False,
+}
 _CONTINUE = "Run the same command again: it continues."
 _EXTRA = "Install it: pip install 'ctcli[dask]', here and on all workers."
 
@@ -74,6 +81,7 @@ def connected(where: str, threads: int | None) -> Iterator[Any]:
         CtcliError: Dask is not installed, or no scheduler answers.
     """
     try:
+        from dask import config
         from distributed import Client, LocalCluster
     except ImportError as error:
         raise CtcliError("--cluster needs Dask's package distributed.", _EXTRA) from error
@@ -83,14 +91,15 @@ def connected(where: str, threads: int | None) -> Iterator[Any]:
     local = None
     if where.startswith(_LOCAL):
         count = int(where.removeprefix(_LOCAL))
-        local = LocalCluster(
-            n_workers=count,
-            threads_per_worker=threads or max(1, cores() // count),
-            memory_limit=0,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        )
+        with config.set(_CALM):
+            local = LocalCluster(
+                n_workers=count,
+                threads_per_worker=threads or max(1, cores() // count),
+                memory_limit=0,
+                host="127.0.0.1",
+                dashboard_address=None,
+                silence_logs=logging.CRITICAL,
+            )
     try:
         given = {"scheduler_file": where} if Path(where).is_file() else {"address": local or where}
         client = Client(**given, timeout=_CONNECT_SECONDS, set_as_default=False)

@@ -9,8 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM
 
@@ -26,9 +25,10 @@ from tests.helpers.frozen_sources import make_sources
 from tests.helpers.processes import HANG_SECONDS, ctcli_after, environment
 
 Done = subprocess.CompletedProcess[str]
+Quantize = Callable[..., Done]
 DIE = "from tests.helpers import dying; dying.live_until(dying.Moment('job', {}, {}))"
 SLOW = "from tests.helpers import dying; import time; dying.POINTS['job'](lambda: time.sleep(0.3))"
-IMPATIENT = "from ctcli.engine import cluster; cluster._SILENT_SECONDS = 4"
+IMPATIENT = "from ctcli.engine import cluster; cluster._SILENT_SECONDS = 2"
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,35 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("four")) as cluster:
         for _ in range(4):
             cluster.add()
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def _sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A scheduler and one worker to which nothing happens."""
+    with Cluster(tmp_path_factory.mktemp("sound")) as cluster:
+        cluster.add()
+        yield cluster
+
+
+@pytest.fixture
+def sound(_sound: Cluster) -> Iterator[Cluster]:
+    """The same; workers that a test adds end with it."""
+    with _sound.further() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def _bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A scheduler without workers."""
+    with Cluster(tmp_path_factory.mktemp("bare")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def bare(_bare: Cluster) -> Iterator[Cluster]:
+    """The same; workers that a test adds end with it."""
+    with _bare.further() as cluster:
         yield cluster
 
 
@@ -69,14 +98,18 @@ def begin(
     )
 
 
-def quantize(
-    cluster: Cluster, source: Path, destination: Path, *options: str, preparation: str = ""
-) -> Done:
-    """Run `ctcli quantize` on a cluster to its end."""
-    process = begin(cluster, source, destination, *options, preparation=preparation)
-    stdout, stderr = process.communicate(timeout=HANG_SECONDS)
-    assert "Traceback" not in stderr, stderr
-    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+@pytest.fixture
+def quantize(cli: Ctcli) -> Quantize:
+    """Runs `ctcli quantize` on a cluster, in this process."""
+
+    def run(cluster: Cluster, source: Path, destination: Path, *options: str) -> Done:
+        cluster.wait()
+        where = ("--cluster", cluster.address)
+        done = cli("quantize", source, destination, *QUANTIZE, *where, *options)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return run
 
 
 def assert_made(done: Done, destination: Path, whole: Mapping[str, str]) -> None:
@@ -110,16 +143,31 @@ def test_four_workers_make_what_one_process_makes(
     assert not partial_of(tmp_path / "many" / out).exists()
 
 
-@pytest.mark.parametrize("count", [1, 2, 7])
-def test_local_processes(
-    count: int, ctcli: Ctcli, pylm: Path, whole: Mapping[str, str], tmp_path: Path
+def test_any_number_of_workers(
+    sound: Cluster,
+    four: Cluster,
+    quantize: Quantize,
+    pylm: Path,
+    whole: Mapping[str, str],
+    tmp_path: Path,
 ) -> None:
-    words = ("quantize", pylm, tmp_path / "out", *QUANTIZE, "--cluster", f"local:{count}")
+    """Of four, another test tells."""
+    assert_made(quantize(sound, pylm, tmp_path / "1"), tmp_path / "1", whole)
+    with four.further() as seven:
+        for _ in range(3):
+            seven.add()
+        assert_made(quantize(seven, pylm, tmp_path / "7"), tmp_path / "7", whole)
+
+
+def test_local_processes(
+    ctcli: Ctcli, pylm: Path, whole: Mapping[str, str], tmp_path: Path
+) -> None:
+    words = ("quantize", pylm, tmp_path / "out", *QUANTIZE, "--cluster", "local:2")
     assert_made(ctcli(*words), tmp_path / "out", whole)
 
 
 def test_events_name_the_workers(
-    four: Cluster, pylm: Path, whole: Mapping[str, str], tmp_path: Path
+    four: Cluster, quantize: Quantize, pylm: Path, whole: Mapping[str, str], tmp_path: Path
 ) -> None:
     done = quantize(four, pylm, tmp_path / "out", "--log-format", "json")
     assert_made(done, tmp_path / "out", whole)
@@ -131,82 +179,83 @@ def test_events_name_the_workers(
     assert len({event["worker"] for event in written.values()}) > 1
 
 
-@pytest.mark.parametrize("by", [SIGKILL, SIGTERM])
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize(("by", "count"), [(SIGKILL, 1), (SIGTERM, 4)])
 def test_a_worker_that_dies_is_made_up_for(
-    by: signal.Signals, count: int, pylm: Path, whole: Mapping[str, str], tmp_path: Path
+    by: signal.Signals,
+    count: int,
+    sound: Cluster,
+    quantize: Quantize,
+    pylm: Path,
+    whole: Mapping[str, str],
+    tmp_path: Path,
 ) -> None:
-    with Cluster(tmp_path / "cluster") as cluster:
-        dying = cluster.add(DIE.format(count, int(by)))
-        cluster.add()
-        done = quantize(cluster, pylm, tmp_path / "out")
-        dying.wait(timeout=HANG_SECONDS)
+    dying = sound.add(DIE.format(count, int(by)))
+    done = quantize(sound, pylm, tmp_path / "out")
+    dying.wait(timeout=HANG_SECONDS)
     assert_made(done, tmp_path / "out", whole)
     assert "was lost" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("count", "expected"),
-    [(2, "no worker is left"), (7, "4 workers were lost while they made it")],
+    [(1, "no worker is left"), (3, "2 workers were lost while they made it")],
 )
-def test_workers_that_all_die_end_the_job(count: int, expected: str, tmp_path: Path) -> None:
-    """A shard and the small files are two tasks, so that of seven deaths one takes four."""
+def test_workers_that_all_die_end_the_job(
+    count: int,
+    expected: str,
+    bare: Cluster,
+    cli: Ctcli,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A shard and the small files are two tasks, so that of three deaths one takes two."""
     source = write_checkpoint(tmp_path / "source", {"model.safetensors": {"a": array(64, 64)}})
-    hasty = "from ctcli.engine import cluster; cluster._WORKER_SECONDS = 3.0"
-    with Cluster(tmp_path / "cluster") as cluster:
-        for _ in range(count):
-            cluster.add(DIE.format(1, int(SIGKILL)))
-        cluster.wait()
-        words = ("reindex", source, tmp_path / "out", "--cluster", cluster.address)
-        done = subprocess.run(
-            ctcli_after(hasty, *words),
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment(),
-            timeout=HANG_SECONDS,
-        )
+    monkeypatch.setattr("ctcli.engine.cluster._WORKER_SECONDS", 1.0)
+    monkeypatch.setattr("ctcli.engine.cluster._MOST_LOSSES", 1)
+    for _ in range(count):
+        bare.add(DIE.format(1, int(SIGKILL)))
+    bare.wait()
+    done = cli("reindex", source, tmp_path / "out", "--cluster", bare.address)
     assert done.returncode == 1
     assert expected in done.stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_a_worker_that_stands_still_is_replaced_and_changes_nothing_later(
-    pylm: Path, whole: Mapping[str, str], tmp_path: Path
+    sound: Cluster, quantize: Quantize, pylm: Path, whole: Mapping[str, str], tmp_path: Path
 ) -> None:
-    with Cluster(tmp_path / "cluster") as cluster:
-        frozen = cluster.add(DIE.format(2, int(SIGSTOP)))
-        cluster.add()
-        running = begin(cluster, pylm, tmp_path / "out", preparation=IMPATIENT)
-        wait_stopped(frozen)
-        _, stderr = running.communicate(timeout=HANG_SECONDS)
-        assert running.returncode == 0, stderr
-        assert "does not answer; another makes its files" in stderr
-        assert file_hashes(tmp_path / "out") == whole
-        frozen.send_signal(SIGCONT)
-        time.sleep(3)  # for what it was about to do
-        assert file_hashes(tmp_path / "out") == whole
-        assert not partial_of(tmp_path / "out").exists()
+    frozen = sound.add(DIE.format(2, int(SIGSTOP)))
+    sound.wait()
+    running = begin(sound, pylm, tmp_path / "out", preparation=IMPATIENT)
+    wait_stopped(frozen)
+    _, stderr = running.communicate(timeout=HANG_SECONDS)
+    assert running.returncode == 0, stderr
+    assert "does not answer; another makes its files" in stderr
+    assert file_hashes(tmp_path / "out") == whole
+    frozen.send_signal(SIGCONT)
+    # It is asked whether it can do a share once it has ended what it was about to do.
+    assert_made(quantize(sound, pylm, tmp_path / "next"), tmp_path / "next", whole)
+    assert file_hashes(tmp_path / "out") == whole
+    assert not partial_of(tmp_path / "out").exists()
 
 
 def test_a_worker_that_is_added_late_helps(
-    pylm: Path, whole: Mapping[str, str], tmp_path: Path
+    bare: Cluster, pylm: Path, whole: Mapping[str, str], tmp_path: Path
 ) -> None:
-    with Cluster(tmp_path / "cluster") as cluster:
-        cluster.add(SLOW)
-        running = begin(cluster, pylm, tmp_path / "out", "--log-format", "json")
-        assert running.stderr
-        assert json.loads(running.stderr.readline())["event"] == "started"
-        cluster.add()
-        _, stderr = running.communicate(timeout=HANG_SECONDS)
-        assert running.returncode == 0, stderr
+    bare.add(SLOW)
+    running = begin(bare, pylm, tmp_path / "out", "--log-format", "json")
+    assert running.stderr
+    assert json.loads(running.stderr.readline())["event"] == "started"
+    bare.add()
+    _, stderr = running.communicate(timeout=HANG_SECONDS)
+    assert running.returncode == 0, stderr
     lines = [json.loads(line) for line in stderr.splitlines()]
     assert len({line["worker"] for line in lines if "worker" in line}) == 2
     assert file_hashes(tmp_path / "out") == whole
 
 
 def test_the_scheduler_dies_and_the_same_command_continues(
-    pylm: Path, whole: Mapping[str, str], tmp_path: Path
+    sound: Cluster, quantize: Quantize, pylm: Path, whole: Mapping[str, str], tmp_path: Path
 ) -> None:
     with Cluster(tmp_path / "cluster") as cluster:
         kill = f"import os; os.kill({cluster.scheduler.pid}, 9)"
@@ -218,20 +267,19 @@ def test_the_scheduler_dies_and_the_same_command_continues(
     assert "the scheduler does not answer" in done.stderr
     assert "next: Run the same command again: it continues." in done.stderr
     assert not (tmp_path / "out").exists()
-    with Cluster(tmp_path / "again") as cluster:
-        cluster.add()
-        done = quantize(cluster, pylm, tmp_path / "out", "--json")
+    done = quantize(sound, pylm, tmp_path / "out", "--json")
     assert_made(done, tmp_path / "out", whole)
+    assert json.loads(done.stdout)["files_continued"] >= 1
 
 
-@pytest.mark.parametrize("by", [SIGKILL, SIGINT])
 def test_the_client_ends_and_the_same_command_continues(
-    by: signal.Signals, pylm: Path, whole: Mapping[str, str], tmp_path: Path
+    bare: Cluster, quantize: Quantize, pylm: Path, whole: Mapping[str, str], tmp_path: Path
 ) -> None:
-    with Cluster(tmp_path / "cluster") as cluster:
-        for _ in range(2):
-            cluster.add(SLOW)
-        running = begin(cluster, pylm, tmp_path / "out", "--log-format", "json")
+    for _ in range(2):
+        bare.add(SLOW)
+    for by in (SIGKILL, SIGINT):
+        destination = tmp_path / by.name
+        running = begin(bare, pylm, destination, "--log-format", "json")
         assert running.stderr
         for line in running.stderr:
             if json.loads(line)["event"] == "shard_written":
@@ -239,89 +287,71 @@ def test_the_client_ends_and_the_same_command_continues(
         running.send_signal(by)
         _, stderr = running.communicate(timeout=HANG_SECONDS)
         assert running.returncode == (-SIGKILL if by == SIGKILL else 128 + by), stderr
-        assert not (tmp_path / "out").exists()
+        assert not destination.exists()
         # The workers are free again within seconds, not once they have made their files.
-        done = quantize(cluster, pylm, tmp_path / "out", "--json")
-    assert_made(done, tmp_path / "out", whole)
-    assert json.loads(done.stdout)["files_continued"] >= 1
+        done = quantize(bare, pylm, destination, "--json")
+        assert_made(done, destination, whole)
+        assert json.loads(done.stdout)["files_continued"] >= 1
 
 
-def test_a_worker_of_another_version_is_named(pylm: Path, tmp_path: Path) -> None:
-    with Cluster(tmp_path / "cluster") as cluster:
-        cluster.add()
-        cluster.add("import ctcli; ctcli.__version__ = '99.1'")
-        cluster.wait()
-        done = quantize(cluster, pylm, tmp_path / "out")
+def test_a_worker_of_another_version_is_named(
+    sound: Cluster, quantize: Quantize, pylm: Path, tmp_path: Path
+) -> None:
+    sound.add("import ctcli; ctcli.__version__ = '99.1'")
+    done = quantize(sound, pylm, tmp_path / "out")
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "it has ctcli 99.1, and this is ctcli " in line
     assert line.startswith("error: worker tcp://")
-    assert {path.name for path in tmp_path.iterdir()} == {"cluster"}
+    assert not any(tmp_path.iterdir())
 
 
-def test_a_worker_that_sees_another_source_or_no_destination_is_named(
-    pylm: Path, tmp_path: Path
+def test_what_is_wrong_with_each_worker_is_named(
+    sound: Cluster, quantize: Quantize, pylm: Path, tmp_path: Path
 ) -> None:
-    source, other, elsewhere = tmp_path / "source", tmp_path / "other", tmp_path / "elsewhere"
+    """They see another SRC, no DST, cannot write there, or have too little memory."""
+    source, other, elsewhere, place = (
+        tmp_path / name for name in ("source", "other", "elsewhere", "place")
+    )
     shutil.copytree(pylm, source)
     shutil.copytree(pylm, other)
     (other / "model-00002-of-00006.safetensors").touch()
-    (tmp_path / "place").mkdir()
-    elsewhere.mkdir()
-    with Cluster(tmp_path / "cluster") as cluster:
-        binds = ((other, source), (elsewhere, tmp_path / "place"))
-        for held, seen in binds:
-            mount = f'mount --bind {held} {seen} && exec "$@"'
-            cluster.add(within=("unshare", "-m", "sh", "-c", mount, "sh"))
-        cluster.add()
-        cluster.wait()
-        done = quantize(cluster, source, tmp_path / "place" / "out")
+    for folder in (place, elsewhere):
+        folder.mkdir()
+    mounts = (
+        f"mount --bind {other} {source}",
+        f"mount --bind {elsewhere} {place}",
+        f"mount --bind {place} {place} && mount -o remount,ro,bind {place} {place}",
+    )
+    for mount in mounts:
+        sound.add(within=("unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"))
+    sound.add("", "--memory-limit", "1GB")
+    done = quantize(sound, source, place / "out")
     assert done.returncode == 1
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: worker tcp://")]
-    assert len(errors) == 2
-    assert any("another size or time of change of" in line for line in errors)
-    assert any("it does not see this folder of the others" in line for line in errors)
-    assert not any((tmp_path / "place").iterdir())
-
-
-def test_a_worker_that_cannot_write_is_named(pylm: Path, tmp_path: Path) -> None:
-    place = tmp_path / "place"
-    place.mkdir()
-    mount = f'mount --bind {place} {place} && mount -o remount,ro,bind {place} {place} && exec "$@"'
-    with Cluster(tmp_path / "cluster") as cluster:
-        cluster.add(within=("unshare", "-m", "sh", "-c", mount, "sh"))
-        cluster.add()
-        cluster.wait()
-        done = quantize(cluster, pylm, place / "out")
-    assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: worker tcp://")
-    assert "Read-only file system" in line
+    expected = (
+        "another size or time of change of",
+        "it does not see this folder of the others",
+        "Read-only file system",
+        "it may use 1,000,000,000 bytes of memory, and needs",
+    )
+    assert len(errors) == len(expected)
+    for problem in expected:
+        assert any(problem in line for line in errors)
+    assert "--memory-limit 0" in done.stderr
     assert not any(place.iterdir())
 
 
 def test_a_full_disk_on_one_worker_is_named_and_the_others_go_on(
-    pylm: Path, whole: Mapping[str, str], tmp_path: Path
+    sound: Cluster, quantize: Quantize, pylm: Path, whole: Mapping[str, str], tmp_path: Path
 ) -> None:
     limit = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000));"
     limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-    with Cluster(tmp_path / "cluster") as cluster:
-        cluster.add(limit)
-        cluster.add(SLOW)
-        cluster.wait()
-        done = quantize(cluster, pylm, tmp_path / "out")
+    sound.add(limit)
+    done = quantize(sound, pylm, tmp_path / "out")
     assert_made(done, tmp_path / "out", whole)
     assert "the disk (or a quota or file-size limit) is full" in done.stderr
-
-
-def test_too_little_memory_for_a_worker_is_named(pylm: Path, tmp_path: Path) -> None:
-    with Cluster(tmp_path / "cluster") as cluster:
-        cluster.add("", "--memory-limit", "1GB")
-        done = quantize(cluster, pylm, tmp_path / "out")
-    assert done.returncode == 1
-    assert "it may use 1,000,000,000 bytes of memory, and needs" in done.stderr
-    assert "--memory-limit 0" in done.stderr
 
 
 def test_a_weight_that_is_not_finite_ends_the_job_as_on_one_machine(
@@ -367,29 +397,27 @@ def test_no_token_travels(pylm: Path, whole: Mapping[str, str], tmp_path: Path) 
     assert token.encode() not in pickle.dumps(Work("k", "s", None, "d", (), {}))
 
 
-def test_without_dask_the_message_names_the_extra(pylm: Path, tmp_path: Path) -> None:
-    missing = "import sys; sys.modules['distributed'] = None"
-    words = ("reindex", pylm, tmp_path / "out", "--cluster", "local:2")
-    done = subprocess.run(
-        ctcli_after(missing, *words), capture_output=True, text=True, check=False, env=environment()
-    )
+def test_without_dask_the_message_names_the_extra(
+    cli: Ctcli, monkeypatch: pytest.MonkeyPatch, pylm: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    done = cli("reindex", pylm, tmp_path / "out", "--cluster", "local:2")
     assert done.returncode == 1
     assert "pip install 'ctcli[dask]'" in done.stderr
     assert not any(tmp_path.iterdir())
 
 
-def test_no_scheduler_and_wrong_words(cli: Ctcli, pylm: Path, tmp_path: Path) -> None:
+def test_no_scheduler_and_wrong_words(
+    cli: Ctcli, monkeypatch: pytest.MonkeyPatch, pylm: Path, tmp_path: Path
+) -> None:
     for text in ("local:0", "local:", "local:x", "host", "nowhere.json"):
         done = cli("reindex", pylm, tmp_path / "out", "--cluster", text)
         assert done.returncode == 2, text
         assert "give tcp://HOST:PORT" in done.stderr
     both = cli("reindex", pylm, tmp_path / "out", "--cluster", "local:2", "--part", "1/2")
     assert both.returncode == 2
-    slow = "from ctcli.engine import cluster; cluster._CONNECT_SECONDS = 2.0"
-    words = ("reindex", pylm, tmp_path / "out", "--cluster", "tcp://127.0.0.1:9")
-    done = subprocess.run(
-        ctcli_after(slow, *words), capture_output=True, text=True, check=False, env=environment()
-    )
+    monkeypatch.setattr("ctcli.engine.cluster._CONNECT_SECONDS", 0.5)
+    done = cli("reindex", pylm, tmp_path / "out", "--cluster", "tcp://127.0.0.1:9")
     assert done.returncode == 1
     assert "no scheduler answers there" in done.stderr
     assert "Traceback" not in done.stderr

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -19,6 +19,11 @@ from tests.helpers.processes import HANG_SECONDS, environment
 Process = subprocess.Popen[str]
 _SCHEDULER = "from distributed.cli.dask_scheduler import main; main()"
 _WORKER = "from distributed.cli.dask_worker import main; main()"
+# What Dask does again and again keeps a machine busy on which many tests run.
+_CALM = {
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
+}
 
 
 class Cluster:
@@ -33,12 +38,13 @@ class Cluster:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.file = folder / "scheduler.json"
-        self._env = env
+        self._env = {**_CALM, **(env or {})}
         self._processes: list[Process] = []
         self._logs: list[IO[str]] = []
+        self._ended = 0
         options = ("--scheduler-file", str(self.file), "--host", "127.0.0.1", "--port", "0")
         self.scheduler = self._start("scheduler", [], _SCHEDULER, *options, "--no-dashboard")
-        self._wait_for(self.file)
+        self._wait_until(lambda: self.file.exists() and bool(self.file.read_text().strip()))
 
     def __enter__(self) -> Cluster:
         return self
@@ -49,14 +55,31 @@ class Cluster:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for process in reversed(self._processes):
+        self._kill(0)
+        for log in self._logs:
+            log.close()
+
+    @contextmanager
+    def further(self) -> Iterator[Cluster]:
+        """Within the block, workers may be added that end with it."""
+        kept = len(self._processes)
+        try:
+            yield self
+        finally:
+            self._kill(kept)
+            # Until the scheduler has noticed, the next job would be given to them.
+            self._wait_until(lambda: self._registered < len(self._processes))
+
+    def _kill(self, first: int) -> None:
+        ended = self._processes[first:]
+        del self._processes[first:]
+        for process in reversed(ended):
             for number in (signal.SIGKILL, signal.SIGCONT):
                 with suppress(ProcessLookupError):
                     process.send_signal(number)
-        for process in self._processes:
+        for process in ended:
             process.wait(timeout=HANG_SECONDS)
-        for log in self._logs:
-            log.close()
+        self._ended += len(ended)
 
     @property
     def address(self) -> str:
@@ -64,7 +87,11 @@ class Cluster:
         return str(json.loads(self.file.read_text())["address"])
 
     def add(
-        self, preparation: str = "", *options: str, within: tuple[str, ...] = (), name: str = ""
+        self,
+        preparation: str = "",
+        *options: str,
+        within: tuple[str, ...] = (),
+        scheduler: str | None = None,
     ) -> Process:
         """Start a worker; lines of Python run in it before anything else.
 
@@ -72,25 +99,38 @@ class Cluster:
             preparation: the lines.
             options: of `dask worker`.
             within: a command that runs the worker's.
-            name: of its log.
+            scheduler: another address by which the scheduler is reached.
         """
-        given = ["--scheduler-file", str(self.file), "--nthreads", "1", "--no-nanny"]
+        given = [scheduler] if scheduler else ["--scheduler-file", str(self.file)]
+        given += ["--nthreads", "1", "--no-nanny"]
         given += ["--no-dashboard", "--host", "127.0.0.1", *options]
         if "--memory-limit" not in options:
             given += ["--memory-limit", "0"]
-        folder = self.folder / f"worker-{len(self._processes)}"
+        folder = self.folder / f"worker-{len(self._logs)}"
         folder.mkdir()
         folder.chmod(0o777)
         given += ["--local-directory", str(folder)]
         program = f"{preparation}\n{_WORKER}"
-        return self._start(name or folder.name, [*within], program, *given)
+        return self._start(folder.name, [*within], program, *given)
 
     def wait(self) -> None:
         """Wait until all workers have been added."""
-        end, count = time.monotonic() + HANG_SECONDS, len(self._processes) - 1
-        while self.log().count("Register worker addr:") < count:
+        count = self._ended + len(self._processes) - 1
+        self._wait_until(lambda: self._count("Register worker addr:") >= count)
+
+    @property
+    def _registered(self) -> int:
+        """How many workers the scheduler knows."""
+        return self._count("Register worker addr:") - self._count("Remove worker addr:")
+
+    def _count(self, what: str) -> int:
+        return (self.folder / "scheduler.log").read_text().count(what)
+
+    def _wait_until(self, is_so: Callable[[], bool]) -> None:
+        end = time.monotonic() + HANG_SECONDS
+        while not is_so():
             assert time.monotonic() < end, self.log()
-            time.sleep(0.1)
+            time.sleep(0.02)
 
     def log(self) -> str:
         """What all processes have said so far."""
@@ -106,17 +146,10 @@ class Cluster:
             text=True,
             env=environment(self._env),
             cwd=self.folder,
-            start_new_session=True,
+            process_group=0,
         )
         self._processes.append(process)
         return process
-
-    def _wait_for(self, path: Path) -> None:
-        end = time.monotonic() + HANG_SECONDS
-        while not path.exists() or not path.read_text().strip():
-            assert self.scheduler.poll() is None, self.log()
-            assert time.monotonic() < end, "no scheduler"
-            time.sleep(0.05)
 
 
 def wait_stopped(process: Process) -> None:
