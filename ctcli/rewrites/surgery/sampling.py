@@ -114,7 +114,8 @@ class Sample:
             (node, start) for node in self.nodes for start in range(0, node.shape[0], _run_of(node))
         ]
         order = np.random.RandomState(self.seed & 0xFFFFFFFF).permutation(len(spans)).tolist()
-        rows = np.cumsum([_rows(*spans[number], self.size) for number in order])
+        every = (spans[number] for number in order)
+        rows = np.cumsum([_rows(node, start, self.size) for node, start in every])
         chosen = sorted(order[: int(np.searchsorted(rows, self.rows)) + 1])
         evaluator = Evaluator(_Ranges(), values_of(spans[number][0] for number in chosen))
         parts = [self._some(evaluator, *spans[number]) for number in chosen]
