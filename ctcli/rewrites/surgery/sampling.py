@@ -113,7 +113,9 @@ class Sample:
         spans: list[tuple[Node, int]] = [
             (node, start) for node in self.nodes for start in range(0, node.shape[0], _run_of(node))
         ]
-        order = np.random.RandomState(self.seed & 0xFFFFFFFF).permutation(len(spans)).tolist()
+        order: list[int] = (
+            np.random.RandomState(self.seed & 0xFFFFFFFF).permutation(len(spans)).tolist()
+        )
         rows = np.cumsum([_rows(*spans[number], self.size) for number in order])
         chosen = sorted(order[: int(np.searchsorted(rows, self.rows)) + 1])
         evaluator = Evaluator(_Ranges(), values_of(spans[number][0] for number in chosen))
