@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ctcli.rewrites.surgery.kernels import ScaleAndRound
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -81,6 +83,25 @@ class Prune:
         keeps = _of_fours if self.sparsity.density is None else _of_rows
         mask = keeps(magnitudes, self.sparsity.kept(block.shape[1]))
         return {self.leaf: np.where(mask, block, block.dtype.type(0))}, ()
+
+
+@dataclass(frozen=True)
+class PruneAndRound:
+    """Prune, and round to what is stored.
+
+    Attributes:
+        prune: the pruning.
+        target: safetensors tag of the result.
+    """
+
+    prune: Prune
+    target: str
+
+    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
+        """See `Kernel` and `ScaleAndRound`."""
+        leaf, tag = self.prune.leaf, self.prune.tag
+        rounding = ScaleAndRound(leaf, tag, self.target, None, tag != "F64", "cpu")
+        return rounding(self.prune(blocks, where)[0], where)
 
 
 def _of_fours(magnitudes: Block, kept: int) -> NDArray[np.bool_]:

@@ -19,6 +19,7 @@ from ctcli.lazy.nodes import (
     Node,
     Output,
     Stacked,
+    Unrounded,
     axis_of,
     matrix_shape,
     starting_point,
@@ -31,8 +32,7 @@ from ctcli.ops.dtypes import WEIGHT_FLOATS
 from ctcli.patterns import check_patterns, matching
 from ctcli.rewrites.quantizing.selection import reason_to_keep
 from ctcli.rewrites.sparsifying.options import SparsifyOptions
-from ctcli.rewrites.sparsifying.pruning import Prune, Sparsity
-from ctcli.rewrites.surgery.kernels import ScaleAndRound
+from ctcli.rewrites.sparsifying.pruning import Prune, PruneAndRound, Sparsity
 
 _NO_GAIN = "neither speed nor space in today's loaders: vLLM and transformers compute with zeros"
 
@@ -186,28 +186,19 @@ def _pruned(
 
 def _matrix(module: str, leaf: str, exact: Exact, spec: TensorSpec, sparsity: Sparsity) -> Computed:
     shape, tag = matrix_shape(spec.shape), exact.spec.dtype
+    prune = Prune(leaf, tag, sparsity)
     node = Node(
-        key=step_key(module, leaf, exact, "sparsify"),
+        key=step_key(module, leaf, exact, "sparsify/round"),
         module=module,
         shape=shape,
         inputs={leaf: Input(exact, shape)},
-        outputs={leaf: Output(TensorSpec(tag, shape))},
-        kernel=Prune(leaf, tag, sparsity),
+        outputs={leaf: Output(spec)},
+        kernel=PruneAndRound(prune, spec.dtype),
         granule=(1, sparsity.group or shape[1]),
         axis=axis_of(exact),
+        before=Unrounded("", {leaf: Output(TensorSpec(tag, shape))}, prune),
     )
-    pruned = Computed(node, leaf)
-    rounding = Node(
-        key=step_key(module, leaf, pruned, "round"),
-        module=module,
-        shape=shape,
-        inputs={leaf: Input(pruned, shape)},
-        outputs={leaf: Output(spec)},
-        kernel=ScaleAndRound(leaf, tag, spec.dtype, None, tag != "F64", "cpu"),
-        axis=node.axis,
-        before=pruned,
-    )
-    return Computed(rounding, leaf)
+    return Computed(node, leaf)
 
 
 def _elements(spec: TensorSpec) -> int:

@@ -173,7 +173,8 @@ class Learning:
     def words(self) -> str:
         """For people."""
         memory = max(rotation.memory for rotation in self.rotations.values())
-        return f"{len(self.rotations)} matrices before the run, in at most {format_bytes(memory)}"
+        count = "1 matrix" if len(self.rotations) == 1 else f"{len(self.rotations)} matrices"
+        return f"{count} before the run, in at most {format_bytes(memory)}"
 
 
 @dataclass(frozen=True, eq=False)

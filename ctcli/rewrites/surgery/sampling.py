@@ -113,7 +113,9 @@ class Sample:
         spans: list[tuple[Node, int]] = [
             (node, start) for node in self.nodes for start in range(0, node.shape[0], _run_of(node))
         ]
-        order = np.random.RandomState(self.seed & 0xFFFFFFFF).permutation(len(spans)).tolist()
+        order: list[int] = (
+            np.random.RandomState(self.seed & 0xFFFFFFFF).permutation(len(spans)).tolist()
+        )
         every = (spans[number] for number in order)
         rows = np.cumsum([_rows(node, start, self.size) for node, start in every])
         chosen = sorted(order[: int(np.searchsorted(rows, self.rows)) + 1])
