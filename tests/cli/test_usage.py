@@ -68,7 +68,7 @@ def test_a_static_scheme_without_scales_says_which_needs_none(
     done = cli("quantize", str(pylm), "/nowhere/x", "--scheme", scheme, "--dry-run")
     assert done.returncode == 1
     error, hint = done.stderr.splitlines()
-    assert error.startswith(f"error: {scheme}: its activations have static scales")
+    assert error.startswith(f"error: {scheme.upper()}: its activations have static scales")
     assert f"{other} needs no calibration" in hint
     assert "--input-scales FILE" in hint
 
