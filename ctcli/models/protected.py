@@ -28,7 +28,8 @@ _Protected = Literal[
 ]
 Kind = Literal[_Protected, "whole", "experts", "linear", "other"]
 # Kind of module -> pattern of its whole name; the first that matches counts. None tells digits
-# apart: a number is 0, but in a name's last component.
+# apart: a number is 0. In a name's last component, where mlp0 and mlp1 are told apart, 2 stands
+# for all others.
 _KINDS: Mapping[_Protected, str] = {
     "embedding": r"(.*\.)?(embed_tokens(_per_layer)?|embed_in|embed_positions|wte|wpe|pos_embed"
     r"|patch_embed.*|(tokens|positions)_embed|relative_attention_bias"
@@ -67,6 +68,7 @@ REASONS: Mapping[Kind, str] = {
     "whole": "linears that servers keep whole",
 }
 _DIGITS = re.compile("[0-9]+")
+_OTHERS = re.compile("[0-9]{2,}|[2-9]")
 # Model types whose layers hold [in, out] weights in a class of their own instead of linears.
 TRANSPOSED_LINEARS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _LAYER = re.compile(r"(?:.*\.)?layers\.([0-9]+)\.")
@@ -81,7 +83,7 @@ def kind_of(module: str, layers: int | None = None) -> _Protected | None:
     """
     parent, dot, leaf = module.rpartition(".")
     alike, layer = _numbers_of(parent)
-    kind = _kind_of(alike + dot + leaf)
+    kind = _kind_of(alike + dot + _OTHERS.sub("2", leaf))
     return "draft" if kind is None and layers and layer >= layers else kind
 
 
