@@ -15,7 +15,8 @@ from ctcli.ops.jit import kernel
 from ctcli.ops.packing import pack_words, unpack_words
 from ctcli.ops.pieces import PIECE, PieceBuffers, PieceInput
 from ctcli.ops.quantized import QuantizedBlock, Rounding, Search
-from ctcli.ops.tiles import KernelSettings, Tiles, find_ranges
+from ctcli.ops.searches import SearchBuffers
+from ctcli.ops.tiles import KernelSettings, Tiles, find_all_ranges
 
 if TYPE_CHECKING:
     from ctcli.ops.loops import Kernels
@@ -27,9 +28,7 @@ _TINY = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126, "F64": 0.0}
 
 @kernel
 def _find_all_ranges(source: PieceInput, settings: KernelSettings, tiles: Tiles) -> None:
-    for top in range(0, settings.rows, settings.height):
-        for left in range(0, settings.columns, settings.step):
-            find_ranges(source, settings, tiles, top, left)
+    find_all_ranges(source, settings, tiles)
 
 
 class Compiled:
@@ -45,8 +44,7 @@ class Compiled:
         has_ranges = ranges is not None
         if rounding.search and not has_ranges:
             parts = _parts(rounding.search)
-            errors = np.empty((parts.size, 1, tiles.lows.shape[1]))
-            kernels.search(source, settings, work, tiles, has_ranges, parts, errors)
+            kernels.search(source, settings, _scratch(), tiles, False, parts, np.empty((0, 0, 0)))
             has_ranges = True
         nbytes = bytes_of(settings.columns, rounding)
         if settings.packed != _spacing(rounding):  # then they are packed afterwards
@@ -64,8 +62,8 @@ class Compiled:
         tiles = _tiles(settings, ranges)
         errors = np.empty((parts.size, *tiles.lows.shape))
         search = _kernels(rounding).search
-        search(_source(block, tag), settings, _work(), tiles, True, parts, errors)
-        return errors.reshape(parts.size, -1)
+        search(_source(block, tag), settings, _scratch(), tiles, True, parts, errors)
+        return errors.reshape(parts.size, -1)[: len(rounding.search.parts)]
 
     def widest(self, block: Array, tag: str, rounding: Rounding) -> Array:
         """See `quantized.Body`."""
@@ -209,6 +207,10 @@ def _work() -> PieceBuffers:
     return PieceBuffers(a, b, c, d, e, f, g, np.empty(PIECE + 8, np.uint8))
 
 
+def _scratch() -> SearchBuffers:
+    return SearchBuffers(*np.zeros((len(SearchBuffers._fields), PIECE), np.float32))
+
+
 def _tiles(settings: KernelSettings, ranges: Array | None) -> Tiles:
     down, across = -(-settings.rows // settings.height), -(-settings.columns // settings.width)
     found = Tiles(*np.zeros((4, down, across), np.float32))
@@ -219,4 +221,6 @@ def _tiles(settings: KernelSettings, ranges: Array | None) -> Tiles:
 
 
 def _parts(search: Search) -> Array:
-    return np.array(search.parts, np.float32)
+    """The parts, and the last one again, which costs nothing, until they fill whole vectors."""
+    parts = np.array(search.parts, np.float32)
+    return np.pad(parts, (0, -len(parts) % 32), "edge")

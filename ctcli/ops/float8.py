@@ -17,6 +17,7 @@ from ctcli.ops.elements import (
 from ctcli.ops.jit import inlined, merged
 from ctcli.ops.loops import kernels
 from ctcli.ops.pieces import PieceBuffers, divide
+from ctcli.ops.searches import error_finder, searcher
 from ctcli.ops.tiles import KernelSettings
 
 _MAGNITUDE, _SIGN = uint32(0x7FFFFFFF), uint32(0x80000000)
@@ -28,6 +29,42 @@ _EXPONENT, _NAN = uint32(0x7F800000), uint32(0x7F)
 def _scale_of(low: float32, high: float32, settings: KernelSettings) -> tuple[float32, float32]:  # noqa: ARG001
     scale = round_scale(float32(high / E4M3_MAX), settings.kind)
     return scale, float32(0)
+
+
+@merged
+def _rounded(weight: float32, quotient: float32, scale: float32) -> tuple[uint8, float32]:
+    """The code of a weight, and what a reader computes."""
+    code, rounded = rounded_e4m3(float_of(bits_of(quotient) & _MAGNITUDE))
+    sign = bits_of(weight) & _SIGN
+    code = uint32(code | (sign >> uint32(24)))
+    value = float_of(bits_of(float32(rounded * scale)) | sign)
+    return uint8(code if quotient == quotient else _NAN), value  # noqa: PLR0124
+
+
+@merged
+def _value_of(
+    weight: float32,
+    quotient: float32,
+    scale: float32,
+    mark: float32,  # noqa: ARG001
+    settings: KernelSettings,  # noqa: ARG001
+    kind: int,  # noqa: ARG001
+) -> float32:
+    return _rounded(weight, quotient, scale)[1]
+
+
+find_errors = error_finder(_value_of)
+
+
+@merged
+def ends_of(
+    scale: float32,
+    mark: float32,  # noqa: ARG001
+    settings: KernelSettings,  # noqa: ARG001
+) -> tuple[float32, float32]:
+    """The lowest and the highest value of a code; E4M3, also MXFP8's."""
+    most = float32(E4M3_MAX * scale)
+    return float32(-most), most
 
 
 @inlined
@@ -48,11 +85,8 @@ def _round(work: PieceBuffers, count: int, is_divided: bool) -> None:
     for i in range(count):
         weight, scale = weights[i], scales[i]
         quotient = values[i] if is_divided else float32(weight / scale)
-        code, rounded = rounded_e4m3(float_of(bits_of(quotient) & _MAGNITUDE))
-        sign = bits_of(weight) & _SIGN
-        code = uint32(code | (sign >> uint32(24)))
-        codes[i] = uint8(code if quotient == quotient else _NAN)  # noqa: PLR0124
-        value = float_of(bits_of(float32(rounded * scale)) | sign)
+        code, value = _rounded(weight, quotient, scale)
+        codes[i] = code
         values[i] = value
         errors[i] += squared(float32(value - weight))
         energies[i] += squared(weight)
@@ -79,4 +113,5 @@ def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:  
     read_elements(work, count)
 
 
-KERNELS = kernels("float8", _scale_of, _encode, _decode)
+_SEARCH = searcher("float8", _scale_of, ends_of, find_errors)
+KERNELS = kernels("float8", _scale_of, _encode, _SEARCH, _decode)

@@ -14,6 +14,7 @@ from ctcli.ops.elements import F32, bits_of, round_scale, round_to, squared
 from ctcli.ops.jit import inlined, merged
 from ctcli.ops.loops import kernels
 from ctcli.ops.pieces import PieceBuffers, divide, round_all
+from ctcli.ops.searches import SearchBuffers, error_finder, searcher
 from ctcli.ops.tiles import KernelSettings
 
 # Float32 next to this has steps of one; its bits end in those of the integer that was added.
@@ -24,10 +25,76 @@ _ZERO, _QUARTER, _ONE = float32(0), float32(0.25), float32(1)
 @merged
 def _shifted(x: float32, lowest: float32, highest: float32) -> float32:
     """The nearest integer of a range, ties to even, on top of _MAGIC; of NaN 0, as x86 has it."""
+    x = _within(x, lowest, highest)
+    return float32((x if x == x else _ZERO) + _MAGIC)  # noqa: PLR0124
+
+
+@merged
+def _within(x: float32, lowest: float32, highest: float32) -> float32:
     x = lowest if x < lowest else x  # noqa: FURB136 (NaN)
-    x = highest if x > highest else x  # noqa: FURB136
-    x = x if x == x else _ZERO  # noqa: PLR0124
-    return float32(x + _MAGIC)
+    return highest if x > highest else x  # noqa: FURB136
+
+
+@merged
+def _value(shifted: float32, zero: float32, scale: float32) -> float32:
+    """What a reader computes from an integer on top of _MAGIC."""
+    return float32(float32(float32(shifted - _MAGIC) - zero) * scale)
+
+
+@merged
+def _symmetric_value_of(
+    weight: float32,  # noqa: ARG001
+    quotient: float32,
+    scale: float32,
+    zero: float32,  # noqa: ARG001
+    settings: KernelSettings,
+    kind: int,  # noqa: ARG001
+) -> float32:
+    lowest = float32(-(1 << (settings.bits - 1)))
+    inside = _within(quotient, lowest, float32(-lowest - _ONE))
+    return _value(float32(inside + _MAGIC), _ZERO, scale)
+
+
+@merged
+def _asymmetric_value_of(
+    weight: float32,  # noqa: ARG001
+    quotient: float32,
+    scale: float32,
+    zero: float32,
+    settings: KernelSettings,
+    kind: int,
+) -> float32:
+    lowest, moved = float32(-(1 << (settings.bits - 1))), round_to(float32(quotient + zero), kind)
+    inside = _within(moved, lowest, float32(-lowest - _ONE))
+    return _value(float32(inside + _MAGIC), zero, scale)
+
+
+_find_symmetric = error_finder(_symmetric_value_of)
+_find_asymmetric = error_finder(_asymmetric_value_of)
+
+
+@merged
+def _find_errors(
+    work: SearchBuffers,
+    count: int,
+    scale: float32,
+    zero: float32,
+    settings: KernelSettings,
+    kind: int,
+) -> None:
+    if settings.symmetric:
+        _find_symmetric(work, count, scale, zero, settings, kind)
+    else:
+        _find_asymmetric(work, count, scale, zero, settings, kind)
+
+
+@merged
+def _ends_of(scale: float32, zero: float32, settings: KernelSettings) -> tuple[float32, float32]:
+    """The lowest and the highest value of a code."""
+    half = float32(1 << (settings.bits - 1))
+    first = float32(float32(-half - zero) * scale)
+    last = float32(float32(half - _ONE - zero) * scale)
+    return min(first, last), max(first, last)
 
 
 @merged
@@ -77,7 +144,7 @@ def _encode_elements(
         quotient = values[i] if is_divided else float32(float32(weight / scale) + zero)
         shifted = _shifted(quotient, lowest, highest)
         codes[i] = uint8(uint32(bits_of(shifted) + added) & uint32(0xFF))
-        value = float32(float32(float32(shifted - _MAGIC) - zero) * scale)
+        value = _value(shifted, zero, scale)
         values[i] = value
         errors[i] += squared(float32(value - weight))
         energies[i] += squared(weight)
@@ -95,4 +162,5 @@ def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:
             values[i] -= zeros[i]
 
 
-KERNELS = kernels("integers", _scale_of, _encode, _decode)
+_SEARCH = searcher("integers", _scale_of, _ends_of, _find_errors)
+KERNELS = kernels("integers", _scale_of, _encode, _SEARCH, _decode)

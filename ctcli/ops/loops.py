@@ -27,13 +27,12 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
-_ONE, _ZERO = float32(1), float32(0)
 _ADDED = 64
 """Pieces whose squares are added up in float32, before the sums go to float64."""
 
 
 class Kernels(NamedTuple):
-    """A format's: see `_encoder`, `_searcher`, `_decoder`."""
+    """A format's: see `_encoder`, `searches.searcher`, `_decoder`."""
 
     encode: Callable[..., tuple[float, float]]
     search: Callable[..., None]
@@ -44,6 +43,7 @@ def kernels(
     name: str,
     scale_of: Callable[..., Any],
     encode: Callable[..., Any],
+    search: Callable[..., Any],
     decode: Callable[..., Any],
 ) -> Kernels:
     """The kernels of a format: loops around its arithmetic.
@@ -54,12 +54,13 @@ def kernels(
             or what is to be kept in its place.
         encode: a piece, how many elements it has, and settings: from weights, scales and zero
             points to codes and values, whose squared errors are added to those of the piece.
-        decode: likewise: from codes to values before they are scaled, and squares of half the step
-            at each.
+        search: a kernel of `searches.searcher`.
+        decode: as `encode`: from codes to values before they are scaled, and squares of half the
+            step at each.
     """
     return Kernels(
         CompiledKernel(_encoder(scale_of, encode), f"{name}.encode"),
-        CompiledKernel(_searcher(scale_of, encode), f"{name}.search"),
+        search,
         CompiledKernel(_decoder(decode), f"{name}.decode"),
     )
 
@@ -121,7 +122,7 @@ def _once(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callable[
             for left in range(0, settings.columns, settings.step):
                 if not has_ranges:
                     find_ranges(source, settings, tiles, top, left)
-                scale_all(settings, work, tiles, top, left, _ONE)
+                scale_all(settings, tiles, top, left)
                 spread_all(settings, work, tiles, top, left)
                 some = encode_area(source, settings, work, codes, top, left, is_exact, added)
                 error, energy, added = error + some[0], energy + some[1], some[2]
@@ -167,145 +168,19 @@ def _area_encoder(encode: Callable[..., Any]) -> Callable[..., Any]:
     return encode_area
 
 
-def _searcher(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callable[..., Any]:
-    scale_all, add_errors = _scaler(scale_of), _error_adder(encode)
-
-    def search_tiles(
-        source: PieceInput,
-        settings: KernelSettings,
-        work: PieceBuffers,
-        tiles: Tiles,
-        has_ranges: bool,
-        shrinks: Array,
-        errors: Array,
-    ) -> None:
-        """Find the error of each tile for parts of its range; of which power, settings say.
-
-        Args:
-            source: the block.
-            settings: how to quantize it.
-            work: scratch, zeros at first.
-            tiles: written, or read as far as `has_ranges` says. Its own ranges are shrunk to where
-                the error is least, of equals to the first.
-            has_ranges: whether the ranges of tiles are known.
-            shrinks: the parts, float32 [n].
-            errors: float64 [n, row tiles, column tiles]; with own ranges, scratch of [n, 1, column
-                tiles].
-        """
-        for top in range(0, settings.rows, settings.height):
-            for left in range(0, settings.columns, settings.step):
-                right = min(left + settings.step, settings.columns)
-                down, across = top // settings.height, left // settings.width
-                stop = (right + settings.width - 1) // settings.width
-                at = down if has_ranges else 0
-                if not has_ranges:
-                    find_ranges(source, settings, tiles, top, left)
-                for k in range(shrinks.size):
-                    changed = scale_all(settings, work, tiles, top, left, shrinks[k]) or k == 0
-                    for tile in range(across, stop):
-                        # With the same scales, errors are the same.
-                        errors[k, at, tile] = float64(0) if changed else errors[k - 1, at, tile]
-                    if changed:
-                        spread_all(settings, work, tiles, top, left)
-                        highs = tiles.highs[down, across:]
-                        add_errors(source, settings, work, top, left, highs, errors[k, at])
-                if not has_ranges:
-                    _shrink(tiles, down, across, stop, shrinks, errors)
-
-    return search_tiles
-
-
 def _scaler(scale_of: Callable[..., Any]) -> Callable[..., Any]:
     @inlined
-    def scale_all(
-        settings: KernelSettings,
-        work: PieceBuffers,
-        tiles: Tiles,
-        top: int,
-        left: int,
-        shrink: float32,
-    ) -> bool:
-        """The scales of an area's tiles for a part of their ranges; whether any has changed."""
+    def scale_all(settings: KernelSettings, tiles: Tiles, top: int, left: int) -> None:
+        """The scales of an area's tiles."""
         right = min(left + settings.step, settings.columns)
         down, across = top // settings.height, left // settings.width
         stop = (right + settings.width - 1) // settings.width
         lows, highs = tiles.lows[down, across:stop], tiles.highs[down, across:stop]
         scales, marks = tiles.scales[down, across:stop], tiles.marks[down, across:stop]
-        new_scales, new_marks = work.values, work.squares
         for i in range(lows.size):
-            low, high = float32(lows[i] * shrink), float32(highs[i] * shrink)
-            scale, mark = scale_of(low, high, settings)
-            new_scales[i], new_marks[i] = scale, mark
-        changed = 0
-        for i in range(lows.size):
-            changed |= int(new_scales[i] != scales[i]) | int(new_marks[i] != marks[i])
-            scales[i], marks[i] = new_scales[i], new_marks[i]
-        return changed != 0
+            scales[i], marks[i] = scale_of(lows[i], highs[i], settings)
 
     return scale_all
-
-
-def _error_adder(encode: Callable[..., Any]) -> Callable[..., Any]:
-    @inlined
-    def add_errors(
-        source: PieceInput,
-        settings: KernelSettings,
-        work: PieceBuffers,
-        top: int,
-        left: int,
-        highs: Array,
-        errors: Array,
-    ) -> None:
-        """The error of each tile of an area, added to those of all columns of tiles."""
-        right = min(left + settings.step, settings.columns)
-        tiles = errors[left // settings.width :]
-        size, added = min(right - left, PIECE), 0
-        for row in range(top, min(top + settings.height, settings.rows)):
-            for start in range(left, right, PIECE):
-                count = min(PIECE, right - start)
-                load(source, row, start, count, work.weights)
-                encode(work, count, settings)
-                added += 1
-                if settings.fourth:
-                    _square_errors(work, size, settings.width, highs)
-                if settings.fourth or added == _ADDED:
-                    _take_errors(work, size, settings.width, tiles)
-                    added = 0
-        _take_errors(work, size, settings.width, tiles)
-
-    return add_errors
-
-
-@inlined
-def _square_errors(work: PieceBuffers, size: int, width: int, highs: Array) -> None:
-    """Squares of errors to fourth powers, over that of the end of each tile's range."""
-    for start in range(0, size, width):
-        high = float64(highs[start // width])
-        factor = float32(1 / (high * high)) if high > 0 else _ZERO
-        for i in range(start, min(start + width, size)):
-            ratio = float32(work.errors[i] * factor)
-            work.errors[i] = ratio * ratio
-
-
-@inlined
-def _take_errors(work: PieceBuffers, size: int, width: int, tiles: Array) -> None:
-    """Add the errors of an area to those of its tiles; they begin anew."""
-    for start in range(0, size, width):
-        tiles[start // width] += total(work.errors, start, min(start + width, size))
-    for i in range(size):
-        work.errors[i] = _ZERO
-
-
-@inlined
-def _shrink(tiles: Tiles, down: int, across: int, stop: int, shrinks: Array, errors: Array) -> None:
-    """Shrink ranges to where the error is least; of equals, and of NaN, the first."""
-    for tile in range(across, stop):
-        best = 0
-        for k in range(1, shrinks.size):
-            if errors[k, 0, tile] < errors[best, 0, tile]:
-                best = k
-        tiles.lows[down, tile] *= shrinks[best]
-        tiles.highs[down, tile] *= shrinks[best]
 
 
 def _decoder(decode: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,6 +11,8 @@ from numpy import float32, int64, uint8, uint32
 
 from ctcli.ops.elements import (
     BF16,
+    E2M3_MAX,
+    E4M3_MAX,
     F16,
     bits_of,
     float_of,
@@ -22,12 +24,15 @@ from ctcli.ops.elements import (
     to_f16,
 )
 from ctcli.ops.float8 import encode_elements as encode_e4m3
+from ctcli.ops.float8 import find_errors as find_e4m3
 from ctcli.ops.float8 import read_elements as read_e4m3
 from ctcli.ops.jit import inlined, merged
 from ctcli.ops.loops import kernels
 from ctcli.ops.nvfp4 import encode_elements as encode_e2m1
 from ctcli.ops.nvfp4 import read_elements as read_e2m1
+from ctcli.ops.nvfp4 import value_of as e2m1_value_of
 from ctcli.ops.pieces import PieceBuffers, divide
+from ctcli.ops.searches import SearchBuffers, error_finder, searcher
 from ctcli.ops.tiles import KernelSettings
 
 _MAGNITUDE, _SIGN, _EXPONENT = uint32(0x7FFFFFFF), uint32(0x80000000), uint32(0x7F800000)
@@ -50,15 +55,65 @@ def _scale_of(low: float32, high: float32, settings: KernelSettings) -> tuple[fl
     return from_e8m0(uint8(exponent)), float32(exponent)
 
 
+@merged
+def _rounded(weight: float32, quotient: float32, scale: float32) -> tuple[uint8, float32]:
+    """The code of a weight in E2M3, and what a reader computes; all keep their sign."""
+    code, rounded = rounded_e2m3(float_of(bits_of(quotient) & _MAGNITUDE))
+    sign = bits_of(weight) & _SIGN
+    value = float_of(bits_of(float32(rounded * scale)) | sign)
+    return uint8(code | (sign >> uint32(26))), value
+
+
+@merged
+def _value_of(
+    weight: float32,
+    quotient: float32,
+    scale: float32,
+    mark: float32,  # noqa: ARG001
+    settings: KernelSettings,  # noqa: ARG001
+    kind: int,  # noqa: ARG001
+) -> float32:
+    return _rounded(weight, quotient, scale)[1]
+
+
+_find_e2m1, _find_e2m3 = error_finder(e2m1_value_of), error_finder(_value_of)
+
+
+@merged
+def _find_errors(
+    work: SearchBuffers,
+    count: int,
+    scale: float32,
+    mark: float32,
+    settings: KernelSettings,
+    kind: int,
+) -> None:
+    if settings.bits == 8:
+        find_e4m3(work, count, scale, mark, settings, kind)
+    elif settings.bits == 6:
+        _find_e2m3(work, count, scale, mark, settings, kind)
+    else:
+        _find_e2m1(work, count, scale, mark, settings, kind)
+
+
+@merged
+def _ends_of(
+    scale: float32,
+    mark: float32,  # noqa: ARG001
+    settings: KernelSettings,
+) -> tuple[float32, float32]:
+    """The lowest and the highest value of a code, or what is farther out."""
+    most = float32((E4M3_MAX if settings.bits == 8 else E2M3_MAX) * scale)
+    return float32(-most), most
+
+
 @inlined
 def _round_e2m3(work: PieceBuffers, count: int) -> None:
-    """Quotients to codes and values; all keep their sign."""
+    """Quotients to codes and values."""
     for i in range(count):
-        weight, quotient = work.weights[i], work.values[i]
-        code, rounded = rounded_e2m3(float_of(bits_of(quotient) & _MAGNITUDE))
-        sign = bits_of(weight) & _SIGN
-        work.codes[i] = uint8(code | (sign >> uint32(26)))
-        value = float_of(bits_of(float32(rounded * work.scales[i])) | sign)
+        weight = work.weights[i]
+        code, value = _rounded(weight, work.values[i], work.scales[i])
+        work.codes[i] = code
         work.values[i] = value
         work.errors[i] += squared(float32(value - weight))
         work.energies[i] += squared(weight)
@@ -96,4 +151,5 @@ def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:
         read_e2m1(work, count)
 
 
-KERNELS = kernels("mx", _scale_of, _encode, _decode)
+_SEARCH = searcher("mx", _scale_of, _ends_of, _find_errors)
+KERNELS = kernels("mx", _scale_of, _encode, _SEARCH, _decode)

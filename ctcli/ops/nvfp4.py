@@ -24,6 +24,7 @@ from ctcli.ops.elements import (
 from ctcli.ops.jit import inlined, merged
 from ctcli.ops.loops import kernels
 from ctcli.ops.pieces import PieceBuffers, divide
+from ctcli.ops.searches import error_finder, searcher
 from ctcli.ops.tiles import KernelSettings
 
 _MAGNITUDE, _SIGN, _EXPONENT = uint32(0x7FFFFFFF), uint32(0x80000000), uint32(0x7F800000)
@@ -39,12 +40,47 @@ def _scale_of(low: float32, high: float32, settings: KernelSettings) -> tuple[fl
     return float32(from_e4m3(code) / settings.total), float32(code)
 
 
-@inlined
-def encode_elements(work: PieceBuffers, count: int, kind: int) -> None:
-    """Weights to codes and values, their quotients rounded to a dtype; E2M1, also MXFP4's.
+@merged
+def _rounded(weight: float32, quotient: float32, scale: float32) -> tuple[uint8, float32]:
+    """The code of a weight, and what a reader computes.
 
     Zero is 0, what rounds to it keeps its sign.
     """
+    magnitude = float_of(bits_of(quotient) & _MAGNITUDE)
+    code, rounded = rounded_e2m1(magnitude)
+    sign = bits_of(weight) & _SIGN
+    code = uint32(code | ((sign >> uint32(28)) if magnitude > _ZERO else uint32(0)))
+    value = float_of(bits_of(float32(rounded * scale)) | sign)
+    return uint8(code if magnitude == magnitude else _NAN), value  # noqa: PLR0124
+
+
+@merged
+def value_of(
+    weight: float32,
+    quotient: float32,
+    scale: float32,
+    mark: float32,  # noqa: ARG001
+    settings: KernelSettings,  # noqa: ARG001
+    kind: int,  # noqa: ARG001
+) -> float32:
+    """What a reader computes; E2M1, also MXFP4's."""
+    return _rounded(weight, quotient, scale)[1]
+
+
+@merged
+def ends_of(
+    scale: float32,
+    mark: float32,  # noqa: ARG001
+    settings: KernelSettings,  # noqa: ARG001
+) -> tuple[float32, float32]:
+    """The lowest and the highest value of a code; E2M1, also MXFP4's."""
+    most = float32(E2M1_MAX * scale)
+    return float32(-most), most
+
+
+@inlined
+def encode_elements(work: PieceBuffers, count: int, kind: int) -> None:
+    """Weights to codes and values, their quotients rounded to a dtype; E2M1, also MXFP4's."""
     if kind == F32:
         _round(work, count, False)
     else:
@@ -60,12 +96,8 @@ def _round(work: PieceBuffers, count: int, is_divided: bool) -> None:
     for i in range(count):
         weight, scale = weights[i], scales[i]
         quotient = values[i] if is_divided else float32(weight / scale)
-        magnitude = float_of(bits_of(quotient) & _MAGNITUDE)
-        code, rounded = rounded_e2m1(magnitude)
-        sign = bits_of(weight) & _SIGN
-        code = uint32(code | ((sign >> uint32(28)) if magnitude > _ZERO else uint32(0)))
-        codes[i] = uint8(code if magnitude == magnitude else _NAN)  # noqa: PLR0124
-        value = float_of(bits_of(float32(rounded * scale)) | sign)
+        code, value = _rounded(weight, quotient, scale)
+        codes[i] = code
         values[i] = value
         errors[i] += squared(float32(value - weight))
         energies[i] += squared(weight)
@@ -92,4 +124,5 @@ def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:  
     read_elements(work, count)
 
 
-KERNELS = kernels("nvfp4", _scale_of, _encode, _decode)
+_SEARCH = searcher("nvfp4", _scale_of, ends_of, error_finder(value_of, rounds=False))
+KERNELS = kernels("nvfp4", _scale_of, _encode, _SEARCH, _decode)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from numpy import float32, float64, uint8, uint64
 
 from ctcli.ops.elements import BF16, F16, from_bf16, from_f16, round_to
-from ctcli.ops.jit import inlined
+from ctcli.ops.jit import inlined, merged
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,27 +107,33 @@ def round_all(x: Array, count: int, kind: int) -> None:
             x[i] = round_to(x[i], F16)
 
 
-@inlined
+@merged
 def total(x: Array, start: int, stop: int) -> float64:
     """The sum of float32 values, which are overwritten; in one order on all processors."""
     some = x[start:stop]
     count = some.size
+    while count >= 128 and count % 4 == 0:  # twice a half onto the other
+        half = count // 4
+        b, c, d = some[half:], some[2 * half :], some[3 * half :]
+        for i in range(half):
+            some[i] = float32(some[i] + c[i]) + float32(b[i] + d[i])
+        count = half
     while count > 32:  # a half onto the other
         half = count // 2
         upper = some[count - half :]
         for i in range(half):
             some[i] += upper[i]
         count -= half
-    a, b, c, d = _ZERO, _ZERO, _ZERO, _ZERO
+    first, second, third, fourth = _ZERO, _ZERO, _ZERO, _ZERO
     for i in range(count // 4):
         four = some[4 * i :]
-        a += four[0]
-        b += four[1]
-        c += four[2]
-        d += four[3]
+        first += four[0]
+        second += four[1]
+        third += four[2]
+        fourth += four[3]
     for i in range(count - count % 4, count):
-        a += some[i]
-    return float64((a + c) + (b + d))
+        first += some[i]
+    return float64((first + third) + (second + fourth))
 
 
 @inlined

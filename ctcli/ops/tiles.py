@@ -188,6 +188,14 @@ def _widen(row: Array, width: int, symmetric: bool, lows: Array, highs: Array) -
 
 
 @inlined
+def find_all_ranges(source: PieceInput, settings: KernelSettings, tiles: Tiles) -> None:
+    """The range of each tile of a block."""
+    for top in range(0, settings.rows, settings.height):
+        for left in range(0, settings.columns, settings.step):
+            find_ranges(source, settings, tiles, top, left)
+
+
+@inlined
 def spread_all(
     settings: KernelSettings, work: PieceBuffers, tiles: Tiles, top: int, left: int
 ) -> None:

@@ -21,6 +21,7 @@ ROUNDINGS = (
     Rounding("integers", "BF16", False, (1, 16), 4, packed=True),
     Rounding("integers", "F16", True, (1, None), 3, packed=True, symmetric=False),
     Rounding("integers", "F32", True, (5, 16), 8),
+    Rounding("integers", "BF16", True, (1, 48), 4, symmetric=False, search=LEAST_SQUARES),
     Rounding("integers", "BF16", False, (1, 32), 4, packed=True, signed=True),
     Rounding("integers", "F32", False, (1, 48), 3, search=Search((1.08, 0.7, -1.0, -0.7), 4)),
     Rounding("nvfp4", "BF16", False, (1, 16), 4, total=2.625),
@@ -43,7 +44,7 @@ def main(formats: Sequence[str]) -> None:
     blocks["BF16"] = (weight.view(np.uint32) >> 16).astype(np.uint16)
     for rounding in (each for each in ROUNDINGS if not formats or each.format in formats):
         for search in (None, LEAST_SQUARES) if rounding.format == "mx" else (None,):
-            how = replace(rounding, search=search)
+            how = replace(rounding, search=search or rounding.search)
             found = compiled.quantize(blocks[how.dtype], how.dtype, how, None)
             zeros = None if how.symmetric else found.marks
             restored = read(found.codes, found.scales, zeros, weight.shape, how)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ctcli.ops import compiling, elements, jit, objects
 from ctcli.ops.backend import body
 from ctcli.ops.blocks import read as read_block
 from ctcli.ops.device.blocks import Torch
-from ctcli.ops.quantized import Rounding
+from ctcli.ops.quantized import LEAST_SQUARES, Rounding, Search
 from tests.conftest import ROOT
 from tests.helpers import reference
 from tests.helpers.reference import E2M1, E4M3, around
@@ -141,6 +142,49 @@ def test_packed_rows_of_many_pieces_equal_torchs(bits: int, tile: tuple[int, int
     # Torch sums squares in float32.
     assert found.error == pytest.approx(expected.error, rel=1e-4)
     assert found.energy == pytest.approx(expected.energy, rel=1e-4)
+
+
+def test_quotients_of_bf16_are_rounded_as_by_division() -> None:
+    significands = np.arange(128, 256, dtype=np.float32)
+    weights, scales = significands[:, np.newaxis], significands * np.float32(2.0**-9)
+    products = np.array(weights * (np.float32(1) / scales), np.float32)
+    rounded = products.view(np.uint32) + np.uint32(0x8000) & np.uint32(0xFFFF0000)
+    expected = reference.from_bits(reference.to_bits(weights / scales, "BF16"), "BF16")
+    np.testing.assert_array_equal(rounded.view(np.float32), expected)
+
+
+@pytest.mark.parametrize(
+    "rounding",
+    [
+        Rounding("integers", "BF16", True, (1, 128), 4),
+        Rounding("integers", "BF16", True, (1, 48), 4, symmetric=False),
+        Rounding("integers", "BF16", True, (1, None), 8),
+        Rounding("float8", "BF16", True, (16, 128), 8),
+        Rounding("nvfp4", "BF16", False, (1, 16), 4, total=9.0),
+        Rounding("mx", "BF16", False, (1, 32), 4),
+    ],
+    ids=lambda rounding: f"{rounding.format}-{rounding.tile}",
+)
+def test_a_search_finds_the_part_with_the_least_error(rounding: Rounding) -> None:
+    weight = np.random.default_rng(7).standard_t(4, (32, 1152)).astype(np.float32)
+    weight[3, 200:500] = 0
+    bits = (weight.view(np.uint32) >> 16).astype(np.uint16)
+
+    def error_with(search: Search | None) -> tuple[NDArray[np.float64], float]:
+        how = replace(rounding, search=search)
+        found = body("cpu").quantize(bits, "BF16", how, None)
+        zeros = None if how.symmetric else found.marks
+        values = read_block(found.codes, found.scales, zeros, weight.shape, how).values
+        squares = np.square(values - reference.from_bits(bits, "BF16"), dtype=np.float64)
+        down, across = found.scales.shape
+        tiles = squares.reshape(down, 32 // down, across, 1152 // across)
+        return tiles.sum((1, 3)), found.energy
+
+    tried = np.stack([error_with(Search((part,)))[0] for part in LEAST_SQUARES.parts])
+    found, energy = error_with(LEAST_SQUARES)
+    # The errors that are compared are summed in float32.
+    assert (found <= tried.min(0) * (1 + 1e-6)).all()
+    assert energy == error_with(None)[1]
 
 
 def test_nan_and_infinities_show_in_the_energy_and_nowhere_else_but_in_their_tile() -> None:
