@@ -56,6 +56,8 @@ def check_patterns(patterns: Iterable[str], modules: Collection[str], kind: str 
     Raises:
         CtcliError: lists them all.
     """
+    if not (patterns := [*patterns]):
+        return  # of very many modules, a further table of names counts
     problems = []
     names = frozenset(modules)
     example = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from ctcli.inspecting.anomalies import anomalies, stored_heads
 from ctcli.inspecting.offers import Offer, offers
 from ctcli.inspecting.quantization import QuantizationSummary, quantization
 from ctcli.inspecting.stored import StoredWeights, stored_weights
-from ctcli.inspecting.weights import InspectedWeight, weights_of
+from ctcli.inspecting.weights import weights_of
 from ctcli.lazy.tensors import Stored
 from ctcli.models.config import is_tied
 from ctcli.models.families import model_type
@@ -32,8 +32,10 @@ class Inspection:
 
     Attributes:
         checkpoint: just opened.
-        weights: its parameters.
-        fused: its fused sets.
+        parameters: how many there are.
+        parameters_quantized: how many of them are in quantized weights.
+        fused: how many fused sets there are.
+        straddling: those that lie in several shards, and which.
         tied: what config.json says of embedding and head; None: nothing.
         quantization: None if config.json declares none.
         stored: the quantized weights, alike ones together.
@@ -43,8 +45,10 @@ class Inspection:
     """
 
     checkpoint: Checkpoint
-    weights: Mapping[str, InspectedWeight]
-    fused: tuple[FusedSet, ...]
+    parameters: int
+    parameters_quantized: int
+    fused: int
+    straddling: Mapping[FusedSet, list[str]]
     tied: bool | None
     quantization: QuantizationSummary | None
     stored: tuple[StoredWeights, ...]
@@ -76,44 +80,51 @@ class Inspection:
             found[spec.dtype] += spec.nbytes
         return dict(found.most_common())
 
-    @cached_property
-    def straddling(self) -> dict[FusedSet, list[str]]:
-        """Fused sets that lie in several shards, and which."""
-        home = self.checkpoint.home()
-        found = {fused: {home[name] for name in fused.tensors} for fused in self.fused}
-        return {
-            f: sorted(shards, key=natural_key) for f, shards in found.items() if len(shards) > 1
-        }
-
-    def parameters(self, quantized: bool = False) -> int:
-        """How many parameters there are, or those of quantized weights alone."""
-        weights = self.weights.values()
-        return sum(w.parameters for w in weights if w.is_quantized or not quantized)
-
 
 def inspect(checkpoint: Checkpoint) -> Inspection:
     """Look at a checkpoint, reading nothing but what opening it has read, and small configs."""
-    declared = read_declaration(checkpoint.config)
-    weights = weights_of(checkpoint.modules, checkpoint.config, declared)
     reading: Reading | CtcliError | None
     try:
         reading = read_quantized(checkpoint)
     except CtcliError as error:
         reading = error
-    found = Inspection(
-        checkpoint,
-        weights,
-        tuple(fused_sets(checkpoint.specs)),
-        is_tied(checkpoint.config),
-        quantization(declared, weights, checkpoint.specs, checkpoint.config),
-        stored_weights(checkpoint, reading) if isinstance(reading, Reading) else (),
-        tuple(abilities(checkpoint, reading)),
-        tuple(anomalies(checkpoint, weights, declared)),
-    )
+    found = _found(checkpoint, reading)
     if isinstance(reading, CtcliError):
         return found
     source = dense(checkpoint, reading) if reading else checkpoint
-    return replace(found, offers=offers(source, found.parameters()))
+    return replace(found, offers=offers(source, found.parameters))
+
+
+def _found(checkpoint: Checkpoint, reading: Reading | CtcliError | None) -> Inspection:
+    """All but the offers: what is said of each weight and set takes memory, and is let go."""
+    declared = read_declaration(checkpoint.config)
+    weights = weights_of(checkpoint.modules, checkpoint.config, declared)
+    parameters = sum(weight.parameters for weight in weights.values())
+    quantized = sum(weight.parameters for weight in weights.values() if weight.is_quantized)
+    summary = quantization(declared, weights, checkpoint.specs, checkpoint.config)
+    odd = tuple(anomalies(checkpoint, weights, declared))
+    del weights
+    fused = fused_sets(checkpoint.specs)
+    return Inspection(
+        checkpoint,
+        parameters,
+        quantized,
+        len(fused),
+        _straddling(checkpoint, fused),
+        is_tied(checkpoint.config),
+        summary,
+        stored_weights(checkpoint, reading) if isinstance(reading, Reading) else (),
+        tuple(abilities(checkpoint, reading)),
+        odd,
+    )
+
+
+def _straddling(checkpoint: Checkpoint, fused: Iterable[FusedSet]) -> dict[FusedSet, list[str]]:
+    if len(checkpoint.shards) == 1:
+        return {}
+    home = checkpoint.home()
+    found = {each: {home[name] for name in each.tensors} for each in fused}
+    return {each: sorted(names, key=natural_key) for each, names in found.items() if len(names) > 1}
 
 
 def file_bytes(shard: Shard) -> int:
@@ -128,8 +139,8 @@ def data_of(found: Inspection) -> dict[str, Any]:
     return {
         "family": found.family,
         "architectures": checkpoint.config.get("architectures"),
-        "parameters": found.parameters(),
-        "parameters_quantized": found.parameters(quantized=True),
+        "parameters": found.parameters,
+        "parameters_quantized": found.parameters_quantized,
         "tensors": len(checkpoint.specs),
         "tensor_bytes": checkpoint.nbytes,
         "bytes_by_dtype": found.bytes_by_dtype,
@@ -144,7 +155,7 @@ def data_of(found: Inspection) -> dict[str, Any]:
             }
             for shard in checkpoint.shards
         ],
-        "fused_sets": len(found.fused),
+        "fused_sets": found.fused,
         "fused_sets_straddling": [
             {"set": fused.name, "shards": shards} for fused, shards in found.straddling.items()
         ],

@@ -30,7 +30,7 @@ def rows_of(found: Inspection) -> list[tuple[str, str]]:
         ("tensors", f"{len(checkpoint.specs):,} in {counted(len(checkpoint.shards), 'shard')}"),
         ("tensor bytes", f"{format_bytes(checkpoint.nbytes)}: {dtypes}"),
         ("tied", _tied(found)),
-        ("fused sets", _fused_words(len(found.fused), straddling)),
+        ("fused sets", _fused_words(found.fused, straddling)),
     ]
     if checkpoint.history:
         rows.append(("made by", ", ".join(str(step.get("use")) for step in checkpoint.history)))
@@ -82,7 +82,7 @@ def _family(found: Inspection) -> str:
 
 
 def _parameters(found: Inspection) -> str:
-    total, quantized = found.parameters(), found.parameters(quantized=True)
+    total, quantized = found.parameters, found.parameters_quantized
     text = f"{total:,}"
     return f"{text}, {quantized:,} of them in quantized weights" if quantized else text
 

@@ -6,7 +6,9 @@ together want its members side by side. This table is the only place that says w
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import NamedTuple
 
 
@@ -47,18 +49,22 @@ class FusedSet(NamedTuple):
         return f"{prefix}{{{','.join(self.members)}}}"
 
 
-_ROLES_OF: dict[str, list[FusedRoles]] = {}
-for _roles in FUSED_ROLES:
+# By member, the places in the table of the sets that it may belong to.
+_ROLES_OF: dict[str, list[int]] = {}
+for _place, _roles in enumerate(FUSED_ROLES):
     for _member in _roles.members:
-        _ROLES_OF.setdefault(_member, []).append(_roles)
+        _ROLES_OF.setdefault(_member, []).append(_place)
 
 
-def _membership(name: str) -> tuple[str, FusedRoles, str] | None:
-    """The parent module, roles and member that a tensor's name stands for, if any."""
+def _membership(name: str) -> tuple[str, int, str] | None:
+    """The parent module, place in the table and member that a tensor's name stands for, if any."""
     modules = name.split(".")
+    if _ROLES_OF.keys().isdisjoint(modules):
+        return None
     for place, member in enumerate(modules):
         for roles in _ROLES_OF.get(member, ()):
-            if not roles.parents or (place and modules[place - 1] in roles.parents):
+            parents = FUSED_ROLES[roles].parents
+            if not parents or (place and modules[place - 1] in parents):
                 return ".".join(modules[:place]), roles, member
     return None
 
@@ -69,17 +75,29 @@ def fused_sets(names: Iterable[str]) -> list[FusedSet]:
     A member that is missing is no error: whatever members exist form the set. One member alone
     is no set. All tensors below a member's module (weight, bias, scales) belong to it.
     """
-    found: dict[tuple[str, FusedRoles], dict[str, list[str]]] = {}
+    # Member and name in turn: of very many sets, tables would take most of the memory.
+    found: dict[tuple[str, int], list[str]] = {}
     for name in names:
         if membership := _membership(name):
             parent, roles, member = membership
-            found.setdefault((parent, roles), {}).setdefault(member, []).append(name)
-    return [
-        FusedSet(
-            parent,
-            tuple(member for member in roles.members if member in members),
-            tuple(name for member in roles.members for name in members.get(member, ())),
-        )
-        for (parent, roles), members in found.items()
-        if len(members) > 1
-    ]
+            found.setdefault((parent, roles), []).extend((sys.intern(member), name))
+    sets = (_set(key[0], FUSED_ROLES[key[1]], found.pop(key)) for key in [*found])
+    return [each for each in sets if len(each.members) > 1]
+
+
+def _set(parent: str, roles: FusedRoles, told: list[str]) -> FusedSet:
+    """A set of what was told of it: members and names of tensors in turn."""
+    there, names = told[::2], told[1::2]
+    return FusedSet(
+        parent,
+        _members(roles, frozenset(there)),
+        tuple(
+            n for member in roles.members for m, n in zip(there, names, strict=True) if m == member
+        ),
+    )
+
+
+@cache
+def _members(roles: FusedRoles, there: frozenset[str]) -> tuple[str, ...]:
+    """The members that are there, in order: one for all sets that have the same."""
+    return tuple(member for member in roles.members if member in there)

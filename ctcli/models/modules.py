@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from ctcli.lazy.tensors import TensorSpec
@@ -27,14 +29,22 @@ class Module(NamedTuple, Generic[T_co]):
     Attributes:
         name: its full name; of experts that are packed without a module, the tensor's.
         kind: what it is.
-        parts: its tensors by the last component of their names; `` is a tensor of its own name.
+        several: its parts; None where these are one tensor, `weight`, as of most of very many.
         weight: its weight as it stands.
     """
 
     name: str
     kind: Kind
-    parts: Mapping[str, T_co]
+    several: Mapping[str, T_co] | None
     weight: T_co | None
+
+    @property
+    def parts(self) -> Mapping[str, T_co]:
+        """Its tensors by the last component of their names; `` is a tensor of its own name."""
+        if self.several is not None:
+            return self.several
+        assert self.weight is not None, "it has no other part"
+        return {"weight": self.weight}
 
     @property
     def weight_name(self) -> str:
@@ -69,28 +79,31 @@ def modules_of(tensors: Mapping[str, T_co], config: Mapping[str, Any]) -> dict[s
         tensors: all of them, by name.
         config: config.json.
     """
-    parts: dict[str, dict[str, T_co]] = {}
-    order: dict[str, dict[str, T_co]] = {}
+    parts: dict[str, T_co | dict[str, T_co]] = {}
+    order: dict[str, None] = {}
     for name, tensor in tensors.items():
         module, _, leaf = name.rpartition(".")
         if leaf != "weight" and packed_experts(name, tensor.spec):
             module, leaf = name, ""
         own = parts.get(module)
         if own is None:
-            own = parts[module] = {}
-        own[leaf] = tensor
+            parts[module] = tensor if leaf == "weight" else {sys.intern(leaf): tensor}
+        elif isinstance(own, dict):
+            own[sys.intern(leaf)] = tensor
+        else:
+            parts[module] = {"weight": own, sys.intern(leaf): tensor}
         if leaf in _WEIGHTS:
-            order[module] = own
+            order[module] = None
     layers, whole = layers_of(config), whole_of(config)
     found: dict[str, Module[T_co]] = {}
-    order |= parts
-    del parts
-    for name, own in order.items():
-        weight = own.get("weight") or own.get("")
-        kind = kind_of(name, layers) or _kind(name, own, weight)
+    for name in chain(order, (name for name in parts if name not in order)):
+        own = parts[name]
+        several = own if isinstance(own, dict) else None
+        weight = own.get("weight") or own.get("") if isinstance(own, dict) else own
+        kind = kind_of(name, layers) or _kind(name, several or {}, weight)
         if whole and kind == "linear" and whole.fullmatch(name):
             kind = "whole"
-        found[name] = Module(name, kind, own, weight)
+        found[name] = Module(name, kind, several, weight)
     return found
 
 

@@ -28,7 +28,8 @@ _Protected = Literal[
 ]
 Kind = Literal[_Protected, "whole", "experts", "linear", "other"]
 # Kind of module -> pattern of its whole name; the first that matches counts. None tells digits
-# apart: a number is 0, but in a name's last component.
+# apart: a number is 0. In a name's last component, where mlp0 and mlp1 are told apart, 2 stands
+# for all others.
 _KINDS: Mapping[_Protected, str] = {
     "embedding": r"(.*\.)?(embed_tokens(_per_layer)?|embed_in|embed_positions|wte|wpe|pos_embed"
     r"|patch_embed.*|(tokens|positions)_embed|relative_attention_bias"
@@ -68,6 +69,7 @@ REASONS: Mapping[Kind, str] = {
     "whole": "linears that servers keep whole",
 }
 _DIGITS = re.compile("[0-9]+")
+_OTHERS = re.compile("[0-9]{2,}|[2-9]")
 _LAYER = re.compile(r"(?:.*\.)?layers\.([0-9]+)\.")
 
 
@@ -80,7 +82,7 @@ def kind_of(module: str, layers: int | None = None) -> _Protected | None:
     """
     parent, dot, leaf = module.rpartition(".")
     alike, layer = _numbers_of(parent)
-    kind = _kind_of(alike + dot + leaf)
+    kind = _kind_of(alike + dot + _OTHERS.sub("2", leaf))
     return "draft" if kind is None and layers and layer >= layers else kind
 
 

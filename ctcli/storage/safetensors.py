@@ -139,7 +139,7 @@ def _parse_entries(entries: dict[str, Any], file: SourceFile, start: int) -> dic
     found: dict[str, Stored] = {}
     for name in [*entries]:
         entry = entries.pop(name)
-        if problem := _name_problem(name) or _entry_problem(entry):
+        if problem := _name_problem(name) or ("" if type(entry) is tuple else _refused(entry)):
             problems.append(f"tensor {name!r}: {problem}")
         else:
             found[name] = Stored(entry[0], file, start + entry[1])
@@ -151,9 +151,10 @@ def _parse_entries(entries: dict[str, Any], file: SourceFile, start: int) -> dic
 
 
 class _Entries:
-    """Makes entries of a header while it is parsed: of most, a spec, shared by all that are equal.
+    """Makes entries of a header while it is parsed: of a sound one, its spec and first byte.
 
-    The tables and lists of hundreds of thousands of tensors would take most of the memory.
+    The tables and lists of hundreds of thousands of tensors would take most of the memory. Specs
+    are shared by all that are equal.
     """
 
     def __init__(self) -> None:
@@ -175,17 +176,13 @@ class _Entries:
             if dtype not in DTYPES or not _is_counts(shape) or _exceeds_any_file(shape):
                 return table
             self._specs[key] = TensorSpec(dtype, tuple(shape))
-        return self._specs[key], begin, end
+        spec = self._specs[key]
+        return table if _place_problem(spec, begin, end) else (spec, begin)
 
 
-def _entry_problem(entry: Any) -> str:
-    """What is wrong with an entry; empty: nothing."""
-    if not isinstance(entry, tuple):
-        return _refused(entry)
-    spec, begin, end = entry
+def _place_problem(spec: TensorSpec, begin: int, end: int) -> str:
+    """What is wrong with the place of a tensor; empty: nothing."""
     if not 0 <= begin <= end <= _LARGEST:
-        if not _is_counts([begin, end]):
-            return f"its data_offsets {[begin, end]!r} are not two positions."
         return f"its offsets {begin}..{end} are reversed."
     if 8 * (end - begin) != spec.bits:
         return (
@@ -198,7 +195,7 @@ def _entry_problem(entry: Any) -> str:
 
 
 def _refused(entry: Any) -> str:
-    """What is wrong with an entry of which no spec could be made."""
+    """What is wrong with an entry that is not sound."""
     if not isinstance(entry, dict) or entry.keys() != _KEYS:
         return "its entry is not dtype, shape and data_offsets."
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -208,7 +205,9 @@ def _refused(entry: Any) -> str:
         return f"its shape {shape!r} is not a list of sizes."
     if not _is_counts(offsets) or len(offsets) != 2:
         return f"its data_offsets {offsets!r} are not two positions."
-    return f"its shape {shape} is larger than any file."
+    if _exceeds_any_file(shape):
+        return f"its shape {shape} is larger than any file."
+    return _place_problem(TensorSpec(dtype, tuple(shape)), *offsets)
 
 
 def _name_problem(name: str) -> str:

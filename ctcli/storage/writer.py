@@ -126,12 +126,13 @@ class PartialDirectory:
         return self._root / CHECKPOINT
 
     def drop_sources(self, kept: Collection[Path]) -> None:
-        """Delete what earlier runs fetched, but for these files, whole or begun."""
+        """Delete what earlier runs fetched, but for these files: whole, or else begun."""
         source = self._root / SOURCE
         with os_errors_of(str(source), "deleting"):
-            for path in [path for path in source.rglob("*") if path.is_file()]:
+            there = {path for path in source.rglob("*") if path.is_file()}
+            for path in there:
                 whole = path.with_suffix("") if path.suffix == ".part" else path
-                if whole not in kept:
+                if whole not in kept or (whole != path and whole in there):
                     path.unlink()
 
     def publish(self) -> None:

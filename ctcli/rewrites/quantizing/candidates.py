@@ -10,6 +10,7 @@ from ctcli.checkpoint.value import Checkpoint, Modules
 from ctcli.errors import CtcliError
 from ctcli.lazy.nodes import Computed, LazyTensor, Stacked, starting_point
 from ctcli.lazy.tensors import Stored
+from ctcli.models.config import is_nested
 from ctcli.models.experts import (
     PackedExperts,
     layout_problem,
@@ -200,7 +201,7 @@ def _untie(checkpoint: Checkpoint, choice: Choice) -> Checkpoint:
         for shard in checkpoint.shards
     )
     config = {**checkpoint.config, "tie_word_embeddings": False}
-    if isinstance(config.get("text_config"), dict):
+    if is_nested(config):
         config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
     return replace(checkpoint, shards=shards).with_config(config)
 

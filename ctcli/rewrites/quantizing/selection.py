@@ -89,6 +89,7 @@ def select(linears: Modules, choice: Choice, known: Collection[str]) -> Selectio
             kept[name] = reason or "no scheme for it"
         else:
             schemes[name] = chosen[name]
+    del chosen  # of very many modules, each table counts
     _divide(linears, schemes, kept, choice.on_indivisible)
     fused = fused_sets([*schemes, *kept])
     _check_fused(fused, schemes)
@@ -131,13 +132,14 @@ def _divide(
     on_indivisible: OnIndivisible,
 ) -> None:
     """Settle the modules whose columns are no multiple of the group size."""
-    problems = []
+    groups = ((module, scheme.weights.group_size) for module, scheme in schemes.items())
+    odd = [(module, n) for module, n in groups if n and linears[module].shape[1] % n]
+    if not odd:
+        return
+    problems, chosen = [], dict(schemes)
     common: set[int] = set()
-    chosen = dict(schemes)
-    for module, scheme in chosen.items():
-        group, columns = scheme.weights.group_size, linears[module].shape[1]
-        if not group or columns % group == 0:
-            continue
+    for module, group in odd:
+        scheme, columns = schemes[module], linears[module].shape[1]
         smaller = _smaller_group(scheme, columns)
         if on_indivisible == "skip":
             del schemes[module]

@@ -148,6 +148,20 @@ def test_files_that_a_hub_has_do_not_stay_here(tmp_path: Path) -> None:
         assert [path.name for path in folder.iterdir()] == ["complete"]
 
 
+def test_what_was_fetched_of_a_shard_that_is_whole_does_not_stay(tmp_path: Path) -> None:
+    """The whole one is read and given up: what is beside it would count for nothing, and stay."""
+    out, streamed = tmp_path / "out", tmp_path / ".out.ctcli-partial" / "source" / "commit"
+    streamed.mkdir(parents=True)
+    (streamed.parent.parent / "lock").touch()
+    names = ("whole", "whole.part", "begun.part", "other", "other.part", "begun.pieces")
+    for name in names:
+        (streamed / name).write_bytes(b"four")
+    leftover = look_for_leftover(out, "key", {}, {}, DIRECTORY)
+    with open_partial(out, "key", leftover, DIRECTORY, fsync=False, overwrite=False) as partial:
+        partial.drop_sources([streamed / "whole", streamed / "begun"])
+        assert {path.name for path in streamed.iterdir()} == {"whole", "begun.part"}
+
+
 def run_until_it_cleans_up(hub: Hub, arguments: tuple[str, ...], env: dict[str, str]) -> None:
     """Kill a run when it has asked the hub to delete the working branch."""
     command = [sys.executable, "-m", "ctcli", *arguments]
