@@ -155,6 +155,8 @@ def test_the_rate_is_that_of_the_last_seconds_and_the_phase_is_told() -> None:
     for now in range(101, 121):  # noqa: B007
         meter(10_000)
     assert "10 KB/s, 1 min 10 s left" in meter.words()
+    now = 131  # nothing has moved for a while
+    assert meter.words() == "30 % of 1 MB, 0 of 2 shards"
     for _ in range(2):
         meter.notify(Event("shard_written"))
         meter.notify(Event("shard_pushed"))

@@ -54,6 +54,6 @@ def test_issue_forms_ask_for_what_is_needed() -> None:
 
 def test_the_container_needs_no_root_and_no_cuda() -> None:
     lines = (ROOT / ".ci/Containerfile").read_text().splitlines()
-    assert "USER ctcli" in lines
+    assert "USER 1000" in lines, "a number, by which a cluster sees that it is not root"
     assert any("-c /src/.ci/constraints.txt" in line for line in lines)
     assert lines[-1] == 'ENTRYPOINT ["ctcli"]'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -10,23 +9,22 @@ from functools import partial
 from ctcli import __version__
 from ctcli.cli.commands import Step
 from ctcli.cli.layouts import layout_of
+from ctcli.cli.meetings import attempt_at, check_shared, for_target, meeting_of
 from ctcli.cli.options import Destination, Shared
-from ctcli.cli.parts import lacking_files
-from ctcli.cli.running import check_options, result_of
+from ctcli.cli.parts import bytes_to_move, own_words
+from ctcli.cli.pushing import with_push
+from ctcli.cli.running import result_of
 from ctcli.cli.worker import check, make
 from ctcli.console import Terminal
 from ctcli.engine.cluster import Crew, connected
-from ctcli.engine.plan import Plan, check_resources
-from ctcli.engine.shares import agree, check_destination_of, is_made, plan_share
+from ctcli.engine.plan import Plan, Settings, check_resources
+from ctcli.engine.shares import Meeting, agree, check_destination_of, plan_share
 from ctcli.engine.work import Work
 from ctcli.errors import CtcliError
 from ctcli.events import Event
-from ctcli.options import OptionError
 from ctcli.storage.agreement import Agreement
 from ctcli.storage.destination import stream_folder_of
-from ctcli.storage.gathering import Gathering, attempt_of, give_up, publish
 from ctcli.storage.journal import ErrorSums
-from ctcli.storage.layout import Layout
 from ctcli.storage.naming import parse_source
 from ctcli.storage.opening import open_checkpoint
 
@@ -35,43 +33,55 @@ def run_cluster(command: str, step: Step, source: str, target: Destination, shar
     """Have the workers of a cluster make the files; then publish DST."""
     terminal = Terminal(shared.quiet, shared.json, shared.log_format == "json")
     with terminal.logging_errors():
-        if check_options(terminal, source, target, shared, step.form):
-            raise OptionError(
-                "--cluster is for a DST on a disk that all workers see, not on a hub."
-            )
-        attempt = attempt_of(target.path, "client")
+        check_shared(terminal, source, target, shared, step.form)
+        attempt = attempt_at(target, "client")
         folder = stream_folder_of(attempt) if shared.stream else None
         made, report = step.rewrite(
             open_checkpoint(source, shared.revision, folder, shared.subfolder)
         )
+        made = for_target(made, target, shared.include)
         for warning in made.warnings:
             terminal.warn(warning)
         layout = layout_of(made, target.path)
-        settings = shared.settings(step.link, keeps=True)
-        agreement = agree(layout, settings, made.origin, step.tables, 0, ["ctcli", *sys.argv[1:]])
-        start, is_done = time.monotonic(), is_made(layout, target.path)
-        gathering = None if is_done else Gathering(target.path, agreement)
-        plan = plan_share(layout, [*agreement.files], attempt, settings, gathering)
-        if gathering:
+        settings = shared.settings(step.link, keeps=target.repo is None)
+        agreement = agree(layout, settings, made.origin, step.tables, 0, own_words())
+        meeting = meeting_of(target, shared, made, layout, agreement)
+        start, is_done = time.monotonic(), meeting.is_made()
+        plan = plan_share(
+            layout, [*agreement.files], attempt, settings, None if is_done else meeting
+        )
+        if not (is_done or target.repo):
             check_destination_of(layout, target.path, settings)
             check_resources(plan)
-        if gathering and not shared.dry_run:
-            place = parse_source(source, shared.revision, shared.subfolder)
-            work = Work(
-                agreement.key,
-                place.elsewhere,
-                place.revision,
-                str(target.path.resolve()),
-                step.tables,
-                {**asdict(settings), "workers": shared.num_workers or 0},
-                shared.stream,
-            )
+        if not (is_done or shared.dry_run):
+            work = _work(source, target, shared, step, settings, agreement.key)
             report = report.with_errors(
-                _write(terminal, command, plan, work, gathering, agreement, layout, target, shared)
+                _write(terminal, command, plan, work, meeting, agreement, shared)
             )
         seconds = time.monotonic() - start
-        result = result_of(command, source, str(target.path), made, report, plan, shared, seconds)
+        result = result_of(command, source, target, made, report, plan, shared, seconds)
+        if target.repo:
+            result = with_push(result, target.repo, shared.branch, meeting.commit)
         terminal.show(result)
+
+
+def _work(
+    source: str, target: Destination, shared: Shared, step: Step, settings: Settings, key: str
+) -> Work:
+    """What the workers are told."""
+    place = parse_source(source, shared.revision, shared.subfolder)
+    return Work(
+        key,
+        place.elsewhere,
+        place.revision,
+        str(target.path) if target.repo else str(target.path.resolve()),
+        step.tables,
+        {**asdict(settings), "workers": shared.num_workers or 0},
+        shared.stream,
+        target.repo,
+        shared.branch,
+        shared.include,
+    )
 
 
 def _write(
@@ -79,14 +89,12 @@ def _write(
     command: str,
     plan: Plan,
     work: Work,
-    gathering: Gathering,
+    meeting: Meeting,
     agreement: Agreement,
-    layout: Layout,
-    target: Destination,
     shared: Shared,
 ) -> ErrorSums:
     assert shared.cluster, "without one, `run_step` makes all"
-    start, nbytes = time.monotonic(), plan.fetch_bytes + plan.write_bytes
+    start, nbytes = time.monotonic(), bytes_to_move(plan)
     with connected(shared.cluster, shared.num_workers) as client:
         crew = Crew(
             client,
@@ -95,23 +103,23 @@ def _write(
             terminal.notify,
             terminal.warn,
         )
-        gathering.join(lambda: is_made(layout, target.path))
+        meeting.join()
         try:
             count = crew.gather(__version__)
         except BaseException:
             crew.stop()
-            give_up(target.path)
+            meeting.give_up()
             raise
         terminal.notify(Event("started", nbytes=nbytes, message=command))
         title = f"{command} on {count} workers"
         with terminal.progress(title, nbytes) as advance:
             crew.write(_groups(plan), __version__, advance)
-    if missing := lacking_files(layout, target.path, agreement):
+    if missing := meeting.missing():
         raise CtcliError(
             [f"{name}: it was made, and is not there." for name in missing],
-            "Run the same command again, and leave the folder beside DST alone.",
+            "Run the same command again, and leave the place where the files meet alone.",
         )
-    errors = publish(target.path, agreement)
+    errors = meeting.publish()
     terminal.notify(Event("done", nbytes=nbytes, seconds=time.monotonic() - start))
     return errors
 

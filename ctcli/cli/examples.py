@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 FIRST_STEPS = (
-    ("ctcli inspect org/name", "what a model holds, what it would become; reads headers only"),
-    ("ctcli quantize org/name DST --scheme W4A16", "a checkpoint that vLLM and transformers load"),
-    ("ctcli verify DST --against org/name", "that it is what it should be, with all errors"),
+    ("ctcli inspect org/name", "what it holds and could become; reads headers"),
+    ("ctcli quantize org/name DST --scheme W4A16", "4 bits, for vLLM and transformers"),
+    ("ctcli verify DST --against org/name", "every weight's error, measured"),
 )
 
 # Commands with what they do there.
@@ -24,8 +24,8 @@ EXAMPLES: Mapping[str, tuple[tuple[str, str], ...]] = {
     "equalize": (("ctcli equalize SRC DST", "before 4 bits, for models with outliers"),),
     "sparsify": (("ctcli sparsify SRC DST --pattern 2:4", "2 of every 4 neighbours stay"),),
     "quantize": (
-        ("ctcli quantize SRC DST --scheme W4A16 --dry-run", "what would be done; reads headers"),
-        ("ctcli quantize SRC DST --scheme FP8_DYNAMIC", "FP8, which needs no calibration"),
+        ("ctcli quantize SRC DST --scheme W4A16 --dry-run", "reads headers only"),
+        ("ctcli quantize SRC DST --scheme FP8_DYNAMIC", "no calibration"),
         ("ctcli quantize SRC DST --scheme 're:.*mlp.*=W4A16' --scheme FP8_DYNAMIC", "mixed"),
     ),
     "dequantize": (("ctcli dequantize QUANTIZED DST", "floats, of the dtype of config.json"),),

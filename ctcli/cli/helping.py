@@ -44,7 +44,7 @@ def program_help(commands: Mapping[str, tuple[type, ...]]) -> list[Block]:
         Block("", [(f"ctcli {__version__}: {PURPOSE}", "")]),
         Block("Usage: ctcli COMMAND [OPTIONS] ...", []),
         Block("Commands", [(name, summary_of(of[0])) for name, of in commands.items()]),
-        Block("First steps", _examples(FIRST_STEPS)),
+        Block("First steps", FIRST_STEPS, are_commands=True),
         Block("Pages: ctcli help PAGE", [*pages().items()]),
         Block(
             "Options",
@@ -69,7 +69,7 @@ def command_help(name: str, classes: Sequence[type], in_full: bool = False) -> l
     lines = [(each.metavar or each.name, each.help) for each in places]
     blocks.append(Block(f"Usage: ctcli {name} [OPTIONS] {' '.join(usage)}", lines))
     if name in EXAMPLES:
-        blocks.append(Block("Examples", _examples(EXAMPLES[name])))
+        blocks.append(Block("Examples", EXAMPLES[name], are_commands=True))
     shared = {each.name for each in options_of(Shared)}
     compact = []
     for panel in PANELS:
@@ -100,12 +100,6 @@ def command_help(name: str, classes: Sequence[type], in_full: bool = False) -> l
 def summary_of(options: type) -> str:
     """The first sentence of a command's help."""
     return _sentence(help_of(options).partition("\n\n")[0])
-
-
-def _examples(examples: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Commands with what they do behind them, as in a shell script."""
-    longest = max(len(command) for command, _ in examples)
-    return [(f"{command:<{longest}}  # {text}", "") for command, text in examples]
 
 
 def _options(options: Sequence[Option], in_full: bool) -> Iterator[tuple[str, str]]:

@@ -39,6 +39,9 @@ class Destination:
     path: Path
     repo: str | None = None
 
+    def __str__(self) -> str:
+        return f"{_ON_HUB}{self.repo}" if self.repo else str(self.path)
+
 
 def as_path(text: str) -> str:
     """What names something.
@@ -69,7 +72,12 @@ def _repo(text: str) -> str:
     return text
 
 
-def _target(text: str) -> Destination:
+def as_target(text: str) -> Destination:
+    """DST, on this disk or on a hub.
+
+    Raises:
+        OptionError: it is neither.
+    """
     if not text.startswith(_ON_HUB):
         return _directory(text)
     repo = _repo(text.removeprefix(_ON_HUB))
@@ -103,9 +111,8 @@ def as_json() -> bool:
     return option(False, text, panel="Messages")
 
 
-def quiet() -> bool:
+def quiet(text: str = "Print errors only (and --json's object).") -> bool:
     """The option of commands that show progress."""
-    text = "Print errors only (and --json's object)."
     return option(False, text, flags="--quiet -q", panel="Messages")
 
 
@@ -117,7 +124,7 @@ class Places:
     destination: Destination = argument(
         "DST",
         "Directory to make; it must not exist yet, or be empty. Or hf://ORG/NAME.",
-        parse=_target,
+        parse=as_target,
     )
 
 

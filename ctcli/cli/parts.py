@@ -7,22 +7,21 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from ctcli.cli.commands import Step
 from ctcli.cli.layouts import layout_of
+from ctcli.cli.meetings import attempt_at, check_shared, for_target, meeting_of
 from ctcli.cli.options import Destination, Shared
-from ctcli.cli.running import check_options, result_of
+from ctcli.cli.pushing import with_push
+from ctcli.cli.running import result_of
 from ctcli.console import Result, Terminal
 from ctcli.engine.plan import Plan, check_resources
-from ctcli.engine.shares import agree, check_destination_of, is_made, plan_share, write_share
+from ctcli.engine.shares import Meeting, agree, check_destination_of, plan_share, write_share
 from ctcli.events import Event
-from ctcli.options import OptionError
+from ctcli.redaction import redact
 from ctcli.storage.agreement import Agreement
 from ctcli.storage.destination import stream_folder_of
-from ctcli.storage.gathering import Gathering, attempt_of, missing_files, publish
 from ctcli.storage.journal import ErrorSums
-from ctcli.storage.layout import Layout
 from ctcli.storage.opening import open_checkpoint
 from ctcli.storage.writer import BusyError
 
@@ -47,50 +46,52 @@ def _run_part(
 ) -> None:
     part = shared.part
     assert part, "without one, `run_step` makes all"
-    if check_options(terminal, source, target, shared, step.form):
-        raise OptionError("--part is for a DST on a disk that all machines see, not on a hub.")
-    attempt = attempt_of(target.path, part.label)
+    check_shared(terminal, source, target, shared, step.form)
+    attempt = attempt_at(target, part.label)
     folder = stream_folder_of(attempt) if shared.stream else None
     made, report = step.rewrite(open_checkpoint(source, shared.revision, folder, shared.subfolder))
+    made = for_target(made, target, shared.include)
     for warning in made.warnings:
         terminal.warn(warning)
     layout = layout_of(made, target.path)
-    settings = shared.settings(step.link, keeps=True)
-    agreement = agree(layout, settings, made.origin, step.tables, part.count, _own_words())
+    settings = shared.settings(step.link, keeps=target.repo is None)
+    agreement = agree(layout, settings, made.origin, step.tables, part.count, own_words())
     names = [name for name, (_, number) in agreement.files.items() if number == part.number]
-    gathering = Gathering(target.path, agreement)
-    start, is_done = time.monotonic(), is_made(layout, target.path)
-    plan = plan_share(layout, names, attempt, settings, None if is_done else gathering)
-    missing = lacking_files(layout, target.path, agreement)
+    meeting = meeting_of(target, shared, made, layout, agreement)
+    start, is_done = time.monotonic(), meeting.is_made()
+    plan = plan_share(layout, names, attempt, settings, None if is_done else meeting)
+    missing = meeting.missing()
     if not is_done:
-        check_destination_of(layout, target.path, settings)
+        if not target.repo:
+            check_destination_of(layout, target.path, settings)
         check_resources(plan)
     if not shared.dry_run:
         errors: ErrorSums = {}
         if not is_done:
-            errors = _write(terminal, f"{command} {part}", plan, gathering, layout, target)
-        if not (missing := lacking_files(layout, target.path, agreement)):
-            errors = publish(target.path, agreement) or errors
+            errors = _write(terminal, f"{command} {part}", plan, meeting)
+        if not (missing := meeting.missing()):
+            errors = meeting.publish() or errors
         report = report.with_errors(errors)
     seconds = time.monotonic() - start
-    result = result_of(command, source, str(target.path), made, report, plan, shared, seconds)
+    result = result_of(command, source, target, made, report, plan, shared, seconds)
+    if target.repo:
+        result = with_push(result, target.repo, shared.branch, meeting.commit)
     terminal.show(_with_part(result, shared, names, missing, agreement))
 
 
-def _write(
-    terminal: Terminal,
-    title: str,
-    plan: Plan,
-    gathering: Gathering,
-    layout: Layout,
-    target: Destination,
-) -> ErrorSums:
-    start, nbytes = time.monotonic(), plan.fetch_bytes + plan.write_bytes
+def _write(terminal: Terminal, title: str, plan: Plan, meeting: Meeting) -> ErrorSums:
+    start, nbytes = time.monotonic(), bytes_to_move(plan)
     terminal.notify(Event("started", nbytes=nbytes, message=title))
     with terminal.progress(title, nbytes) as advance:
-        errors = write_share(plan, gathering, layout, target.path, advance, terminal.notify)
+        errors = write_share(plan, meeting, advance, terminal.notify)
     terminal.notify(Event("done", nbytes=nbytes, seconds=time.monotonic() - start, message=title))
     return errors
+
+
+def bytes_to_move(plan: Plan) -> int:
+    """Bytes of which progress is told: downloaded, written, and uploaded if DST is on a hub."""
+    uploaded = 0 if plan.settings.keeps else sum(file.size for file in plan.files)
+    return plan.fetch_bytes + plan.write_bytes + uploaded
 
 
 def _with_part(
@@ -116,25 +117,20 @@ def _with_part(
     return replace(result, rows=rows, data=data)
 
 
-def lacking_files(layout: Layout, destination: Path, made: Agreement) -> list[str]:
-    """The files that nobody has completed yet; none once DST is what the layout makes of it."""
-    return [] if is_made(layout, destination) else missing_files(destination, made)
-
-
 def lacking_parts(missing: Sequence[str], made: Agreement) -> list[str]:
     """The parts, as `--part` takes them, that are to make these files."""
     numbers = sorted({made.files[name][1] for name in missing})
     return [f"{number}/{made.parts}" for number in numbers]
 
 
-def _own_words() -> list[str]:
-    """The words of this command, but for its part."""
+def own_words() -> list[str]:
+    """The words of this command, but for its part, and without secrets."""
     words, found = iter(["ctcli", *sys.argv[1:]]), []
     for word in words:
         if word == "--part":
             next(words, None)
         elif not word.startswith("--part="):
-            found.append(word)
+            found.append(redact(word))
     return found
 
 

@@ -53,7 +53,7 @@ def check_push(repo: str, plan: Plan, shared: Shared) -> None:
     """
     from ctcli.storage.hub.target import look_at
 
-    look_at(_push_target(repo, shared), plan.key)
+    look_at(push_target(repo, shared), plan.key)
 
 
 def begin_push(
@@ -70,7 +70,7 @@ def begin_push(
     made_here = read_journal(partial_of(plan.destination) / "journal", plan.key).complete
     typed = shlex.join(["ctcli", *sys.argv[1:]])
     card = model_card(checkpoint, typed, repo, token())
-    publication = open_publication(_push_target(repo, shared), plan.key, card)
+    publication = open_publication(push_target(repo, shared), plan.key, card)
     pushed = publication.pushed
     strange = pushed.keys() - made_here.keys()
     if strange and not (shared.resume_from_hub or publication.is_finished):
@@ -87,7 +87,8 @@ def begin_push(
     return publication, plan
 
 
-def _push_target(repo: str, shared: Shared) -> PushTarget:
+def push_target(repo: str, shared: Shared) -> PushTarget:
+    """Where on the hub, as the options have it."""
     from ctcli.storage.hub.target import PushTarget
 
     message = {"message": shared.commit_message} if shared.commit_message else {}

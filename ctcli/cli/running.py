@@ -69,8 +69,8 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
                 publication, plan = begin_push(repo, made, plan, shared)
             report = report.with_errors(_execute(terminal, command, plan, publication))
         seconds = time.monotonic() - start
-        place = f"hf://{target.repo}" if target.repo else str(target.path)
-        result = result_of(command, source, place, made, report, plan, shared, seconds)
+        compiled = terminal.has_compiled
+        result = result_of(command, source, target, made, report, plan, shared, seconds, compiled)
         if repo:
             commit = publication.commit if publication else None
             result = with_push(result, repo, shared.branch, commit)
@@ -138,14 +138,16 @@ def _execute(
 def result_of(
     command: str,
     source: str,
-    place: str,
+    target: Destination,
     made: Made,
     report: Report,
     plan: Plan,
     shared: Shared,
     seconds: float,
+    has_compiled: bool = False,
 ) -> Result:
     """What a run has to say at its end."""
+    place = str(target)
     written = plan.write_bytes
     resumed = len(plan.leftover.journal.complete)
     rows = report.rows()
@@ -160,6 +162,8 @@ def result_of(
         rows.append(("working memory", f"at most {format_bytes(plan.peak_memory)}"))
     else:
         rate = f"{format_bytes(written / max(seconds, 1e-3))}/s"
+        if has_compiled:
+            rate = "compiling kernels, once, included"
         rows.append(("written", f"{format_bytes(written)} in {format_seconds(seconds)}, {rate}"))
     dry = " (dry run, nothing written)" if shared.dry_run else ""
     data = {

@@ -46,6 +46,9 @@ _OPTIONS: Mapping[str, str] = {
     **dict.fromkeys(("--version",), "Give `ctcli --version`."),
 }
 
+# What a second place of these commands stands for.
+_ONE_PLACE: Mapping[str, str] = {"verify": "To compare two checkpoints, give --against {}."}
+
 
 def explain(error: Exception, commands: Collection[str], typed: Sequence[str]) -> UsageError:
     """Say what Typer found wrong, in this program's words.
@@ -68,7 +71,8 @@ def explain(error: Exception, commands: Collection[str], typed: Sequence[str]) -
     if parameter is not None and type(error) is not typer.BadParameter:
         return UsageError(f"{place}: {_missing(context, parameter)}", see)
     if extra := re.search(r"unexpected extra argument\(?s?\)? \((.*)\)", message):
-        return UsageError(f"{place}: there is no place for {extra[1]}.", _usage(context, place))
+        hint = _ONE_PLACE.get(command, _usage(context, place)).format(extra[1])
+        return UsageError(f"{place}: there is no place for {extra[1]}.", hint)
     if parameter is not None:
         name = parameter.metavar if parameter.param_type_name == "argument" else parameter.opts[0]
         return UsageError(f"{name} {message}.", see)

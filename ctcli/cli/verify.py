@@ -43,17 +43,19 @@ class VerifyPlaces:
         parse=as_path,
     )
     json: bool = as_json()
-    quiet: bool = quiet()
+    quiet: bool = quiet("Print differences and errors only (and --json's object).")
 
 
 def verify(options: VerifyOptions, reading: VerifyPlaces) -> None:
     """Check, show what is different, and end with `_DIFFERENT` if anything is."""
+    from ctcli.engine.run import tell_of_compiling
     from ctcli.verifying.verification import verify as verify_checkpoint
 
     against, html = options.against, options.html
     terminal, start = Terminal(reading.quiet, reading.json), time.monotonic()
     if html:
         _check_page(html)
+    tell_of_compiling(terminal.notify)
     directory = _directory(reading.destination, terminal)
     source = None
     if against:
@@ -64,7 +66,7 @@ def verify(options: VerifyOptions, reading: VerifyPlaces) -> None:
         with os_errors_of(str(html), "writing"):
             content = page(reading.destination, found, _facts(options))
             html.write_text(content, encoding="utf-8")
-    terminal.show(_result(reading.destination, found, time.monotonic() - start))
+    terminal.show(_result(reading.destination, found, html, time.monotonic() - start))
     if found.findings:
         raise typer.Exit(_DIFFERENT)
 
@@ -142,11 +144,12 @@ def expected_checkpoint(source: Checkpoint, recipe: Path) -> Checkpoint:
     return source
 
 
-def _result(destination: str, found: Verification, seconds: float) -> Result:
+def _result(destination: str, found: Verification, html: Path | None, seconds: float) -> Result:
     told = grouped(f"{f.kind}\0{f.where}: {f.message}" for f in found.findings)
     lines = [(kind, message) for kind, _, message in (line.partition("\0") for line in told)]
-    sections = [ResultSection("differences", lines, whole=True)] if lines else []
-    rows = [*found.rows(), ("time", format_seconds(seconds))]
+    sections = [ResultSection("differences", lines, whole=True, is_essential=True)] if lines else []
+    rows = [*found.rows(), *([("page", str(html))] if html else [])]
+    rows.append(("time", format_seconds(seconds)))
     data = {
         "command": "verify",
         "checkpoint": destination,

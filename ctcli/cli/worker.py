@@ -12,18 +12,18 @@ from typing import Any
 from uuid import uuid4
 
 from ctcli.cli.layouts import layout_of
+from ctcli.cli.meetings import attempt_at, folder_of, for_target
+from ctcli.cli.options import Destination
 from ctcli.cli.run import chain
 from ctcli.engine.plan import Settings
-from ctcli.engine.shares import agree, plan_share, write_share
+from ctcli.engine.shares import Meeting, agree, plan_share, write_share
 from ctcli.engine.work import Failure, Work
-from ctcli.errors import CtcliError, os_errors_of
+from ctcli.errors import CtcliError
 from ctcli.events import Event
 from ctcli.ops.runtime import limit_blas, reuse_memory
 from ctcli.storage.agreement import HINT, Agreement
-from ctcli.storage.destination import partial_of, stream_folder_of
-from ctcli.storage.gathering import Gathering, attempt_of, read_agreement
+from ctcli.storage.destination import stream_folder_of
 from ctcli.storage.layout import Layout
-from ctcli.storage.leftover import ATTEMPTS
 from ctcli.storage.opening import open_checkpoint
 
 _BEAT_SECONDS = 0.5
@@ -34,11 +34,12 @@ _ENOUGH = 0.9  # of its limit, a worker's nanny lets it use: at 95 % the worker 
 
 @dataclass(frozen=True)
 class _Made:
-    """A plan as this process has made it."""
+    """A plan as this process has made it, and where the files of all workers meet."""
 
     layout: Layout
     agreement: Agreement
     settings: Settings
+    meeting: Meeting
 
 
 _made: dict[str, _Made] = {}  # the last one, by what it was asked for
@@ -88,14 +89,12 @@ def make(work: Work, names: Sequence[str], task: str, topic: str) -> Failure | N
             made = _plan(work)
             if made.agreement.key != work.key:
                 raise CtcliError("SRC has changed since this worker was checked.", HINT)
-            destination = Path(work.destination)
-            gathering = Gathering(destination, made.agreement)
-            attempt = attempt_of(destination, sha256("\0".join(names).encode()).hexdigest()[:16])
-            plan = plan_share(made.layout, names, attempt, made.settings, gathering)
+            label = sha256("\0".join(names).encode()).hexdigest()[:16]
+            plan = plan_share(
+                made.layout, names, attempt_at(_target(work), label), made.settings, made.meeting
+            )
             if plan.files:
-                write_share(
-                    plan, gathering, made.layout, destination, teller.advance, teller.notify
-                )
+                write_share(plan, made.meeting, teller.advance, teller.notify)
         except CtcliError as error:
             return Failure.of(error)
     return None
@@ -116,19 +115,35 @@ def _plan(work: Work) -> _Made:
 
 
 def _make_plan(work: Work) -> _Made:
-    destination = Path(work.destination)
-    folder = None
+    target, folder = _target(work), None
     if work.stream:
         # No two processes stream through the same folder.
-        folder = stream_folder_of(partial_of(destination) / ATTEMPTS / f"stream-{uuid4().hex}")
+        folder = stream_folder_of(attempt_at(target, f"stream-{uuid4().hex}"))
     step = chain(work.tables)
     made, _ = step.rewrite(open_checkpoint(work.source, work.revision, folder))
-    layout = layout_of(made, destination)
+    made = for_target(made, target, work.include)
+    layout = layout_of(made, target.path)
     settings = Settings(**work.settings)
     if not settings.workers:
         settings = Settings(**{**work.settings, "workers": _worker().state.nthreads})
     agreement = agree(layout, settings, made.origin, work.tables, 0, ())
-    return _Made(layout, agreement, settings)
+    return _Made(layout, agreement, settings, _meeting(work, layout, agreement))
+
+
+def _target(work: Work) -> Destination:
+    """DST; of one on a hub, where it grows is a folder that goes with this process."""
+    path = Path(work.destination)
+    return Destination(Path(_worker().local_directory) / path if work.repo else path, work.repo)
+
+
+def _meeting(work: Work, layout: Layout, agreement: Agreement) -> Meeting:
+    if work.repo is None:
+        return folder_of(Path(work.destination), layout, agreement)
+    from ctcli.storage.hub.gathering import HubGathering
+    from ctcli.storage.hub.target import PushTarget
+
+    overwrite = agreement.settings["overwrite"]
+    return HubGathering(PushTarget(work.repo, work.branch, overwrite=overwrite), agreement)
 
 
 def _check_memory(work: Work) -> None:
@@ -148,17 +163,7 @@ def _check_plan(work: Work, expected: bytes) -> None:
 
 
 def _check_writing(work: Work) -> None:
-    destination = Path(work.destination)
-    there = read_agreement(destination)
-    if there is None or there.key != work.key:
-        raise CtcliError(
-            f"{partial_of(destination)}: it does not see this folder of the others.",
-            "Choose a DST on a file system that all workers see, by the same path.",
-        )
-    probe = partial_of(destination) / ATTEMPTS / f"probe-{uuid4().hex}"
-    with os_errors_of(str(probe.parent), "writing"):
-        probe.write_bytes(b"")
-        probe.unlink()
+    _plan(work).meeting.check_writing()
 
 
 class _Teller:

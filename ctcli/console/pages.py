@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
+from ctcli.console.commands import fitted, refitted
+
 _WIDEST = 100  # columns
 _TERM = 30  # columns that a term may take before its words begin on the next line
 _NARROW = 70  # columns below which words stand under their terms
@@ -21,10 +23,12 @@ class Block:
     Attributes:
         heading: one line; empty: there is none.
         lines: terms and what they are; a term alone is text.
+        are_commands: the terms are commands to copy.
     """
 
     heading: str
     lines: Sequence[tuple[str, str]]
+    are_commands: bool = False
 
 
 def help_text(blocks: Sequence[Block]) -> str:
@@ -42,11 +46,15 @@ def _print(console: Console, blocks: Sequence[Block]) -> None:
             console.print()
         if block.heading:
             console.print(Text(block.heading, style="bold"))
+        if block.are_commands:
+            for line in fitted(block.lines, width - 2):
+                console.print(Text(f"  {line}"))
+            continue
         terms = [len(term) for term, words in block.lines if words]
         column = max((n for n in terms if n <= _TERM), default=_TERM)
         for term, words in block.lines:
-            for line in _lines(term, words, column, width, "  " if block.heading else ""):
-                console.print(line)
+            for text in _lines(term, words, column, width, "  " if block.heading else ""):
+                console.print(text)
 
 
 def show_page(text: str) -> None:
@@ -58,6 +66,7 @@ def show_page(text: str) -> None:
         console.file.write(text)
         return
     width = min(console.width, _WIDEST)
+    text = refitted(text, width - 2)  # a column stays free on either side of them
     console.print(Markdown(text, code_theme="ansi_dark", hyperlinks=False), width=width)
 
 

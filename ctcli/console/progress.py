@@ -67,12 +67,14 @@ class Meter:
 
     def words(self) -> str:
         """Share, shards, rate of the last seconds, and the time that is left at this rate."""
-        start, before = self._marks[0]
-        rate = (self.done - before) / max(self._clock() - start, 1e-3)
+        now, (start, before) = self._clock(), self._marks[0]
+        rate = (self.done - before) / max(now - start, 1e-3)
         parts = [f"{100 * self.done // max(self.total, 1)} % of {format_bytes(self.total)}"]
         if self.shards:
             done = min(self._complete, self.shards)
             parts.append(f"{done} of {self.shards} shard{'' if self.shards == 1 else 's'}")
+        if self._is_compiling or now - self._marks[-1][0] > _WINDOW:
+            return ", ".join(parts)  # nothing moves: a rate would say when it did
         parts.append(f"{format_bytes(rate)}/s")
         if rate > 0:
             parts.append(f"{format_seconds((self.total - self.done) / rate)} left")

@@ -15,11 +15,13 @@ class ResultSection:
         heading: one line.
         lines: cells, aligned by column; the last one of a line may be long.
         whole: show them all, however many there are.
+        is_essential: show them even to who wants to see as little as possible, without the heading.
     """
 
     heading: str
     lines: Sequence[tuple[str, ...]]
     whole: bool = False
+    is_essential: bool = False
 
 
 @dataclass(frozen=True)

@@ -25,18 +25,24 @@ _NARROWEST = 30  # columns in which the last cell of a line is worth wrapping
 
 
 class Terminal:
-    """The two output streams of a command."""
+    """The two output streams of a command.
+
+    Attributes:
+        has_compiled: whether compiling kernels took a noticeable part of the time.
+    """
 
     def __init__(self, quiet: bool = False, as_json: bool = False, logs: bool = False) -> None:
         self._quiet = quiet
         self._as_json = as_json
         self._log = EventLog(sys.stderr) if logs else None
         self._meter: Meter | None = None
+        self.has_compiled = False
         self._out = Console(highlight=False, soft_wrap=True)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def notify(self, event: Event) -> None:
         """Log an event, if events are logged; from any thread. People are told what takes long."""
+        self.has_compiled |= event.kind == "compiling"
         if self._meter:
             self._meter.notify(event)
         if self._log:
@@ -71,6 +77,8 @@ class Terminal:
             sys.stdout.write(json.dumps(_strict(result.data), indent=2, allow_nan=False) + "\n")
             return
         if self._quiet:
+            for section in result.sections:
+                self._print_lines(section.lines if section.is_essential else [])
             return
         self._out.print(Text(_printable(result.title), style="bold"))
         self._print_lines(result.rows)

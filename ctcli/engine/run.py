@@ -28,6 +28,13 @@ _OPEN_FILES = 65_536
 _GRACE_SECONDS = 3.0
 
 
+def tell_of_compiling(notify: Notify) -> None:
+    """Have a run told, once, that kernels are compiled, should that take more than a second."""
+    from ctcli.ops.jit import on_slow_compilation
+
+    on_slow_compilation(lambda: notify(Event("compiling", message="compiling kernels, once")))
+
+
 def execute(
     plan: Plan,
     advance: Advance,
@@ -52,9 +59,7 @@ def execute(
     _allow_many_files()
     collect_again()
     if any(graph.nodes for graph in plan.graphs):
-        from ctcli.ops.jit import on_slow_compilation
-
-        on_slow_compilation(lambda: notify(Event("compiling", message="compiling kernels, once")))
+        tell_of_compiling(notify)
     errors = [*kept.complete.values()]
     with open_partial(
         plan.destination,

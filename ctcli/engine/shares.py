@@ -9,20 +9,66 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ctcli import __version__
 from ctcli.checkpoint.value import Origin, StepTable
+from ctcli.engine.outbox import Publishing
 from ctcli.engine.plan import Plan, Settings, check_resources, key_of, make_plan
 from ctcli.engine.run import execute
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.events import Event, Notify
 from ctcli.lazy.nodes import all_nodes
 from ctcli.storage.agreement import Agreement
-from ctcli.storage.destination import check_beside, check_sources, partial_of
-from ctcli.storage.gathering import FORMS, Gathering, OverError
+from ctcli.storage.destination import check_beside, check_sources
+from ctcli.storage.gathering import FORMS, OverError
 from ctcli.storage.journal import ErrorSums
 from ctcli.storage.layout import Layout, OutputFile
 from ctcli.units import Advance
+
+
+class Meeting(Publishing, Protocol):
+    """Where the files of all shares meet: `storage.gathering`, or `storage.hub.gathering`.
+
+    Attributes:
+        commit: what was published, if it was on a hub.
+    """
+
+    commit: str | None
+
+    @property
+    def pushed(self) -> Mapping[str, ErrorSums]:
+        """The complete files of this process's share, with what was measured of each."""
+
+    def is_made(self) -> bool:
+        """Whether DST is there, as it is to become."""
+
+    def look(self, names: Collection[str]) -> None:
+        """See which files of a share are complete. Changes nothing."""
+
+    def join(self) -> None:
+        """Begin it, or see that it is for the same plan; `OverError` if DST is published."""
+
+    def check_writing(self) -> None:
+        """See whether this process sees it, once it is begun, and can write there."""
+
+    def watching(self, advance: Advance) -> Advance:
+        """`advance`, but that it may end the work with `OverError` once DST is published."""
+
+    def has(self, names: Collection[str]) -> bool:
+        """Whether these files are complete, whoever made them, or DST is published."""
+
+    def leave(self, attempt: Path) -> None:
+        """Delete what an attempt left of files that others have made."""
+
+    def missing(self) -> list[str]:
+        """The files that nobody has completed yet; none once DST is published."""
+
+    def publish(self) -> ErrorSums:
+        """Make DST of the files, which are all there; by whichever process comes first."""
+
+    def give_up(self) -> None:
+        """Delete it, unless there is something in it."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +179,7 @@ def plan_share(
     names: Collection[str],
     attempt: Path,
     settings: Settings,
-    gathering: Gathering | None,
+    meeting: Meeting | None,
 ) -> Plan:
     """What is still to be done for a share. Writes nothing.
 
@@ -142,22 +188,20 @@ def plan_share(
         names: those of the share.
         attempt: where they are made, from `gathering.attempt_of`.
         settings: how.
-        gathering: where they go; None: DST is there, and nothing is to be done.
+        meeting: where they go; None: DST is there, and nothing is to be done.
 
     Raises:
         CtcliError: another plan is under way there.
     """
-    if gathering:
-        gathering.look(names)
-    complete: Mapping[str, ErrorSums] = gathering.pushed if gathering else {n: {} for n in names}
+    if meeting:
+        meeting.look(names)
+    complete: Mapping[str, ErrorSums] = meeting.pushed if meeting else {n: {} for n in names}
     return make_plan(layout.only(names), attempt, settings, complete)
 
 
 def write_share(
     plan: Plan,
-    gathering: Gathering,
-    layout: Layout,
-    destination: Path,
+    meeting: Meeting,
     advance: Advance,
     notify: Notify,
 ) -> ErrorSums:
@@ -165,9 +209,7 @@ def write_share(
 
     Args:
         plan: of the share.
-        gathering: where the files go.
-        layout: all output files.
-        destination: DST.
+        meeting: where the files go.
         advance: see `execute`.
         notify: see `execute`.
 
@@ -180,29 +222,18 @@ def write_share(
     """
 
     def tell(event: Event) -> None:
-        if event.kind != "shard_pushed":  # it has not gone to a hub
+        if event.kind != "shard_pushed" or not plan.settings.keeps:  # it has gone to a hub
             notify(event)
 
     try:
-        gathering.join(lambda: is_made(layout, destination))
+        meeting.join()
     except OverError:
         return {}
     check_resources(plan)
     try:
-        return execute(plan, gathering.watching(advance), gathering, tell)
-    except CtcliError as error:
-        if not gathering.has([file.name for file in plan.layout.all_files]):
+        return execute(plan, meeting.watching(advance), meeting, tell)
+    except CtcliError:
+        if not meeting.has([file.name for file in plan.layout.all_files]):
             raise
-        gathering.leave(plan.destination)
-        if not partial_of(destination).exists() and not is_made(layout, destination):
-            hint = "Make all parts again, in a folder that nobody deletes."
-            raise CtcliError(f"{partial_of(destination)}: it was deleted.", hint) from error
+        meeting.leave(plan.destination)
         return {}
-
-
-def shares_of(missing: Collection[str], agreement: Agreement) -> dict[int, list[str]]:
-    """Missing files by the number of their share."""
-    found: dict[int, list[str]] = {}
-    for name in missing:
-        found.setdefault(agreement.files[name][1], []).append(name)
-    return dict(sorted(found.items()))

@@ -18,10 +18,13 @@ class Work:
         key: of the plan; a worker that comes to another one has another SRC.
         source: SRC.
         revision: of a hub SRC.
-        destination: DST, absolute.
+        destination: DST, absolute; on a hub, the name that it has here.
         tables: what is done to SRC, as steps of a recipe.
         settings: how, as `engine.plan.Settings` has it; 0 workers: as many as the worker's threads.
         stream: whether weights files of a hub SRC are streamed.
+        repo: the repository of a hub that DST is; None: it is on a disk that all see.
+        branch: of it, to publish on.
+        include: further files to publish.
     """
 
     key: str
@@ -31,6 +34,9 @@ class Work:
     tables: Sequence[Mapping[str, Any]]
     settings: Mapping[str, Any]
     stream: bool = False
+    repo: str | None = None
+    branch: str = ""
+    include: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

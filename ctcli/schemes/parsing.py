@@ -14,7 +14,7 @@ from ctcli.schemes.presets import preset
 
 # A scheme and the modules it is for: a pattern, or None for all linears that nothing else matches.
 TargetedScheme = tuple[str | None, Scheme]
-_MADE_BY_HAND = "config_group_0"
+UNNAMED = "config_group_0"
 _ALL = "`ctcli help quantize` lists all presets."
 _COMMON = "Common ones: FP8_DYNAMIC, W4A16, NVFP4A16;"
 
@@ -97,7 +97,7 @@ def _by_hand(overrides: Overrides) -> Scheme:
     weights = QuantizationArgs(bits, overrides.type or "int", "channel")
     if (weights.type, bits) == ("float", 4):
         weights = replace(preset("NVFP4A16").weights)
-    return Scheme(_MADE_BY_HAND, weights, None, default_format(weights, None))
+    return Scheme(UNNAMED, weights, None, default_format(weights, None))
 
 
 def _checked(scheme: Scheme) -> Scheme:

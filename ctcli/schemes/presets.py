@@ -57,5 +57,6 @@ def preset(name: str) -> Scheme:
     Raises:
         KeyError: there is none.
     """
-    weights, inputs = _ARGUMENTS[name.upper()]
+    name = name.upper()
+    weights, inputs = _ARGUMENTS[name]
     return Scheme(name, weights, inputs, default_format(weights, inputs))

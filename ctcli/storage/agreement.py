@@ -14,6 +14,7 @@ HINT = (
     "Give every part the same SRC, options and version of ctcli; or choose another DST, or delete "
     "the folder in which the parts meet."
 )
+NO_PARTS = "Make them first, by the command of your choice with --part 1/N to --part N/N."
 
 
 @dataclass(frozen=True)

@@ -74,12 +74,16 @@ def attempt_of(destination: Path, label: str) -> Path:
     Raises:
         BusyError: so many processes make it that something is wrong.
     """
-    folder = partial_of(destination) / ATTEMPTS
+    return attempt_in(partial_of(destination) / ATTEMPTS, label)
+
+
+def attempt_in(folder: Path, label: str) -> Path:
+    """See `attempt_of`; in a folder of the caller's choice."""
     for number in range(100):
         found = folder / f"{label}.{_machine()}.{number}"
         if not is_locked(found):
             return found
-    raise BusyError(f"{destination}: too many processes make {label}.", "Stop some of them.")
+    raise BusyError(f"{folder}: too many processes make {label}.", "Stop some of them.")
 
 
 def _machine() -> str:
@@ -90,14 +94,19 @@ def _machine() -> str:
 
 
 class Gathering:
-    """The common folder; takes complete files as `engine.outbox.Publication` says.
+    """The common folder; see `engine.shares.Meeting`.
 
     Args:
         destination: DST.
         agreement: what this process would make.
+        is_made: whether DST is there, as it is to become.
     """
 
-    def __init__(self, destination: Path, agreement: Agreement) -> None:
+    def __init__(
+        self, destination: Path, agreement: Agreement, is_made: Callable[[], bool]
+    ) -> None:
+        self.is_made = is_made
+        self.commit: str | None = None
         self._destination = destination.resolve()
         self._root = partial_of(destination)
         self._agreement = agreement
@@ -116,11 +125,8 @@ class Gathering:
             name: read_errors(self._root, name) for name in names if self._is_complete(name)
         }
 
-    def join(self, is_made: Callable[[], bool]) -> None:
+    def join(self) -> None:
         """Begin the common folder, or see that it is for the same plan.
-
-        Args:
-            is_made: whether DST is there, as it is to become.
 
         Raises:
             OverError: DST is published, or about to be.
@@ -130,8 +136,8 @@ class Gathering:
             try:
                 with locked(self._destination, is_alone=False):
                     if not (self._root / PLAN).exists():
-                        if is_made():
-                            self.leave()
+                        if self.is_made():
+                            self._clear()
                             raise OverError(str(self._destination))
                         self._begin()
                 break
@@ -219,11 +225,22 @@ class Gathering:
 
         return watch
 
-    def leave(self, attempt: Path | None = None) -> None:
-        """Delete what this process may have made of the folder since it was cleared up."""
+    def leave(self, attempt: Path) -> None:
+        """Delete what an attempt made since the folder was cleared up.
+
+        Raises:
+            CtcliError: it was not cleared up, but deleted.
+        """
         if not (self._root / PLAN).exists():
-            if attempt:
-                shutil.rmtree(partial_of(attempt), ignore_errors=True)
+            shutil.rmtree(partial_of(attempt), ignore_errors=True)
+            self._clear()
+        if not self._root.exists() and not self.is_made():
+            hint = "Make all parts again, in a folder that nobody deletes."
+            raise CtcliError(f"{self._root}: it was deleted.", hint)
+
+    def _clear(self) -> None:
+        """Delete the folder, if this process made it and nobody uses it."""
+        if not (self._root / PLAN).exists():
             with suppress(OSError):
                 if not {path.name for path in self._root.iterdir()} - {ATTEMPTS, LOCK}:
                     (self._root / ATTEMPTS).rmdir()
@@ -235,6 +252,43 @@ class Gathering:
     def has(self, names: Collection[str]) -> bool:
         """Whether these files are complete, whoever made them, or DST is published."""
         return not (self._root / PLAN).exists() or all(map(self._is_complete, names))
+
+    def missing(self) -> list[str]:
+        """The files that nobody has completed yet; none once DST is what it is to become."""
+        return [] if self.is_made() else missing_files(self._destination, self._agreement)
+
+    def publish(self) -> ErrorSums:
+        """See `publish`."""
+        return publish(self._destination, self._agreement)
+
+    def check_writing(self) -> None:
+        """See whether this process sees the folder, and can write there.
+
+        Raises:
+            CtcliError: it does not, or cannot.
+        """
+        there = read_agreement(self._destination)
+        if there is None or there.key != self._agreement.key:
+            raise CtcliError(
+                f"{self._root}: it does not see this folder of the others.",
+                "Choose a DST on a file system that all workers see, by the same path.",
+            )
+        probe = _fresh(self._root, "probe")
+        with os_errors_of(str(probe.parent), "writing"):
+            probe.write_bytes(b"")
+            probe.unlink()
+
+    def give_up(self) -> None:
+        """Delete the folder of a job that came to nothing, unless there is something in it."""
+        with suppress(OSError):
+            for folder in (ATTEMPTS, GATHERED):
+                if any((self._root / folder).iterdir()):
+                    return
+            (self._root / PLAN).unlink()
+            for folder in (ATTEMPTS, GATHERED, MEASURED):
+                (self._root / folder).rmdir()
+            (self._root / LOCK).unlink()
+            self._root.rmdir()
 
     def _is_complete(self, name: str) -> bool:
         if (self._root / PLAN).exists() and not (self._root / GATHERED).exists():
@@ -339,20 +393,6 @@ def clear_up(destination: Path) -> None:
             left = {path.name for path in root.iterdir()}
             if left == {LOCK} or any(is_published(destination, form) for form in FORMS.values()):
                 clear_folder(root)
-
-
-def give_up(destination: Path) -> None:
-    """Delete the common folder of a job that came to nothing, unless there is something in it."""
-    root = partial_of(destination)
-    with suppress(OSError):
-        for folder in (ATTEMPTS, GATHERED):
-            if any((root / folder).iterdir()):
-                return
-        (root / PLAN).unlink()
-        for folder in (ATTEMPTS, GATHERED, MEASURED):
-            (root / folder).rmdir()
-        (root / LOCK).unlink()
-        root.rmdir()
 
 
 def _claim(root: Path, journal: Journal, key: str) -> None:

@@ -119,7 +119,7 @@ def _existing(text: str) -> Path | None:
 def _on_hub(text: str) -> SourceName | None:
     if text.startswith(("http://", "https://")):
         return _of_page(text)
-    named = _NAMED.fullmatch(text.removeprefix(_ON_HUB).strip("/"))
+    named = _NAMED.fullmatch(text.removeprefix(_ON_HUB).rstrip("/"))
     if named is None or (named["folder"] and not text.startswith(_ON_HUB)):
         return None
     return SourceName(text, None, named["repo"], named["revision"], named["folder"] or "")

@@ -62,6 +62,8 @@ def read_recipe(path: Path) -> Recipe:
         raise CtcliError(
             f"{path}: a directory, and no recipe.", "The order is: ctcli run RECIPE.toml SRC DST"
         )
+    if not path.exists():
+        raise CtcliError(f"{path}: no such file.", f"ctcli run --init SRC > {path} begins one.")
     with os_errors_of(str(path), "reading"):
         content = path.read_bytes()
     if path.suffix in _YAML:

@@ -19,6 +19,7 @@ from ctcli.lazy.nodes import Computed, LazyTensor, Stacked, matrix_shape, starti
 from ctcli.lazy.tensors import Stored
 from ctcli.models.experts import layout_problem, packed_experts, split_experts
 from ctcli.models.protected import is_embedding, is_head
+from ctcli.models.turned_experts import are_turned, turned_linears, turned_problem
 from ctcli.ops.dtypes import WEIGHT_FLOATS
 from ctcli.verifying.checks import Check, coded_checks, module_check, plain_check, rounded_check
 from ctcli.verifying.findings import Finding
@@ -58,6 +59,7 @@ def pair(
     modules: Mapping[str, QuantizedModule],
     coded: Mapping[str, Coded],
     source: Checkpoint,
+    presharded: Mapping[str, int],
 ) -> Pairing:
     """Find the counterpart of every tensor.
 
@@ -66,9 +68,10 @@ def pair(
         modules: its quantized modules.
         coded: its weights that other tools quantized.
         source: the expected checkpoint.
+        presharded: see `read_quantized`.
     """
     pairing, stored = Pairing(), dict(source.tensors())
-    source, requantized = _floats(source, pairing)
+    source, requantized = _floats(source, presharded, pairing)
     wanted, split = dict(source.tensors()), _split(snapshot, source)
     for name, parts in split.items():
         del wanted[name]
@@ -115,10 +118,12 @@ def _matrices(tensor: LazyTensor) -> int:
     return len(tensor.parts) if isinstance(tensor, Stacked) else 1
 
 
-def _floats(source: Checkpoint, pairing: Pairing) -> tuple[Checkpoint, Collection[str]]:
+def _floats(
+    source: Checkpoint, presharded: Mapping[str, int], pairing: Pairing
+) -> tuple[Checkpoint, Collection[str]]:
     """The source with floats for weights, and the names of those that it stores quantized."""
     try:
-        reading = read_quantized(source)
+        reading = read_quantized(source, presharded=presharded)
     except CtcliError as error:
         pairing.notes += [f"the source's {problem}" for problem in error.problems]
         return source, ()
@@ -142,6 +147,9 @@ def _split(snapshot: Snapshot, source: Checkpoint) -> dict[str, Mapping[str, Laz
             continue
         if isinstance(tensor, Stacked) and tensor.linears:
             found[name] = tensor.linears
+        elif are_turned(source.config) and isinstance(tensor, Stored | Stacked):
+            if not turned_problem(packed, tensor.spec, source.config):
+                found[name] = turned_linears(packed, tensor)
         elif isinstance(tensor, Stored) and not layout_problem(packed, tensor.spec, source.config):
             found[name] = split_experts(packed, tensor)
     return found

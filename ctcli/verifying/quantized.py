@@ -43,8 +43,14 @@ class QuantizedModules:
     shapes: Mapping[str, tuple[int, ...]] | None
 
 
-def quantization_of(snapshot: Snapshot) -> tuple[QuantizedModules, list[Finding], list[str]]:
+def quantization_of(
+    snapshot: Snapshot, presharded: Mapping[str, int]
+) -> tuple[QuantizedModules, list[Finding], list[str]]:
     """Compare quantized tensors with what config.json declares.
+
+    Args:
+        snapshot: the checkpoint.
+        presharded: see `read_modules`.
 
     Returns:
         What is quantized, every difference, and what could not be checked.
@@ -59,7 +65,7 @@ def quantization_of(snapshot: Snapshot) -> tuple[QuantizedModules, list[Finding]
         return QuantizedModules(None, {}, {}, _plain_shapes(snapshot)), findings, []
     findings = [*_config_findings(declared, snapshot.config)]
     if declared.method != QUANT_METHOD:
-        coded, unreadable = _coded_weights(snapshot)
+        coded, unreadable = _coded_weights(snapshot, presharded)
         taken = {name for each in coded.values() for name in each.parts}
         plain = {name: s for name, s in _plain_shapes(snapshot).items() if name not in taken}
         dense = {name: each.weight.spec.shape for name, each in coded.items()}
@@ -84,10 +90,13 @@ def quantization_of(snapshot: Snapshot) -> tuple[QuantizedModules, list[Finding]
     return QuantizedModules(declared, modules, {}, shapes if is_known else None), findings, []
 
 
-def _coded_weights(snapshot: Snapshot) -> tuple[Mapping[str, Coded], list[Finding]]:
+def _coded_weights(
+    snapshot: Snapshot, presharded: Mapping[str, int]
+) -> tuple[Mapping[str, Coded], list[Finding]]:
     """The weights that other tools quantized, or why they cannot be read."""
     try:
-        reading = read_modules(str(snapshot.directory), snapshot.modules, snapshot.config)
+        origin, config = str(snapshot.directory), snapshot.config
+        reading = read_modules(origin, snapshot.modules, config, presharded=presharded)
     except CtcliError as error:
         split = (problem.partition(": ") for problem in error.problems)
         return {}, [Finding("scheme", where, message) for where, _, message in split]

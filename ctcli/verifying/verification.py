@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -49,9 +49,9 @@ def verify(
     """
     workers, manifest = options.num_workers or cores(), options.sha256
     snapshot, findings = look_at(directory)
-    quantization, found, notes = quantization_of(snapshot)
+    quantization, found, notes = quantization_of(snapshot, options.parts)
     shapes, unchecked = shape_findings(snapshot, quantization)
-    pairing = _paired(snapshot, quantization, source)
+    pairing = _paired(snapshot, quantization, source, options.parts)
     with progress("verify", bytes_to_read(pairing.checks)) as advance:
         seen = scan_all(pairing.checks, workers, options.max_memory, advance)
     errors = {check.name: layer_error(found.errors) for check, found in seen if found.errors}
@@ -98,12 +98,15 @@ def verify(
 
 
 def _paired(
-    snapshot: Snapshot, quantization: QuantizedModules, source: Checkpoint | None
+    snapshot: Snapshot,
+    quantization: QuantizedModules,
+    source: Checkpoint | None,
+    presharded: Mapping[str, int],
 ) -> Pairing:
     """What to look at, beside what it should be."""
     modules, coded = quantization.modules, quantization.coded
     if source:
-        pairing = pair(snapshot, modules, coded, source)
+        pairing = pair(snapshot, modules, coded, source, presharded)
     else:
         parts = {f"{m.name}.{suffix}" for m in modules.values() for suffix in m.tensors}
         parts |= {name for each in coded.values() for name in each.parts}

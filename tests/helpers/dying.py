@@ -55,14 +55,20 @@ def end_at(moment: Moment, *arguments: str | Path, env: Mapping[str, str] | None
     )
 
 
-def stop_at(moment: Moment, *arguments: str | Path) -> subprocess.Popen[str]:
+def stop_at(
+    moment: Moment,
+    *arguments: str | Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> subprocess.Popen[str]:
     """Start a `ctcli` and return once it has stopped itself: `moment` is by SIGSTOP."""
     process = subprocess.Popen(
         _command(moment, *arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment(),
+        env=environment(env),
+        cwd=cwd,
     )
     _, status = os.waitpid(process.pid, os.WUNTRACED)
     assert os.WIFSTOPPED(status), "it ended before that moment"

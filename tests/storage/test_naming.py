@@ -41,7 +41,7 @@ def test_models_on_a_hub(text: str) -> None:
     "text",
     [
         *("https://hub.example/org", "https://hub.example/datasets/org/name", f"{PAGE}/settings"),
-        *("hf://", "hf://name", "name", "a/b/c", "./org/name", "org/name@"),
+        *("hf://", "hf://name", "name", "a/b/c", "./org/name", "/org/name", "org/name@"),
     ],
 )
 def test_what_names_nothing(text: str) -> None:

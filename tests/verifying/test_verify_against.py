@@ -19,6 +19,7 @@ from ctcli.cli.verify import expected_checkpoint
 from ctcli.storage.opening import open_checkpoint
 from ctcli.verifying.findings import Verification
 from tests.conftest import ROOT, Ctcli
+from tests.helpers import architectures
 from tests.helpers.operating import run_fuse_norms, run_rotate, run_steps
 from tests.helpers.quantizing import run_quantize, tensors_of
 from tests.helpers.tiny_models import Models, make, read, restore
@@ -303,6 +304,23 @@ def test_packed_experts_are_compared_one_by_one(tmp_path: Path) -> None:
     assert [line.partition(": the")[0] for line in damaged] == [
         f"error {experts}.{n}.down_proj" for n in (0, 1)
     ]
+
+
+def test_transposed_experts_are_compared_after_a_rotation(tmp_path: Path) -> None:
+    source, out = architectures.made(tmp_path / "source", "llama4_text", tied=False), tmp_path / "o"
+    rotate = ({"use": "fuse-norms"}, {"use": "rotate", "rotations": ["R1"]})
+    run_steps(source, out, *rotate, {"use": "quantize", "scheme": ["W8A8"]})
+    found = against(source, out)
+    assert lines(found) == []
+    assert len([module for module in found.errors if ".experts." in module]) == 24
+
+    def swap(tensors: dict[str, Tensor]) -> None:
+        experts = "model.layers.1.feed_forward.experts.2."
+        one, other = (f"{experts}{role}_proj.weight" for role in ("gate", "up"))
+        tensors[one], tensors[other] = tensors[other], tensors[one]
+
+    rewrite_shard(out, "model.safetensors", swap)
+    assert len(lines(against(source, out))) == 2
 
 
 def test_calibrated_scales_are_noted(tmp_path: Path) -> None:

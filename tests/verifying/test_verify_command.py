@@ -77,7 +77,7 @@ def test_differences_are_all_listed_and_exit_with_three(made: Path, cli: Ctcli) 
     assert len(data["differences"]) == 18
     assert {d["kind"] for d in data["differences"]} == {"value", "shape"}
     quiet = cli("verify", made, "--quiet")
-    assert (quiet.returncode, quiet.stdout) == (3, "")
+    assert (quiet.returncode, quiet.stdout.splitlines(), quiet.stderr) == (3, listed, "")
 
 
 def test_json_has_the_errors_of_every_module(made: Path, cli: Ctcli) -> None:

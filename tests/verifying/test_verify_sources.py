@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ctcli.storage.opening import open_checkpoint
 from tests.helpers.sources import SourceCase, source_cases
 from tests.helpers.verifying import copy_of, line, run_verify
 
 # Which readers of today do not take as they are: pack-quantized of old releases with words that are
-# packed another way, or an order of the columns; rows that were quantized in parts.
+# packed another way, or an order of the columns.
 UNREAD = {
     "ct-0.17.1": ("weight_packed: its shape is", "weight_g_idx: it is extra"),
     "ct-0.18.0": ("weight_g_idx: it is extra",),
-    "fp8-presharded": ("give --presharded PATTERN=C",),
+}
+# What verifying has to be told.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fp8-presharded": {"presharded": ("re:.*qkv_proj=4",)},
 }
 NAN = "are NaN or infinite"
 NEGATIVE = "scales are negative"
@@ -59,9 +64,9 @@ MISSING = {
 }
 
 
-def found(folder: Path) -> list[str]:
+def found(folder: Path, **options: Any) -> list[str]:
     """What is wrong with tensors: config.json of most cases promises a whole model."""
-    findings = run_verify(folder).findings
+    findings = run_verify(folder, **options).findings
     return [line(each) for each in findings if each.where != "config.json"]
 
 
@@ -85,7 +90,7 @@ def edited(case: str, suffix: str, content: bytes | None, folder: Path) -> tuple
 
 @pytest.mark.parametrize("case", source_cases(), ids=lambda case: case.name)
 def test_what_other_packages_wrote_is_sound(case: SourceCase) -> None:
-    for each in found(case.checkpoint):
+    for each in found(case.checkpoint, **OPTIONS.get(case.name, {})):
         assert any(known in each for known in UNREAD.get(case.name, ())), each
 
 
@@ -105,3 +110,14 @@ def test_what_is_missing_is_found(case: str, tmp_path: Path) -> None:
     index = folder / "model.safetensors.index.json"
     index.unlink(missing_ok=True)
     assert any(message in each for each in found(folder)), found(folder)
+
+
+def test_rows_quantized_in_parts_are_verified_and_compared(tmp_path: Path) -> None:
+    case, options = SourceCase("fp8-presharded"), OPTIONS["fp8-presharded"]
+    untold = found(case.checkpoint)
+    assert any("--presharded PATTERN=C tells dequantize, convert and verify" in u for u in untold)
+    source = open_checkpoint(str(case.checkpoint))
+    (error,) = run_verify(case.checkpoint, source, **options).errors.values()
+    assert error.rms == 0
+    damaged, _ = edited(case.name, "weight_scale_inv", bytes.fromhex("0000c07f"), tmp_path)
+    assert any(NAN in each for each in found(damaged, **options))

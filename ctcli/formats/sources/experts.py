@@ -10,21 +10,18 @@ transformers' `integrations/finegrained_fp8.py` and `integrations/fbgemm_fp8.py`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from ctcli.formats.sources.coded import Coded, Source, SourceError, SourceFormat, part
 from ctcli.formats.sources.decoding import Scaled, decoded, scale_input, viewed
 from ctcli.formats.sources.float8 import INPUT_SCALES, float8
-from ctcli.lazy.nodes import Computed, Input, LazyTensor, Node, Output, Stacked, Where
+from ctcli.lazy.nodes import Computed, Input, LazyTensor, Node, Output, Stacked
 from ctcli.lazy.tensors import Stored, TensorSpec
+from ctcli.lazy.unchanged import Unchanged
 from ctcli.models.experts import PackedExperts, layout_problem, parts_of, shape_problem
 from ctcli.models.modules import Module
 from ctcli.schemes.presets import preset
-
-if TYPE_CHECKING:
-    from ctcli.lazy.nodes import Blocks
 
 _ROLES = ("gate_up_proj", "down_proj")
 _SCALES = ("_scale_inv", "_scale")
@@ -150,7 +147,7 @@ class _Experts:
             shape=shape,
             inputs={"weight": turned},
             outputs={"weight": Output(TensorSpec("F8_E4M3", shape))},
-            kernel=AsItIs(),
+            kernel=Unchanged(),
         )
         return Coded(
             f"{module}.weight",
@@ -226,15 +223,6 @@ def _piece(tensor: Stored, expert: int, at: int, count: int) -> Stored:
     _, rows, columns = tensor.spec.shape
     spec = TensorSpec(tensor.spec.dtype, (rows // count, columns))
     return Stored(spec, tensor.file, tensor.start + (expert * count + at) * spec.nbytes)
-
-
-@dataclass(frozen=True)
-class AsItIs:
-    """What is read, bit for bit: a kernel, see `lazy.nodes.Kernel`."""
-
-    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:  # noqa: ARG002
-        """See `Kernel`."""
-        return {"weight": blocks["weight"]}, ()
 
 
 FUSED_EXPERTS = FusedExperts()

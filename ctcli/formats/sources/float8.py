@@ -212,7 +212,8 @@ def _blocks(
         return tile, able[0]
     message = f"its scales {list(grid)} are not those of blocks of its weight {list(shape)}"
     if len(able) > 1:
-        message += f", whose rows may be {able[0]} or {able[1]} parts: give --presharded PATTERN=C"
+        message += f", whose rows may be {able[0]} or {able[1]} parts: "
+        message += "--presharded PATTERN=C tells dequantize, convert and verify how many"
     raise SourceError(message)
 
 

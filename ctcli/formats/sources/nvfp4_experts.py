@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from ctcli.formats.sources.coded import Coded, Source
 from ctcli.formats.sources.decoding import Scaled, decoded, viewed, whole_input
 from ctcli.formats.sources.packed import made
-from ctcli.formats.sources.repacking import Unchanged
 from ctcli.formats.sources.scales import Reciprocal, scaled
 from ctcli.lazy.nodes import Input, LazyTensor
 from ctcli.lazy.tensors import Stored, TensorSpec
+from ctcli.lazy.unchanged import Unchanged
 from ctcli.models.config import text_config
 from ctcli.models.experts import PackedExperts, parts_of, shape_problem
 from ctcli.schemes.presets import preset

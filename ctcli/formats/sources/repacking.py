@@ -64,21 +64,6 @@ class DecodeWords(Decoding):
 
 
 @dataclass(frozen=True)
-class Unchanged:
-    """What it reads: a kernel, see `lazy.nodes.Kernel`. Only the way in which it runs is another.
-
-    Attributes:
-        output: name of what comes out.
-    """
-
-    output: str = "weight_packed"
-
-    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:  # noqa: ARG002
-        """See `Kernel`."""
-        return {self.output: blocks["codes"]}, ()
-
-
-@dataclass(frozen=True)
 class PackWoven:
     """Codes of AWQ, packed along the columns: a kernel."""
 

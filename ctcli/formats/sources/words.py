@@ -13,10 +13,10 @@ from ctcli.formats.sources.repacking import (
     DecodeWords,
     PackWoven,
     PackZeros,
-    Unchanged,
 )
 from ctcli.lazy.nodes import Computed, Input, LazyTensor, Shape
 from ctcli.lazy.tensors import Stored, TensorSpec
+from ctcli.lazy.unchanged import Unchanged
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,13 @@ class Words:
             return made(self.module, spec, codes, PackWoven(), (self.shape, (8, 8)))
         words = Input(self.codes, as_matrix(self.codes), "transposed")
         shape = spec["weight_packed"].shape
-        return made(self.module, spec, {"codes": words}, Unchanged(), ((rows, shape[1]), (1, 1)))
+        return made(
+            self.module,
+            spec,
+            {"codes": words},
+            Unchanged("weight_packed"),
+            ((rows, shape[1]), (1, 1)),
+        )
 
     def _codes(self, width: int) -> Input:
         """How codes run along the weight, so many columns of which belong together."""

@@ -138,11 +138,12 @@ ROWS: Mapping[str, Family] = {
                 "down_proj.*",
                 routers=("feed_forward.router",),
             ),
+            Mlp("feed_forward.experts.*", routers=("feed_forward.router",)),
             Mlp("feed_forward.shared_expert"),
         ),
         stacked=(r"feed_forward\.experts\.(gate_up|down)_proj",),
         own_width=True,
-        transposed=(r"feed_forward\.experts\..*",),
+        transposed=(r"feed_forward\.experts\.(gate_up|down)_proj\..*",),
         head_dim=128,
     ),
     "longcat_flash": replace(

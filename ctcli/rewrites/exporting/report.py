@@ -10,6 +10,8 @@ from ctcli.lazy.nodes import LazyTensor
 from ctcli.storage.llama2c import Header
 from ctcli.units import format_bytes
 
+_WORST = 5  # matrices with the largest error that the summary shows
+
 
 @dataclass(frozen=True)
 class FileTensor:
@@ -67,8 +69,8 @@ class ExportReport:
         """The matrices with the largest errors first, or where the tensors lie."""
         if self.errors:
             worst = sorted(self.errors.items(), key=lambda item: -item[1])
-            lines = [f"{error:12.9f}  {module}" for module, error in worst]
-            return ["largest absolute quantization error:", *lines]
+            lines = [f"{error:12.9f}  {module}" for module, error in worst[:_WORST]]
+            return ["largest absolute quantization errors:", *lines]
         first = {place.name: place for place in reversed(self.places)}
         lines = []
         for name, place in reversed(first.items()):

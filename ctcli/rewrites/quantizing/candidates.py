@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ctcli.checkpoint.value import Checkpoint, Modules
 from ctcli.errors import CtcliError
@@ -18,6 +19,7 @@ from ctcli.models.experts import (
 )
 from ctcli.models.modules import Module, modules_of
 from ctcli.models.protected import TRANSPOSED_LINEARS
+from ctcli.models.turned_experts import are_turned, turned_linears, turned_problem
 from ctcli.patterns import matches
 from ctcli.rewrites.quantizing.selection import Choice, Selection, select
 
@@ -57,6 +59,8 @@ def candidates_of(source: Checkpoint, choice: Choice) -> Candidates:
     tied = [] if any(module.kind == "head" for module in linears.values()) else ["lm_head"]
     online = _online_matrices(untied)
     selection = select(linears, choice, known=(*linears, *packed, *tied, *online))
+    if are_turned(untied.config):
+        _check_all_alike(packed, selection)
     kept = {**selection.kept, **online, **_turned(untied, packed)}
     whole = (each for name, each in packed.items() if name not in experts)
     return Candidates(
@@ -103,26 +107,58 @@ def _expert_linears(
         weight = module.weight
         if weight is None or any(matches(pattern, name) for pattern in ignore):
             continue
-        if isinstance(weight, Stored) and turned(checkpoint.config):
+        if _stays_packed(weight, checkpoint.config):
             continue
-        problem = layout_problem(experts, weight.spec, checkpoint.config)
-        if isinstance(weight, Stacked):
-            problem = None if weight.linears else problem or "its gate and up share scales"
-        if f"{experts.parent}.{experts.role}_bias" in checkpoint.specs:
-            problem = "it has a bias, which no known layout splits"
-        if problem:
+        has_bias = f"{experts.parent}.{experts.role}_bias" in checkpoint.specs
+        linears = _split(experts, weight, checkpoint.config)
+        if has_bias:
+            linears = "it has a bias, which no known layout splits"
+        if isinstance(linears, str):
             problems.append(
-                f"{module.weight_name}: packed experts of an unknown layout: {problem}."
+                f"{module.weight_name}: packed experts of an unknown layout: {linears}."
             )
-        elif isinstance(weight, Stacked):
-            found[name] = modules_of(weight.linears, checkpoint.config)
-        elif isinstance(weight, Stored):
-            found[name] = modules_of(split_experts(experts, weight), checkpoint.config)
+        else:
+            found[name] = modules_of(linears, checkpoint.config)
     if problems:
         raise CtcliError(
             problems, "Save the experts unpacked, one linear each, or leave them with --ignore."
         )
     return found
+
+
+def _split(
+    experts: PackedExperts, weight: LazyTensor, config: Mapping[str, Any]
+) -> Mapping[str, LazyTensor] | str:
+    """The linears that packed experts hold, by name, or why they cannot be told apart."""
+    if isinstance(weight, Stacked) and weight.linears:
+        return weight.linears
+    if are_turned(config) and isinstance(weight, Stored | Stacked):
+        return turned_problem(experts, weight.spec, config) or turned_linears(experts, weight)
+    problem = layout_problem(experts, weight.spec, config)
+    if isinstance(weight, Stored):
+        return problem or split_experts(experts, weight)
+    return problem or "its gate and up share scales"
+
+
+def _stays_packed(weight: LazyTensor, config: Mapping[str, Any]) -> bool:
+    """Whether loaders take such experts in one tensor only."""
+    known = bool(turned(config)) and not are_turned(config)
+    return known and not (isinstance(weight, Stacked) and weight.linears)
+
+
+def _check_all_alike(packed: Mapping[str, PackedExperts], selection: Selection) -> None:
+    """Refuse some of Llama-4's experts as linears beside others that are packed.
+
+    vLLM takes all for packed where one is.
+    """
+    split = [name for name, e in packed.items() if selection.schemes.keys() & {*e.linears}]
+    left = [name for name in packed if name not in split]
+    if split and left:
+        raise CtcliError(
+            f"{left[0]}: vLLM loads the experts of all layers packed, or those of all as linears, "
+            f"and {len(split)} of {len(packed)} tensors of experts are to be quantized.",
+            "Quantize all of them, or none: --ignore 're:.*\\.experts\\..*'.",
+        )
 
 
 def _turned(checkpoint: Checkpoint, packed: Iterable[str]) -> dict[str, str]:
@@ -132,7 +168,7 @@ def _turned(checkpoint: Checkpoint, packed: Iterable[str]) -> dict[str, str]:
     return {
         name: f"{reason}, and loaders take them so"
         for name, module in modules.items()
-        if reason and isinstance(module.weight, Stored)
+        if module.weight and _stays_packed(module.weight, checkpoint.config)
     }
 
 

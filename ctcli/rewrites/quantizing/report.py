@@ -14,6 +14,7 @@ from ctcli.patterns import alike
 from ctcli.rewrites.quantizing.selection import Selection
 from ctcli.schemes import words
 from ctcli.schemes.arguments import Scheme
+from ctcli.schemes.parsing import UNNAMED
 from ctcli.units import counted, format_bytes
 
 _WORST = 5  # modules with the largest error that the summary shows
@@ -58,7 +59,8 @@ class QuantizeReport:
         new = (s for module, s in self.selection.schemes.items() if module not in self.as_stored)
         schemes: Counter[str] = Counter()
         for scheme, count in Counter(new).items():
-            schemes[f"{scheme.name} ({words(scheme.weights)})"] += count
+            said = words(scheme.weights)
+            schemes[said if scheme.name == UNNAMED else f"{scheme.name} ({said})"] += count
         kept, stored = Counter(self.selection.kept.values()), Counter(self.as_stored.values())
         rows = [("quantized", f"{counted(n, 'module')}: {name}") for name, n in schemes.items()]
         rows += [("as stored", f"{counted(n, 'module')}: {method}") for method, n in stored.items()]
@@ -109,5 +111,7 @@ class QuantizeReport:
 
 def _short_name(scheme: Scheme) -> str:
     """A scheme in a word or two: its name, and the size of its groups."""
+    if scheme.name == UNNAMED:
+        return words(scheme.weights)
     size = scheme.weights.group_size
     return f"{scheme.name} g{size}" if size else scheme.name

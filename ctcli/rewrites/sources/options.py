@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from ctcli.formats.sources.presharded import parts_by_pattern, presharded
 from ctcli.ops.dtypes import DTYPES, WEIGHT_FLOATS
 from ctcli.options import OptionError, option
 from ctcli.rewrites.options import RewriteOptions, ct_version, shard_size
@@ -19,14 +20,7 @@ OutputDtype = Literal["bfloat16", "float16", "float32"]
 class SourceOptions(RewriteOptions):
     """The options of a command that reads quantized weights."""
 
-    presharded: tuple[str, ...] = option(
-        (),
-        "FP8 blocks: the rows of these modules (exact names, or re: and an expression) were "
-        "quantized in C parts, as fused QKV projections are. Repeatable.",
-        "found from the scales",
-        metavar="PATTERN=C",
-        is_common=True,
-    )
+    presharded: tuple[str, ...] = presharded()
 
     def __post_init__(self) -> None:
         """Parse what the options say."""
@@ -35,15 +29,7 @@ class SourceOptions(RewriteOptions):
     @cached_property
     def parts(self) -> Mapping[str, int]:
         """Into how many parts the rows of modules are cut, by pattern."""
-        found = {}
-        for given in self.presharded:
-            pattern, _, count = given.rpartition("=")
-            if not pattern or not count.isdecimal() or int(count) < 1:
-                raise OptionError(
-                    f"--presharded {given!r}: give PATTERN=C, such as 're:.*qkv_proj=8'."
-                )
-            found[pattern] = int(count)
-        return found
+        return parts_by_pattern(self.presharded)
 
 
 @dataclass(frozen=True)

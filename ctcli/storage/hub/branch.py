@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from ctcli.storage.hub.retries import Retries, retrying
 from ctcli.units import Advance
@@ -13,7 +14,7 @@ CommitOperation = CommitOperationAdd | CommitOperationCopy | CommitOperationDele
 
 
 class Branch:
-    """A branch, and the commit that it is known to stand at.
+    """A branch, and the commit that it is known to stand at; empty: there is no branch.
 
     Every commit is made on that one only. The client does not try a commit again, since one whose
     answer got lost would be made twice; here, the branch is looked at first.
@@ -58,6 +59,28 @@ class Branch:
 
         self.head = retrying(attempt, Retries(advance))
         return self.head
+
+    def create(self, head: str) -> None:
+        """Let it begin at a commit, unless it is there."""
+        retrying(
+            lambda: self._api.create_branch(
+                self._repo, branch=self.name, revision=head, exist_ok=True
+            ),
+            Retries(),
+        )
+        self.head = head
+
+    def delete(self) -> None:
+        """Delete it, unless it is gone."""
+
+        def attempt() -> None:
+            try:
+                self._api.delete_branch(self._repo, branch=self.name)
+            except HfHubHTTPError as error:
+                if error.response.status_code != 404:  # an answer that got lost
+                    raise
+
+        retrying(attempt, Retries())
 
     def _made(self, note: str) -> str | None:
         """The commit with this note, if an attempt without an answer made it after all."""

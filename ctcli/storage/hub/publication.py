@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from ctcli.storage.journal import ErrorSums
 from ctcli.storage.layout import OutputFile
 from ctcli.units import Advance
 
-_PERHAPS = (
+PERHAPS = (
     "interrupted while the hub was to publish the output: it may have. The same command finds out, "
     "and continues."
 )
@@ -74,20 +75,11 @@ class Publication:
                 self._pushed = decode_pushed(content, self._key, there)
                 return
         else:
-            work.head = self._standing.parent
-            self._create_branch(work.name)
-        try:
-            journal = CommitOperationAdd(JOURNAL, encode_pushed(self._key, ()))
-            operations = [journal, CommitOperationAdd(CARD, self._card)]
+            work.create(self._standing.parent)
+        journal = CommitOperationAdd(JOURNAL, encode_pushed(self._key, ()))
+        operations = [journal, CommitOperationAdd(CARD, self._card)]
+        with card_errors():
             work.commit(operations, "Begin", work.name, ignore)
-        except (HfHubHTTPError, json.JSONDecodeError):
-            raise  # both are a ValueError, too
-        except ValueError as error:  # the client has the hub check the card's front matter
-            said = redact(" ".join(str(error).split()), get_token())
-            raise CtcliError(
-                f"{CARD}: the hub refuses it: {said}",
-                f"Correct the front matter of {CARD} in SRC: it is carried over.",
-            ) from error
 
     @property
     def pushed(self) -> Mapping[str, Pushed]:
@@ -161,16 +153,16 @@ class Publication:
         commit = standing.parent
         with hub_errors(target.repo, target.branch):
             if not standing.is_finished:
-                if not standing.has_branch:
-                    self._create_branch(target.branch)
                 branch = Branch(self._api, target.repo, target.branch, standing.parent)
+                if not standing.has_branch:
+                    branch.create(standing.parent)
                 note = f"Made by ctcli {__version__}, collected on {self._work.name}."
-                with interrupted_means(_PERHAPS):
+                with interrupted_means(PERHAPS):
                     commit = branch.commit(self._last(files), target.message, note, advance)
         run_is_done()
         then()
         with hub_errors(target.repo, target.branch):
-            self._delete_working_branch()
+            self._work.delete()
         self.commit = commit
         return commit
 
@@ -186,23 +178,24 @@ class Publication:
             *(CommitOperationDelete(name) for name in sorted(gone)),
         ]
 
-    def _create_branch(self, name: str) -> None:
-        retrying(
-            lambda: self._api.create_branch(
-                self._target.repo, branch=name, revision=self._standing.parent, exist_ok=True
-            ),
-            Retries(),
-        )
 
-    def _delete_working_branch(self) -> None:
-        def attempt() -> None:
-            try:
-                self._api.delete_branch(self._target.repo, branch=self._work.name)
-            except HfHubHTTPError as error:
-                if error.response.status_code != 404:  # an answer that got lost
-                    raise
+@contextmanager
+def card_errors() -> Iterator[None]:
+    """Within the block, a model card is committed, which the client has the hub check.
 
-        retrying(attempt, Retries())
+    Raises:
+        CtcliError: the hub refuses its front matter.
+    """
+    try:
+        yield
+    except (HfHubHTTPError, json.JSONDecodeError):
+        raise  # both are a ValueError, too
+    except ValueError as error:
+        said = redact(" ".join(str(error).split()), get_token())
+        raise CtcliError(
+            f"{CARD}: the hub refuses it: {said}",
+            f"Correct the front matter of {CARD} in SRC: it is carried over.",
+        ) from error
 
 
 def open_publication(target: PushTarget, key: str, card: bytes) -> Publication:

@@ -9,6 +9,7 @@ import huggingface_hub
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from ctcli import __version__
 from ctcli.errors import CtcliError
 from ctcli.storage.hub.errors import hub_errors
 from ctcli.storage.hub.files import CLIENT
@@ -38,8 +39,22 @@ class PushTarget:
 
     def working_branch(self, key: str) -> str:
         """The branch on which the output of the run `key` is collected."""
-        digest = hashlib.sha256(f"{self.branch}\0{key}".encode()).hexdigest()
-        return f"ctcli-partial-{digest[:16]}"
+        return "ctcli-partial-" + _digest(f"{self.branch}\0{key}")
+
+    @property
+    def shared_branch(self) -> str:
+        """The branch on which several processes collect it, whatever their plan is."""
+        return f"ctcli-parts-{_digest(self.branch)}"
+
+    def shared_note(self, key: str) -> str:
+        """What the commit that publishes says if several processes have made it."""
+        return (
+            f"Made by ctcli {__version__}, collected on {self.shared_branch}, plan {_digest(key)}."
+        )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -63,12 +78,13 @@ class Standing:
     is_finished: bool = False
 
 
-def look_at(target: PushTarget, key: str) -> Standing:
+def look_at(target: PushTarget, key: str, is_shared: bool = False) -> Standing:
     """See what is at `target`, and refuse what must not be done to it. Changes nothing.
 
     Args:
         target: where to publish.
         key: identifies the output's bytes.
+        is_shared: whether several processes make it.
 
     Raises:
         CtcliError: no token, files that would be lost, a public repository asked to be private.
@@ -78,7 +94,7 @@ def look_at(target: PushTarget, key: str) -> Standing:
             f"{target.repo}: publishing needs a token.", "Set HF_TOKEN or run `hf auth login`."
         )
     with hub_errors(target.repo, target.branch):
-        standing = retrying(lambda: _ask(target, key), Retries(tries=FEW_TRIES))
+        standing = retrying(lambda: _ask(target, key, is_shared), Retries(tries=FEW_TRIES))
     if target.private and standing.is_private is False:
         raise CtcliError(
             f"{target.repo}: it exists and is public.",
@@ -93,22 +109,23 @@ def look_at(target: PushTarget, key: str) -> Standing:
     return standing
 
 
-def _ask(target: PushTarget, key: str) -> Standing:
+def _ask(target: PushTarget, key: str, is_shared: bool) -> Standing:
     api = HfApi(**CLIENT)
     try:
         branches = api.list_repo_refs(target.repo).branches
     except RepositoryNotFoundError:
         return Standing(None)
     heads = {branch.name: branch.target_commit for branch in branches}
-    working_branch = target.working_branch(key)
+    working_branch = target.shared_branch if is_shared else target.working_branch(key)
+    noted = target.shared_note(key).partition("collected")[2] if is_shared else working_branch
     head, work = heads.get(target.branch), heads.get(working_branch)
     # A new branch begins where the repository began: with nothing, on a hub.
     parent = head or api.list_repo_commits(target.repo, revision=MAIN)[-1].commit_id
     info = api.model_info(target.repo, revision=parent)
     finished = False
-    if head and work:
+    if head and (work or is_shared):
         last = api.list_repo_commits(target.repo, revision=head)[0]
-        finished = working_branch in last.message
+        finished = noted in last.message
     names = frozenset(entry.rfilename for entry in info.siblings or ())
     return Standing(bool(info.private), parent, head is not None, names, work, finished)
 

@@ -23,7 +23,7 @@ from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.quantize import quantize
 from ctcli.storage.opening import open_checkpoint
 from tests.conftest import Ctcli
-from tests.helpers.checkpoints import file_hashes
+from tests.helpers.checkpoints import file_hashes, tensor_hashes
 from tests.helpers.quantizing import config_of, run_quantize, tensors_of
 
 LAYER = "model.layers.0."
@@ -427,17 +427,40 @@ def test_packed_experts_of_another_layout_are_refused(
     }
 
 
-@pytest.mark.parametrize("model_type", ["gpt_oss", "llama4_text"])
-def test_experts_that_loaders_take_transposed_are_left_alone(
-    model_type: str, tmp_path: Path
-) -> None:
-    config = {**MOE, "model_type": model_type}
+def test_experts_that_loaders_take_packed_only_are_left_alone(tmp_path: Path) -> None:
+    config = {**MOE, "model_type": "gpt_oss"}
     source = checkpoint(tmp_path / "source", EXPERTS | attention(), config)
     report = run_quantize(source, tmp_path / "out", "W8A8")
     kept = {report.selection.kept[name] for name in EXPERTS}
-    assert kept == {f"experts of {model_type} are stored transposed, and loaders take them so"}
+    assert kept == {"experts of gpt_oss are stored transposed, and loaders take them so"}
     assert EXPERTS.keys() <= tensors_of(tmp_path / "out").keys()
     assert EXPERTS.keys() <= {*config_of(tmp_path / "out")["ignore"]}
+
+
+LLAMA4 = {**MOE, "model_type": "llama4_text"}
+
+
+@pytest.mark.parametrize("scheme", ["W4A16", "NVFP4A16", "FP8_DYNAMIC"])
+def test_transposed_experts_of_llama4_become_one_linear_each(scheme: str, tmp_path: Path) -> None:
+    """NVFP4 of gate and up share a scale, W4A16 has rows of the packed tensor for columns."""
+    options: dict[str, Any] = {"group_size": 32} if scheme == "W4A16" else {}
+    turned = {name: t.transpose(1, 2).contiguous() for name, t in EXPERTS.items()}
+    source = checkpoint(tmp_path / "source", turned, LLAMA4)
+    run_quantize(source, tmp_path / "out", scheme, **options)
+    same = checkpoint(tmp_path / "same", EXPERTS, MOE)
+    run_quantize(same, tmp_path / "expected", scheme, **options)
+    assert tensor_hashes(tmp_path / "out") == tensor_hashes(tmp_path / "expected")
+
+
+def test_experts_of_llama4_are_all_linears_or_none(tmp_path: Path) -> None:
+    turned = {name: t.transpose(1, 2).contiguous() for name, t in EXPERTS.items()}
+    source = checkpoint(tmp_path / "source", turned | attention(), LLAMA4)
+    error = refusal(source, tmp_path / "out", "W8A8", ignore=["re:.*down_proj"])
+    assert "1 of 2 tensors of experts are to be quantized" in error.problems[0]
+    run_quantize(source, tmp_path / "out", "W8A8", ignore=[r"re:.*\.experts\..*"])
+    assert turned.keys() <= tensors_of(tmp_path / "out").keys()
+    error = refusal(checkpoint(tmp_path / "bad", EXPERTS, LLAMA4), tmp_path / "out2", "W8A8")
+    assert "taken as [experts, in, out], transposed: its shape" in error.problems[0]
 
 
 def test_static_schemes_take_their_scales_from_a_file(tmp_path: Path) -> None:

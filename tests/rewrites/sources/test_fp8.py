@@ -151,7 +151,7 @@ BAD: dict[str, dict[str, Tensor]] = {
         f"{Q}weight": fp8(64, 64),
         f"{Q}weight_scale_inv": torch.ones(3, 3),
     },
-    "whose rows may be 4 or 8 parts: give --presharded PATTERN=C": {
+    "whose rows may be 4 or 8 parts: --presharded PATTERN=C tells dequantize, convert and verify": {
         f"{Q}weight": fp8(160, 64),
         f"{Q}weight_scale_inv": torch.ones(8, 2),
     },
