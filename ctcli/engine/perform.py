@@ -59,57 +59,66 @@ class Outputs(Protocol):
 
 
 def perform(
-    job: Job,
+    jobs: Sequence[Job],
     graph: Graph,
     values: Mapping[str, Block],
     outputs: Outputs,
     advance: Advance = lambda _: None,
-) -> Done:
-    """Do a job.
+) -> list[Done]:
+    """Do some jobs, one after the other; files that they read are opened once.
 
     Args:
-        job: what to do.
-        graph: the nodes and files that it names.
-        values: what its node reads whole, by key.
-        outputs: the files that it writes.
+        jobs: what to do.
+        graph: the nodes and files that they name.
+        values: what their nodes read whole, by key.
+        outputs: the files that they write.
         advance: told of bytes written and downloaded; may raise to end the job.
 
     Raises:
         CtcliError: reading or writing failed, or a weight is not finite or not what was declared.
     """
+    write = _Writer(graph, outputs, advance)
+    with SourceReader(advance) as reader:
+        return [_perform(job, values, reader, write) for job in jobs]
+
+
+def _perform(job: Job, values: Mapping[str, Block], reader: SourceReader, write: _Writer) -> Done:
+    graph, outputs = write.graph, write.outputs
     if isinstance(job, CopyJob):
-        return _copy(job, graph, outputs, advance)
+        return _copy(job, graph, outputs, write.advance, reader)
     for target in graph.targets.get(job.key, ()) if job.start == job.stop else ():
         outputs.descriptor(target.file)  # nothing is written, and there is a file
-    return compute(job, graph.nodes[job.key], values, advance, _Writer(graph, outputs, advance))
+    return compute(job, graph.nodes[job.key], values, reader, write)
 
 
 def compute(
     job: NodeJob,
     node: Node,
     values: Mapping[str, Block],
-    advance: Advance,
+    reader: SourceReader,
     write: _Writer | None = None,
 ) -> Done:
     """Do a job of a node; without `write`, only what was measured on its blocks is kept."""
     nbytes, measures = 0, []
-    with SourceReader(advance, writes=write is not None) as reader:
-        evaluator = Evaluator(reader, values)
-        try:
-            if node.is_value:
-                return Done(job, value=evaluator.value(node, job.start, job.stop))
-            for start, found, measured in evaluator.compute(node, job.start, job.stop):
-                measures += measured
-                if write:
-                    nbytes += write(node, start, found)
-        except NonFiniteError as error:
-            raise refusal(node, evaluator, str(error)) from error
-        except ContentError as error:
-            raise CtcliError(f"{node.module}: {error}.", error.hint) from error
+    reader.reuse()
+    evaluator = Evaluator(reader, values)
+    try:
+        if node.is_value:
+            return Done(job, value=evaluator.value(node, job.start, job.stop))
+        for start, found, measured in evaluator.compute(node, job.start, job.stop):
+            measures += measured
+            if write:
+                nbytes += write(node, start, found)
+    except NonFiniteError as error:
+        raise refusal(node, evaluator, str(error)) from error
+    except ContentError as error:
+        raise CtcliError(f"{node.module}: {error}.", error.hint) from error
     return Done(job, nbytes, measures)
 
 
-def _copy(job: CopyJob, graph: Graph, outputs: Outputs, advance: Advance) -> Done:
+def _copy(
+    job: CopyJob, graph: Graph, outputs: Outputs, advance: Advance, reader: SourceReader
+) -> Done:
     copy, file = graph.copy_at(job.file, job.offset), graph.files[job.file]
     if copy is None:
         outputs.descriptor(job.file)
@@ -119,10 +128,9 @@ def _copy(job: CopyJob, graph: Graph, outputs: Outputs, advance: Advance) -> Don
         return Done(job, job.nbytes)
     target = outputs.descriptor(job.file)
     start = copy.start + job.offset - copy.offset
-    with SourceReader(advance) as reader, os_errors_of(job.file, "writing"):
-        source = reader.descriptor(copy.source)
-        with reader.whole(copy.source):
-            copy_bytes(source, start, target, job.offset, job.nbytes, advance)
+    source = reader.descriptor(copy.source)
+    with os_errors_of(job.file, "writing"), reader.whole(copy.source):
+        copy_bytes(source, start, target, job.offset, job.nbytes, advance)
     return Done(job, job.nbytes)
 
 
@@ -152,11 +160,11 @@ class _Writer:
 
 
 class SourceReader:
-    """Reads stored matrices for one job, through buffers of its thread.
+    """Reads stored matrices for jobs, one after the other, through buffers of their thread.
 
     Args:
         advance: told of bytes downloaded; may raise to end the job.
-        writes: whether the job writes; else it is told of the bytes that are read, too.
+        writes: whether the jobs write; else it is told of the bytes that are read, too.
     """
 
     def __init__(self, advance: Advance, writes: bool = True) -> None:
@@ -171,6 +179,10 @@ class SourceReader:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def reuse(self) -> None:
+        """Begin with another job: what was read before is not needed any more."""
+        self._slots.clear()
 
     def read(self, tensor: Stored, axis: Axis, start: int, stop: int) -> Block:
         """See `lazy.evaluate.Reader`."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
+from ctcli.engine.jobs import Job
 from ctcli.engine.ledger import Ledger
 from ctcli.engine.outbox import Outbox, Publishing, finish
-from ctcli.engine.perform import perform
+from ctcli.engine.perform import Done, perform
 from ctcli.engine.plan import Plan
 from ctcli.engine.schedule import Schedule, Stop
 from ctcli.engine.supply import Supply
 from ctcli.events import Event, Notify
+from ctcli.lazy.values import Values
 from ctcli.ops.runtime import collect_again
 from ctcli.storage.journal import ErrorSums
 from ctcli.storage.layout import OutputFile
@@ -123,7 +126,7 @@ class _Run:
             turns.jobs(settings.workers),
             settings.workers,
             settings.max_memory,
-            lambda job, values: perform(job, self._graph, values.known, self._outputs, self._stop),
+            self._do,
             self._supply.admits,
         )
         self._closing: dict[Future[None], OutputFile] = {}
@@ -155,6 +158,9 @@ class _Run:
                 self._outputs.abandon()
             self._collect()
         return [self._ledger.errors(name) for name in self._graph.files]
+
+    def _do(self, jobs: Sequence[Job], values: Values) -> list[Done]:
+        return perform(jobs, self._graph, values.known, self._outputs, self._stop)
 
     @property
     def _under_way(self) -> list[Future[Any]]:

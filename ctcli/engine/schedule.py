@@ -30,7 +30,7 @@ class Schedule:
         jobs: all jobs of the tasks, in order; values before what needs them.
         workers: threads.
         max_memory: bytes that jobs under way and values may hold together.
-        do: does a job on any thread; is given the values that are known.
+        do: does some jobs on any thread, one after the other; is given the values that are known.
         admits: whether what a task reads has come.
     """
 
@@ -40,7 +40,7 @@ class Schedule:
         jobs: Iterator[tuple[Task, Job]],
         workers: int,
         max_memory: int,
-        do: Callable[[Job, Values], Done],
+        do: Callable[[Sequence[Job], Values], list[Done]],
         admits: Callable[[Task], bool] = lambda _: True,
     ) -> None:
         self._workers = workers
@@ -71,7 +71,7 @@ class Schedule:
         """Begin as many jobs as threads and memory admit."""
         while batch := self._next():
             tasks, jobs = [task for task, _ in batch], [job for _, job in batch]
-            self.running[self._pool.submit(self._do_all, jobs)] = tasks
+            self.running[self._pool.submit(self._do, jobs, self._values)] = tasks
 
     def collect(self) -> list[tuple[Task, Done]]:
         """See which jobs have been done since; raises what one raised."""
@@ -95,10 +95,6 @@ class Schedule:
     def stop(self) -> None:
         """Begin no more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _do_all(self, jobs: Sequence[Job]) -> list[Done]:
-        """Do some jobs, one after the other."""
-        return [self._do(job, self._values) for job in jobs]
 
     def _next(self) -> list[tuple[Task, Job]]:
         """The next job that waits and has all it needs, if the budget admits it now; if it is a

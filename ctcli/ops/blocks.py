@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from numpy import float32
 from ctcli.ops.bits import from_floats, to_floats
 from ctcli.ops.elements import F16, F32, KINDS
 from ctcli.ops.jit import kernel
+from ctcli.ops.native import Prepared
 from ctcli.ops.packing import pack_words, unpack_words
 from ctcli.ops.pieces import PIECE, PieceBuffers, PieceInput
 from ctcli.ops.quantized import QuantizedBlock, Rounding, Search
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 _MOST = 448.0 * 6  # the largest E4M3 scale times the largest E2M1 element
 _TINY = {"BF16": 2.0**-126, "F16": 2.0**-14, "F32": 2.0**-126, "F64": 0.0}
+
+_own = threading.local()
 
 
 @kernel
@@ -39,18 +44,18 @@ class Compiled:
     ) -> QuantizedBlock:
         """See `quantized.Body`."""
         source, kernels = _source(block, tag), _kernels(rounding)
-        settings = _settings(block.shape, rounding)
-        work, tiles = _work(), _tiles(settings, ranges)
+        settings, how = _prepared(block.shape, rounding)
+        work, tiles = _work(settings.symmetric), _tiles(settings, ranges)
         has_ranges = ranges is not None
         if rounding.search and not has_ranges:
             parts = _parts(rounding.search)
-            kernels.search(source, settings, _scratch(), tiles, False, parts, np.empty((0, 0, 0)))
+            kernels.search(source, how, _scratch(), tiles, False, parts, np.empty((0, 0, 0)))
             has_ranges = True
         nbytes = bytes_of(settings.columns, rounding)
         if settings.packed != _spacing(rounding):  # then they are packed afterwards
             nbytes = settings.columns
         codes = np.zeros((settings.rows, nbytes), np.uint8)
-        error, energy = kernels.encode(source, settings, work, tiles, has_ranges, codes)
+        error, energy = kernels.encode(source, how, work, tiles, has_ranges, codes)
         if settings.packed != _spacing(rounding):
             codes = pack_words(codes, rounding.bits).view(np.uint8)
         return QuantizedBlock(codes, tiles.scales, tiles.marks, error, energy)
@@ -117,7 +122,7 @@ def read(
     values, bounds = np.empty(shape, np.float32), np.zeros(tiles.scales.shape, np.float32)
     if settings.packed != _spacing(rounding):
         codes = unpack_words(codes.view(np.uint32), rounding.bits, settings.columns)
-    _kernels(rounding).decode(codes, settings, _work(), tiles, values, bounds)
+    _kernels(rounding).decode(codes, settings, _work(settings.symmetric), tiles, values, bounds)
     return ReadBlock(values, bounds)
 
 
@@ -169,6 +174,12 @@ def _spacing(rounding: Rounding) -> int:
     return rounding.bits
 
 
+@lru_cache(maxsize=256)
+def _prepared(shape: tuple[int, ...], rounding: Rounding) -> tuple[KernelSettings, Prepared]:
+    settings = _settings(shape, rounding)
+    return settings, Prepared(settings)
+
+
 def _settings(shape: tuple[int, ...], rounding: Rounding) -> KernelSettings:
     rows, columns = shape
     height, width = rounding.tile[0] or rows, rounding.tile[1] or columns
@@ -202,9 +213,15 @@ def _source(block: Array, tag: str) -> PieceInput:
     return PieceInput(np.empty((0, 0), np.uint16), floats, F32)
 
 
-def _work() -> PieceBuffers:
-    a, b, c, d, e, f, g = np.zeros((7, PIECE), np.float32)
-    return PieceBuffers(a, b, c, d, e, f, g, np.empty(PIECE + 8, np.uint8))
+def _work(symmetric: bool) -> Prepared:
+    """This thread's scratch; where there are no zero points, those in it stay zero."""
+    name = "symmetric" if symmetric else "asymmetric"
+    found: Prepared | None = _own.__dict__.get(name)
+    if found is None:
+        a, b, c, d, e, f, g = np.zeros((7, PIECE), np.float32)
+        work = PieceBuffers(a, b, c, d, e, f, g, np.empty(PIECE + 8, np.uint8))
+        found = _own.__dict__[name] = Prepared(work)
+    return found
 
 
 def _scratch() -> SearchBuffers:

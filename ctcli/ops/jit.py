@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from ctcli.ops.native import Native, operands_of
+from ctcli.ops.native import Native, operands_of, plain
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _SLOW = 1.0  # seconds of compiling after which somebody is told
@@ -55,7 +55,7 @@ class CompiledKernel:
     def __call__(self, *arguments: Any) -> Any:
         """The function's result."""
         if _IS_OFF:
-            return self._function(*arguments)
+            return self._function(*map(plain, arguments))
         types, operands = operands_of(arguments)
         native = self._natives.get(types)
         if native is None:
@@ -81,7 +81,7 @@ class CompiledKernel:
             timer.daemon = True
             timer.start()
             try:
-                found = compiled(self._function, arguments, INLINED)
+                found = compiled(self._function, tuple(map(plain, arguments)), INLINED)
             finally:
                 timer.cancel()
             save(self._name, types, found)

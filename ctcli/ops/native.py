@@ -60,6 +60,25 @@ def operands_of(arguments: tuple[Any, ...]) -> tuple[str, list[Any]]:
     return " ".join(types), operands
 
 
+class Prepared:
+    """An argument that kernels are given often: what is handed over for it is found once.
+
+    Attributes:
+        value: the argument, whose arrays it keeps.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.types: list[str] = []
+        self.operands: list[Any] = []
+        _add(value, self.types, self.operands)
+
+
+def plain(argument: Any) -> Any:
+    """An argument as the kernel's function takes it."""
+    return argument.value if isinstance(argument, Prepared) else argument
+
+
 def _add(value: Any, types: list[str], operands: list[Any]) -> None:
     if isinstance(value, np.ndarray):
         flags = value.flags
@@ -67,6 +86,9 @@ def _add(value: Any, types: list[str], operands: list[Any]) -> None:
         types.append(f"{value.dtype.char}:{value.ndim}{layout}")
         size, shape = value.size, value.shape
         operands += (None, None, size, value.itemsize, _address(value), *shape, *value.strides)
+    elif isinstance(value, Prepared):
+        types += value.types
+        operands += value.operands
     elif isinstance(value, tuple):
         types.append(f"{type(value).__name__}(")
         for item in value:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 
 from ctcli.engine.jobs import MORE_MEMORY, Job, NodeJob, memory_problem, node_tasks
-from ctcli.engine.perform import Done, compute
+from ctcli.engine.perform import Done, SourceReader, compute
 from ctcli.engine.schedule import Schedule, Stop
 from ctcli.errors import CtcliError
 from ctcli.lazy.nodes import all_nodes
@@ -46,9 +46,10 @@ def scan_all(
     seen: dict[str, dict[int, Seen]] = {check.node.key: {} for check in checks}
     stop = Stop(advance)
 
-    def do(job: Job, values: Values) -> Done:
-        assert isinstance(job, NodeJob)
-        return compute(job, nodes[job.key], values.known, stop)
+    def do(jobs: Sequence[Job], values: Values) -> list[Done]:
+        with SourceReader(stop, writes=False) as reader:
+            of_nodes = [job for job in jobs if isinstance(job, NodeJob)]
+            return [compute(job, nodes[job.key], values.known, reader) for job in of_nodes]
 
     jobs = ((task, job) for task in tasks for job in task.jobs())
     schedule = Schedule(tasks, jobs, workers, max_memory, do)

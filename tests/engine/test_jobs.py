@@ -173,7 +173,7 @@ files = files_of(*sys.argv[1:3])
 graph, folder = Graph.of(files), Folder(Path(sys.argv[3]), files)
 while True:
     job, values = pickle.load(sys.stdin.buffer)
-    pickle.dump(perform(job, graph, values, folder), sys.stdout.buffer)
+    pickle.dump(perform([job], graph, values, folder)[0], sys.stdout.buffer)
     sys.stdout.buffer.flush()
 """
 
@@ -186,7 +186,7 @@ def test_another_process_does_every_job_to_the_same_bytes(
     files = files_of(str(pylm), name)
     graph, tasks = Graph.of(files), make_tasks(Graph.of(files))
     here = Folder(tmp_path / "here", files)
-    found = [*all_jobs(tasks, lambda job, values: perform(job, graph, values.known, here))]
+    found = [*all_jobs(tasks, lambda job, values: perform([job], graph, values.known, here)[0])]
 
     command = [sys.executable, "-c", PROGRAM, str(pylm), name, str(tmp_path / "there")]
     with subprocess.Popen(

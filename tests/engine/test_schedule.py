@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import replace
 from pathlib import Path
@@ -37,9 +38,9 @@ class Batches:
             self.found += schedule.collect()
         schedule.stop()
 
-    def _do(self, job: Job, values: Values) -> Done:
+    def _do(self, jobs: Sequence[Job], values: Values) -> list[Done]:
         with self._lock:  # the folder is for one thread
-            return perform(job, self._graph, values.known, self._folder)
+            return perform(jobs, self._graph, values.known, self._folder)
 
 
 @pytest.fixture(scope="module")
