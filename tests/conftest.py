@@ -41,6 +41,11 @@ def pylm() -> Path:
     return ROOT / "fixtures" / "pylm"
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """More than there are cores: many tests wait for processes of theirs."""
+    return 3 * (os.cpu_count() or 1) // 2 or 1
+
+
 def pytest_fixture_setup() -> None:
     """Let torch compute as `ctcli` has it: threads that wait for a core cost several times more."""
     if torch := sys.modules.get("torch"):

@@ -221,7 +221,7 @@ def parameters_of(call: list[str]) -> dict[str, Any]:
 
 
 def destinations_of(call: list[str]) -> list[Path]:
-    if "--init" in call:  # it ends before there are places
+    if "--init" in call or call[0] == "finish":  # it ends before there are places; DST is there
         return []
     target = parameters_of(call).get("destination")
     return [target.path] if isinstance(target, Destination) and not target.repo else []
@@ -239,6 +239,8 @@ def test_an_example_does_what_it_says(
     outputs = [path for call in example.calls for path in destinations_of(call)]
     if "DST" in example.command and Path("DST") not in outputs:
         shutil.copytree(made, place / "DST")
+    for shown in re.findall(r" > (\S+)", example.command):
+        (place / shown).unlink()
     before = file_hashes(place)
     # A few megabytes of weights make several shards only of less than the docs'.
     done = shell("bash", "-euc", example.command.replace("5GB", "500KB"), cwd=place)
@@ -270,6 +272,10 @@ def says(*words: str) -> Claim:
         assert all(word in shown for word in words)
 
     return claim
+
+
+def says_nothing(_: Path, shown: str) -> None:
+    assert not shown
 
 
 def is_in_natural_order(place: Path, _: str) -> None:
@@ -421,6 +427,8 @@ CLAIMS: dict[str, Claim] = {
     ),
     "4 bits, for vLLM and transformers": says("77 modules: W4A16", "vllm serve DST"),
     "every weight's error, measured": says("weights with errors", "differences    none"),
+    "what this one admits, and why not": says("fuse-norms", "rotate", "R1", "R2", "equalize"),
+    "differences alone": says_nothing,
     "and what values they hold": says("rms", "mlp.down_proj.weight"),
     "what two checkpoints differ in": says("only in the second", "weight_packed", "11 x"),
     "of a hub, by way of its cache": says("differences  none"),

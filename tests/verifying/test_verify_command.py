@@ -98,7 +98,7 @@ def test_json_has_the_errors_of_every_module(made: Path, cli: Ctcli) -> None:
         ([".", "--max-error", "0.1"], 2, "--max-error is for --against"),
         ([".", "--revision", "main"], 2, "--revision is for --against"),
         ([".", "--tp", "2"], 2, "--tp is for --target vllm"),
-        ([".", "--target", "sglang"], 2, "sglang"),
+        ([".", "--target", "ollama"], 2, "ollama"),
         ([".", "--against", "nowhere"], 1, "nowhere: no such directory"),
     ],
 )

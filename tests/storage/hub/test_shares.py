@@ -152,9 +152,11 @@ def test_the_last_part_killed_while_it_publishes_is_finished_by_another_command(
 
 
 def test_a_part_that_stands_still_until_all_is_published_changes_nothing(
-    hub: Hub, here: Run, env: dict[str, str], work: Path, whole: Mapping[str, str]
+    hub: Hub, here: Run, tmp_path: Path, work: Path, whole: Mapping[str, str]
 ) -> None:
     assert here(*TO_HUB, "--part", "1/2").returncode == 0
+    # With a cache of its own, as on another machine: what it has locked there stays so.
+    env = hub.env(tmp_path / "elsewhere", hub.token)
     late = stop_at(Moment("file", 1, SIGSTOP), *TO_HUB, "--part", "2/2", env=env, cwd=work)
     assert here(*TO_HUB, "--part", "2/2").returncode == 0
     assert_made(hub, whole)
