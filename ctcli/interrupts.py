@@ -18,6 +18,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PATIENCE = 2  # signals; wrappers that pass one on may deliver it twice
 _BEFORE_ANYTHING = b"warning: interrupted; nothing was changed.\n"
 BEFORE_PUBLISHING = "interrupted; DST is as it was. The same command continues."
+WHILE_READING = "interrupted."
 
 
 class Interrupts:

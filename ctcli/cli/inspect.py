@@ -20,6 +20,7 @@ from ctcli.inspecting.tensors import (
     listing,
     with_stats,
 )
+from ctcli.interrupts import WHILE_READING, interrupted_means
 from ctcli.options import OptionError, argument, option, revision, subfolder
 from ctcli.storage.opening import open_checkpoint
 
@@ -58,6 +59,7 @@ class InspectOptions:
             raise OptionError(f"{', '.join(given)} goes with --tensors.")
 
 
+@interrupted_means(WHILE_READING)
 def inspect(options: InspectOptions) -> None:
     """Show what the options ask for."""
     source = options.source

@@ -18,6 +18,7 @@ from ctcli.cli.options import as_json, as_path, quiet
 from ctcli.cli.recipes import make_steps
 from ctcli.console import Result, ResultSection, Terminal
 from ctcli.errors import CtcliError, grouped, os_errors_of
+from ctcli.interrupts import WHILE_READING, interrupted_means
 from ctcli.options import argument
 from ctcli.redaction import redact
 from ctcli.storage.naming import parse_source
@@ -46,6 +47,7 @@ class VerifyPlaces:
     quiet: bool = quiet("Print differences and errors only (and --json's object).")
 
 
+@interrupted_means(WHILE_READING)
 def verify(options: VerifyOptions, reading: VerifyPlaces) -> None:
     """Check, show what is different, and end with `_DIFFERENT` if anything is."""
     from ctcli.engine.run import tell_of_compiling

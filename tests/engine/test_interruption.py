@@ -22,7 +22,7 @@ from ctcli.errors import CtcliError
 from ctcli.rewrites.reindex import ReindexOptions, reindex
 from ctcli.storage.layout import lay_out
 from ctcli.storage.opening import open_checkpoint
-from tests.conftest import Ctcli
+from tests.conftest import ROOT, Ctcli
 from tests.helpers.checkpoints import array, file_hashes, write_checkpoint
 from tests.helpers.dying import Done, Moment, end_at, passes, stop_at
 from tests.helpers.processes import HANG_SECONDS, ctcli_after, environment
@@ -478,6 +478,22 @@ def test_a_signal_before_the_command_line_is_there_ends_it_without_a_traceback(
     assert done.stderr == "warning: interrupted; nothing was changed.\n"
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_what_only_reads_is_interrupted_without_a_word_of_dst(
+    command: str, ctcli: Ctcli, pylm: Path, tmp_path: Path
+) -> None:
+    # Where Python looks at its start, what sends the signal once weights are opened.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "def hook(event, words):\n"
+        "    if event == 'open' and str(words[0]).endswith('.safetensors'):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.addaudithook(hook)\n"
+    )
+    done = ctcli(command, pylm, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert (done.returncode, done.stderr) == (128 + SIGTERM, "warning: interrupted.\n")
 
 
 @pytest.mark.parametrize(("further", "says"), [(0, True), (1, True), (2, False)])
