@@ -12,15 +12,15 @@ from typing import Any
 from ctcli.lazy.nodes import Computed, Exact, Input, Node, Output, Stacked, starting_point
 from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.lazy.unchanged import Unchanged
-from ctcli.models.config import text_config
 from ctcli.models.experts import PackedExperts, parts_of, shape_problem
+from ctcli.models.families import model_type
 
 _TYPES = ("llama4", "llama4_text")
 
 
 def are_turned(config: Mapping[str, Any]) -> bool:
     """Whether a model's packed experts are [experts, in, out], and loaders take linears too."""
-    return text_config(config).get("model_type", config.get("model_type")) in _TYPES
+    return model_type(config) in _TYPES
 
 
 def turned_problem(
