@@ -152,6 +152,13 @@ def _jobs(passed: Passed) -> None:
     _call_after(run, "perform", passed)
 
 
+def _looks(passed: Passed) -> None:
+    """A further job is done that writes nothing; on any thread."""
+    from ctcli.verifying import scanning
+
+    _call_after(scanning, "compute", passed)
+
+
 def _changes(passed: Passed) -> None:
     """The next change of a file or a folder is about to be made, or half made if it is a write."""
     assert shutil.rmtree.avoids_symlink_attacks
@@ -166,6 +173,7 @@ POINTS: Mapping[str, Callable[[Passed], None]] = {
     "note": _notes,
     "file": _files,
     "job": _jobs,
+    "look": _looks,
     "published": _published,
     "change": _changes,
 }
