@@ -6,18 +6,18 @@ is decided here: a worker has one task at a time, and a file that is made twice 
 
 from __future__ import annotations
 
-import logging
 import pydoc
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from ctcli.engine.local import local_cluster, silence
 from ctcli.engine.work import Failure
 from ctcli.errors import CtcliError
 from ctcli.events import Event, Notify
@@ -31,13 +31,6 @@ _WORKER_SECONDS = 60.0  # to wait for the first worker
 _LOOK_SECONDS = 1.0  # between looks at which workers there are
 # A worker that lives says so twice a second.
 _SILENT_SECONDS = 20.0
-# What Dask's own workers do many times a second takes the cores that the files need.
-_CALM = {
-    "distributed.worker.profile.enabled": False,
-    "distributed.admin.tick.interval": "1s",
-    "distributed.scheduler.work-stealing": False,
-    "distributed.scheduler.active-memory-manager.start": False,
-}
 _EXTRA = "Install it: pip install 'ctcli[dask]', here and on all workers."
 
 # Called on a worker with the names of files, and two texts for what it tells; what it returns is
@@ -81,41 +74,26 @@ def connected(where: str, threads: int | None) -> Iterator[Any]:
         CtcliError: Dask is not installed, or no scheduler answers.
     """
     try:
-        from dask import config
-        from distributed import Client, LocalCluster
+        from distributed import Client
     except ImportError as error:
         raise CtcliError("--cluster needs Dask's package distributed.", _EXTRA) from error
-    for name in [*logging.root.manager.loggerDict]:
-        if name.startswith(("distributed", "tornado")):
-            logging.getLogger(name).disabled = True  # what matters is told by us
-    local = None
-    if where.startswith(_LOCAL):
-        count = int(where.removeprefix(_LOCAL))
-        with config.set(_CALM):
-            local = LocalCluster(
-                n_workers=count,
-                threads_per_worker=threads or max(1, cores() // count),
-                memory_limit=0,
-                host="127.0.0.1",
-                dashboard_address=None,
-                silence_logs=logging.CRITICAL,
-            )
-    try:
-        given = {"scheduler_file": where} if Path(where).is_file() else {"address": local or where}
-        client = Client(**given, timeout=_CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise CtcliError(
-            f"--cluster {where}: no scheduler answers there: {error}.",
-            "Start one by `dask scheduler`, or check the address.",
-        ) from error
-    try:
-        yield client
-    finally:
-        with suppress(Exception):
-            client.close(timeout=2)
-        if local:
+    silence()
+    count = int(where.removeprefix(_LOCAL)) if where.startswith(_LOCAL) else 0
+    share = threads or max(1, cores() // max(1, count))
+    with local_cluster(count, share) if count else nullcontext(where) as address:
+        given = {"scheduler_file": where} if Path(where).is_file() else {"address": address}
+        try:
+            client = Client(**given, timeout=_CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise CtcliError(
+                f"--cluster {where}: no scheduler answers there: {error}.",
+                "Start one by `dask scheduler`, or check the address.",
+            ) from error
+        try:
+            yield client
+        finally:
             with suppress(Exception):
-                local.close(timeout=5)
+                client.close(timeout=2)
 
 
 class Crew:
