@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 from ctcli.engine.work import Failure
 from ctcli.errors import CtcliError
 from ctcli.events import Event
+from ctcli.ops.runtime import collect_again, keep_all_objects, limit_blas, reuse_memory
 
 _BEAT_SECONDS = 0.5
 # Beside what jobs hold: the interpreter, its packages, and a plan.
@@ -52,7 +53,13 @@ class Kept(Generic[Asked, Made]):
             if self._last and self._last[0] == asked:
                 return self._last[1]
             self._last = None
-            made = self._make(asked)
+            limit_blas()
+            reuse_memory()
+            keep_all_objects()
+            try:
+                made = self._make(asked)
+            finally:
+                collect_again()
             if self._is_right(asked, made):
                 self._last = asked, made
             return made

@@ -12,7 +12,6 @@ from ctcli.cli.sides import directory_of, expected_checkpoint
 from ctcli.cli.telling import Kept, check_memory, first_look, telling, this_worker
 from ctcli.engine.work import Failure
 from ctcli.errors import CtcliError
-from ctcli.ops.runtime import limit_blas, reuse_memory
 from ctcli.storage.opening import open_checkpoint
 from ctcli.units import Advance
 from ctcli.verifying.options import VerifyOptions
@@ -78,8 +77,6 @@ def look(request: Request, names: Collection[str], task: str, topic: str) -> Par
 
 
 def _see(request: Request) -> tuple[Subject, View]:
-    limit_blas()
-    reuse_memory()
     directory, _ = directory_of(request.destination, request.commit, _untold)
     source = None
     if request.source:

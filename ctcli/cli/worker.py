@@ -18,7 +18,6 @@ from ctcli.engine.plan import Settings
 from ctcli.engine.shares import Meeting, agree, plan_share, write_share
 from ctcli.engine.work import Failure, Work
 from ctcli.errors import CtcliError
-from ctcli.ops.runtime import limit_blas, reuse_memory
 from ctcli.storage.agreement import HINT, Agreement
 from ctcli.storage.destination import stream_folder_of
 from ctcli.storage.layout import Layout
@@ -82,8 +81,6 @@ def _make_plan(work: Work) -> Planned:
     if work.stream:
         # No two processes stream through the same folder.
         folder = stream_folder_of(attempt_at(target, f"stream-{uuid4().hex}"))
-    limit_blas()
-    reuse_memory()
     step = chain(work.tables)
     made, _ = step.rewrite(open_checkpoint(work.source, work.revision, folder))
     made = for_target(made, target, work.include)
