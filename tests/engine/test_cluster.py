@@ -31,6 +31,7 @@ Quantize = Callable[..., Done]
 DIE = "from tests.helpers import dying; dying.live_until(dying.Moment('job', {}, {}))"
 DIE_LOOKING = f"dying.live_until(dying.Moment('look', 2, {int(SIGKILL)}))"
 SLOW = "from tests.helpers import dying; import time; dying.POINTS['job'](lambda: time.sleep(0.3))"
+AT_JOBS = "dying.POINTS['job'](passed)"
 IMPATIENT = "from ctcli.engine import cluster; cluster._SILENT_SECONDS = 2"
 
 
@@ -245,11 +246,15 @@ def test_a_worker_that_stands_still_is_replaced_and_changes_nothing_later(
 def test_a_worker_that_is_added_late_helps(
     bare: Cluster, pylm: Path, whole: Mapping[str, str], tmp_path: Path
 ) -> None:
-    bare.add(SLOW)
+    """The first one waits, at the end of its first job, until the second one has done a job."""
+    helped = tmp_path / "helped"
+    at = "import time; from pathlib import Path; from tests.helpers import dying\n"
+    at += f"helped = Path({str(helped)!r})\n"
+    bare.add(f"{at}def passed():\n while not helped.exists(): time.sleep(0.05)\n{AT_JOBS}")
     running = begin(bare, pylm, tmp_path / "out", "--log-format", "json")
     assert running.stderr
     assert json.loads(running.stderr.readline())["event"] == "started"
-    bare.add()
+    bare.add(f"{at}passed = helped.touch\n{AT_JOBS}")
     _, stderr = running.communicate(timeout=HANG_SECONDS)
     assert running.returncode == 0, stderr
     lines = [json.loads(line) for line in stderr.splitlines()]
