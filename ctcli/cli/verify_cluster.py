@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from ctcli import __version__
-from ctcli.cli.verify_worker import Request, check, look
+from ctcli.cli.verify_worker import Request, check, look, seen_of
 from ctcli.console import Terminal
 from ctcli.engine.cluster import Crew, connected
 from ctcli.storage.naming import parse_source
@@ -39,6 +39,7 @@ def scan_on_cluster(
     """
     tasks_of(subject.checks, options.max_memory)
     request = _request(destination, commit, options, subject)
+    seen_of.keep(request, (subject, request.view))
     parts: list[Part] = []
     with connected(cluster, options.num_workers) as client:
         crew = Crew(

@@ -67,7 +67,7 @@ def look(request: Request, names: Collection[str], task: str, topic: str) -> Par
     """
     with telling(task, topic) as teller:
         try:
-            subject, view = _seen(request)
+            subject, view = seen_of(request)
             if view != request.view:
                 raise CtcliError("DST or SRC has changed since this worker was checked.", _HINT)
             workers = request.options.num_workers or this_worker().state.nthreads
@@ -91,9 +91,9 @@ def _untold(_title: str, _total: int) -> AbstractContextManager[Advance]:
 
 
 def _check_view(request: Request) -> None:
-    _, view = _seen(request)
+    _, view = seen_of(request)
     if differences := request.view.differences(view):
         raise CtcliError(differences, _HINT)
 
 
-_seen = Kept(_see, lambda request, made: made[1] == request.view)
+seen_of = Kept(_see, lambda request, made: made[1] == request.view)

@@ -168,6 +168,8 @@ def test_local_processes(
 ) -> None:
     words = ("quantize", pylm, tmp_path / "out", *QUANTIZE, "--cluster", "local:2")
     assert_made(ctcli(*words), tmp_path / "out", whole)
+    sound = ctcli("verify", tmp_path / "out", "--against", pylm, "--cluster", "local:2", "-q")
+    assert (sound.returncode, sound.stderr) == (0, "")
 
 
 def test_events_name_the_workers(
