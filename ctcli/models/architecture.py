@@ -80,6 +80,8 @@ class AttentionRole:
         k: rows of the key heads; under MLA only the part without position.
         v: rows of the value heads; `v.size` is what R2 rotates.
         o: the linear that writes the stream; its columns are the query heads, `v.size` each.
+        normed: whether an RMSNorm of one or more heads stands before `o`: it lets through one
+            rotation of all heads, and no scales of their coordinates.
     """
 
     module: str
@@ -88,6 +90,7 @@ class AttentionRole:
     k: HeadRows
     v: HeadRows
     o: str
+    normed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +227,12 @@ class Architecture:
         names = [name for a in self.attentions for name in (*a.inputs, a.o)]
         names += [name for mixer in self.mixers for name in (*mixer.inputs, mixer.output)]
         return (*names, *(name for mlp in self.mlps for name in (*mlp.inputs, mlp.output)))
+
+    @property
+    def head_norms(self) -> tuple[NormRole, ...]:
+        """Norms between heads and output linears, whose gains R2 does not pass."""
+        outputs = {attention.o for attention in self.attentions if attention.normed}
+        return tuple(norm for norm in self.norms if not outputs.isdisjoint(norm.linears))
 
     @property
     def unties_for_stream(self) -> bool:

@@ -51,6 +51,8 @@ class Attention:
         size_of: a norm whose gain is as long as a head; None: config.json tells.
         value_size: config key of the size of a value head, where it differs.
         gated: whether `q_proj` makes a gate beside each query.
+        normed: whether an RMSNorm of one or more heads stands before the output linear. One
+            rotation of all heads passes it, once its gain is fused.
     """
 
     layout: QkvLayout = "separate"
@@ -61,6 +63,7 @@ class Attention:
     size_of: str | None = None
     value_size: str | None = None
     gated: bool = False
+    normed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ class Family:
         others: expressions for tensors of a layer that have nothing to do with the stream.
         outer: the same for tensors below `base`.
         stacked: expressions for tensors that hold a matrix for each expert, or are none of a module
-            of their own; the matrices are modules `<tensor>.<expert>`.
+            of their own; the matrices are modules `<tensor>.<expert>`, `<tensor>_bias` biases.
         transposed: expressions for modules whose weights are stored [in, out].
         head_dim: where config.json has none; None: hidden_size / num_attention_heads.
         tied: whether the head is tied where config.json does not say.

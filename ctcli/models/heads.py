@@ -44,7 +44,7 @@ def heads_of(
         )
     else:
         q, k, v = _fused(declared, inputs[0], size, heads, kv_heads)
-    return AttentionRole(module, (*inputs, *extras), q, k, v, output), ()
+    return AttentionRole(module, (*inputs, *extras), q, k, v, output, declared.normed), ()
 
 
 def _lent(inputs: tuple[str, ...], source: SourceFacts) -> str | None:

@@ -66,3 +66,5 @@ def _parts(
             yield f"{module}.{index}.{leaf}", (View(name, index), shape[1:])
     elif len(shape) == 2 and not suffix:
         yield f"{module}.weight", (View(name, None), shape)
+    elif len(shape) == 1 and leaf == "bias":
+        yield f"{module}.bias", (View(name, None), shape)

@@ -69,8 +69,10 @@ def _rotated(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint
     )
     changes = []
     learning = Learning(surgery, options.learning_steps, options.seed or 0)
+    norms = architecture.norms if "R1" in chosen else architecture.head_norms
+    if "R1" in chosen or ("R2" in chosen and norms):
+        changes.append(("norms fused", str(fuse(surgery, norms))))
     if "R1" in chosen:
-        changes.append(("norms fused", str(fuse(surgery))))
         start = matrices.stream()
         stream = learning.stream(start) if options.learns else start
         rotate_stream(surgery, stream)
