@@ -82,6 +82,7 @@ class AttentionRole:
         o: the linear that writes the stream; its columns are the query heads, `v.size` each.
         normed: whether an RMSNorm of one or more heads stands before `o`: it lets through one
             rotation of all heads, and no scales of their coordinates.
+        others: further linears that read the same heads and write the stream.
     """
 
     module: str
@@ -91,6 +92,12 @@ class AttentionRole:
     v: HeadRows
     o: str
     normed: bool = False
+    others: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All linears that write the stream."""
+        return (self.o, *self.others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +213,7 @@ class Architecture:
     def writers(self) -> tuple[str, ...]:
         """Linears whose output rows, and bias, are the residual stream."""
         outputs = (
-            *(a.o for a in self.attentions),
+            *(name for a in self.attentions for name in a.outputs),
             *(mixer.output for mixer in self.mixers),
             *(mlp.output for mlp in self.mlps),
             *self.features,
@@ -224,7 +231,7 @@ class Architecture:
     @property
     def linears(self) -> tuple[str, ...]:
         """The linears of all blocks, in the order in which a model of this kind holds them."""
-        names = [name for a in self.attentions for name in (*a.inputs, a.o)]
+        names = [name for a in self.attentions for name in (*a.inputs, *a.outputs)]
         names += [name for mixer in self.mixers for name in (*mixer.inputs, mixer.output)]
         return (*names, *(name for mlp in self.mlps for name in (*mlp.inputs, mlp.output)))
 

@@ -29,7 +29,7 @@ class Norm:
     optional: bool = False
 
 
-QkvLayout = Literal["separate", "fused", "heads", "groups", "quarters", "latent"]
+QkvLayout = Literal["separate", "fused", "heads", "groups", "quarters", "latent", "experts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class Attention:
             parts, in each q rows above v rows above k rows (CodeGen's). `latent`: multi-head latent
             attention (DeepSeek-V2, arXiv:2405.04434): keys without position and values of a head
             side by side in `kv_b_proj`, behind a norm of their own; queries likewise, or straight
-            from `q_proj`.
+            from `q_proj`. `experts`: queries and output of many, of the same keys and values,
+            which one linear makes, all k rows above all v rows (arXiv:2404.07413).
         output: the output linear's name.
         module: the block.
         inputs: the linears of queries, keys and values, or the one of all three.
@@ -113,7 +114,8 @@ class Family:
         others: expressions for tensors of a layer that have nothing to do with the stream.
         outer: the same for tensors below `base`.
         stacked: expressions for tensors that hold a matrix for each expert, or are none of a module
-            of their own; the matrices are modules `<tensor>.<expert>`, `<tensor>_bias` biases.
+            of their own; the matrices are modules `<tensor>.<expert>`.
+        biases: vectors with names of their own, and the linears to whose outputs they are added.
         transposed: expressions for modules whose weights are stored [in, out].
         head_dim: where config.json has none; None: hidden_size / num_attention_heads.
         tied: whether the head is tied where config.json does not say.
@@ -150,6 +152,7 @@ class Family:
     others: tuple[str, ...] = ()
     outer: tuple[str, ...] = ()
     stacked: tuple[str, ...] = ()
+    biases: tuple[tuple[str, str], ...] = ()
     transposed: tuple[str, ...] = ()
     head_dim: int | None = None
     tied: bool = False

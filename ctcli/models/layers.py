@@ -25,7 +25,7 @@ class Layer:
     @property
     def linears(self) -> tuple[str, ...]:
         """The linears of its blocks that read or write the stream."""
-        names = [name for a in self.attentions for name in (*a.inputs, a.o)]
+        names = [name for a in self.attentions for name in (*a.inputs, *a.outputs)]
         names += [name for mixer in self.mixers for name in (*mixer.inputs, mixer.output)]
         names += [name for mlp in self.mlps for name in (*mlp.inputs, mlp.output)]
         return tuple(names)

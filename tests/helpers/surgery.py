@@ -141,8 +141,9 @@ def rotate_heads(architecture: Architecture, tensors: Tensors, seed: int) -> Non
                 if part in tensors:
                     tensors[part] = tensors[part].clone()
                     tensors[part][rows] = rotation.T @ tensors[part][rows]
-            output = tensors[f"{attention.o}.weight"].clone()
-            for query in range(head * group, (head + 1) * group):
-                columns = slice(query * size, (query + 1) * size)
-                output[:, columns] = output[:, columns] @ rotation
-            tensors[f"{attention.o}.weight"] = output
+            for name in attention.outputs:
+                output = tensors[f"{name}.weight"].clone()
+                for query in range(head * group, (head + 1) * group):
+                    columns = slice(query * size, (query + 1) * size)
+                    output[:, columns] = output[:, columns] @ rotation
+                tensors[f"{name}.weight"] = output

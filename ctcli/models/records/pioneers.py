@@ -196,7 +196,7 @@ ROWS: Mapping[str, Family] = {
     "gpt_neox_japanese": replace(
         _NEOX,
         root="gpt_neox_japanese",
-        stacked=(r"attention\.dense",),
+        biases=(("attention.dense_bias", "attention.dense"),),
         tied=True,
     ),
     "gptj": _GPTJ,

@@ -140,7 +140,8 @@ def rotate_values(surgery: Surgery, rotations: Mapping[str, AnyRotation]) -> Non
     for attention in surgery.architecture.attentions:
         rotation = rotations[attention.module]
         surgery.rows[attention.v.module].append(RowMap(rotation, attention.v))
-        surgery.columns[attention.o].append(rotation)
+        for output in attention.outputs:
+            surgery.columns[output].append(rotation)
 
 
 def _rotate_inner(
@@ -210,7 +211,7 @@ def _offline_schemes(architecture: Architecture, options: RotateOptions) -> dict
         schemes["R1"] = scheme(options.made_as, options.block_size, places)
     if "R2" in options.chosen:
         values = [attention.v.module for attention in architecture.attentions]
-        outputs = [attention.o for attention in architecture.attentions]
+        outputs = [name for attention in architecture.attentions for name in attention.outputs]
         places = [apply(values, "weight_output"), apply(outputs, "weight_input", inverse=True)]
         size = architecture.attentions[0].v.size
         schemes["R2"] = scheme(options.made_as, size, places)

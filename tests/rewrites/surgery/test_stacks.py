@@ -27,6 +27,7 @@ MODELS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
     "gpt_neox_japanese": ({}, ("R1", "R2")),
     "gpt_oss": ({}, ("R1", "R2")),
     "granitemoe": ({}, ("R1", "R2")),
+    "jetmoe": ({}, ("R1", "R2")),
     "llama4_text": ({}, ("R1", "R2")),
 }
 
