@@ -75,6 +75,7 @@ class Mlp:
     inputs: tuple[str, ...] = ("gate_proj", "up_proj")
     output: str = "down_proj"
     routers: tuple[str, ...] = ()  # whatever reads the stream to weigh its output
+    latent: str | None = None  # a linear that, where it is there, stands between the stream and it
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,8 @@ def _mlps(
     for declared in family.mlps:
         module = (prefix + declared.module).removesuffix(".")
         roles = _instances(module, declared, source)
-        found += roles
+        if not (declared.latent and source.has(prefix + declared.latent)):
+            found += roles
         if roles:
             routers += [prefix + router for router in declared.routers]
     if not found and required:

@@ -51,6 +51,7 @@ KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         },
     ),
     "gemma4_keys_for_values": ("gemma4_text", {"attention_k_eq_v": True}),
+    "nemotron_h_latent": ("nemotron_h", {"moe_latent_size": 32}),
     "stablelm_parallel": ("stablelm", {"use_parallel_residual": True}),
 }
 _VISION: Mapping[str, Any] = {
