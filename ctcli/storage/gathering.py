@@ -365,7 +365,9 @@ def publish(destination: Path, agreement: Agreement) -> ErrorSums:
             leftover, lost = _look(destination, agreement)
             if lost:  # or another process published it while we looked
                 leftover, lost = _look(destination, agreement)
-            if lost and (root / PLAN).exists():
+            if lost and not (root / PLAN).exists():
+                continue
+            if lost:
                 problems = [
                     f"{root / CHECKPOINT / name}: it was whole, and is not." for name in lost
                 ]
