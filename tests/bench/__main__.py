@@ -72,8 +72,8 @@ def main() -> None:
         samples = race(commands, places, arguments.runs, RACES[name].is_cold)
         print("\n".join(report(samples)))
         if COMPUTING in samples:
-            sizes = (_size(places[which]) for which in ("src", "made"))
-            print(floor(samples, *sizes, os.cpu_count() or 1))
+            read, written = _size(places["src"]), _size(places["made"])
+            print(floor(samples, read, written, os.cpu_count() or 1))
         if RACES[name].is_chain:
             print(report_chain(samples))
 
