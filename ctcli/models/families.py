@@ -28,7 +28,6 @@ WITHOUT_RECORD: Mapping[str, str] = {
     "hy_v4": "several streams are mixed",
     "inkling_text": "convolutions run along what blocks write",
     "modernbert-decoder": "a head of two layers",
-    "olmo_hybrid": "one name means two norms",
     "qwen4_exp_text": "several streams are mixed",
     "zamba": "one attention block is shared by layers",
     "zamba2": "one attention block is shared by layers",

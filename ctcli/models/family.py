@@ -22,11 +22,13 @@ class Norm:
         feeds: kinds of blocks (`attention`, `mlp`, `mixer`), or modules of blocks or linears; none:
             it normalises what a block writes.
         optional: whether layers may be without it.
+        beside: a kind of block that a layer has to have; None: it is in all.
     """
 
     module: str
     feeds: tuple[str, ...]
     optional: bool = False
+    beside: Literal["attention", "mixer"] | None = None
 
 
 QkvLayout = Literal["separate", "fused", "heads", "groups", "quarters", "latent", "experts"]

@@ -84,8 +84,11 @@ def _norms(
 ) -> tuple[list[NormRole], tuple[str, ...]]:
     """The norms that blocks read, and those behind blocks."""
     feeding, kept = [], []
+    blocks = {"attention": layer.attentions, "mixer": layer.mixers}
     for norm in family.norms:
         module = prefix + norm.module
+        if norm.beside and not blocks[norm.beside]:
+            continue
         if norm.optional and not source.has(module):
             continue
         if not norm.feeds:

@@ -160,6 +160,28 @@ ROWS: Mapping[str, Family] = {
         ),
         head_dim=128,
     ),
+    # Saved by transformers, layers of attention name the norm behind it as others the MLP's.
+    "olmo_hybrid": replace(
+        PLAIN,
+        norms=(
+            Norm("attention_layer_norm", ("mixer",), beside="mixer"),
+            Norm("feedforward_layer_norm", ("mlp",), beside="mixer"),
+            Norm("feedforward_layer_norm", (), optional=True, beside="attention"),
+            Norm("post_attention_layernorm", (), optional=True, beside="attention"),
+            Norm("post_feedforward_layernorm", (), beside="attention"),
+        ),
+        mixers=(
+            Mixer(
+                "linear_attn",
+                ("q_proj", "k_proj", "v_proj", "a_proj", "b_proj", "g_proj"),
+                "o_proj",
+            ),
+        ),
+        others=(
+            *QK_NORMS,
+            r"linear_attn\.(A_log|dt_bias|([qkv]_)?conv1d\.weight|o_norm\.weight)",
+        ),
+    ),
     "qwen3_5_moe_text": _QWEN3_NEXT,
     "qwen3_5_text": _QWEN3_NEXT,
     "qwen3_next": _QWEN3_NEXT,
