@@ -120,10 +120,8 @@ ROWS: Mapping[str, Family] = {
     "gemma3_text": replace(_GEMMA2, others=QK_NORMS),
     "gemma3n_text": replace(
         _GEMMA2,
-        norms=(
-            Norm("input_layernorm", ("attention", "mixer")),
-            *_GEMMA2.norms[1:],
-        ),
+        # Laurel adds what it reads to what it writes, the gain of this norm with it.
+        norms=(Norm("input_layernorm", ()), *_GEMMA2.norms[1:]),
         mixers=(Mixer("laurel", ("linear_left",), "linear_right"),),
         gain_offset=0.0,
         inner_norms=(("altup.router_norm", ("altup.modality_router",)),),
