@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 _BITS = 53
 _LEAST = 32  # rows of a matrix that is inverted element by element
 PIECE = 256  # rows that one thread multiplies
-_BAND = 64  # rows that one thread goes over element by element
+BAND = 2**15  # elements that one thread goes over at once
 
 
 def on_grid(
@@ -47,9 +47,10 @@ def on_grid(
         np.rint(found, out=found)
         found *= step
 
-    largest = max(in_pieces(largest_of, len(x), _BAND, threads), default=0.0)
+    band = rows_of(BAND, x.shape[1])
+    largest = max(in_pieces(largest_of, len(x), band, threads), default=0.0)
     step = 2.0 ** (frexp(largest)[1] - bits)
-    in_pieces(put, len(x), _BAND, threads)
+    in_pieces(put, len(x), band, threads)
     return result
 
 
@@ -119,6 +120,11 @@ def row_sums(x: Floats) -> Floats:
             sums[..., 0] += x[..., -1]
         x = sums
     return x[..., 0]
+
+
+def rows_of(elements: int, width: int) -> int:
+    """How many rows, at least one, have so many elements."""
+    return max(1, elements // width)
 
 
 def in_pieces(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctcli.ops.exact import (
+    BAND,
     PIECE,
     bits_for,
     in_pieces,
@@ -27,6 +28,7 @@ from ctcli.ops.exact import (
     on_grid,
     precise_product,
     row_sums,
+    rows_of,
 )
 
 if TYPE_CHECKING:
@@ -42,9 +44,8 @@ if TYPE_CHECKING:
 ROWS_A_STEP = 4096
 _RATE, _MEMORY, _SQUARES, _LEAST = 3e-3, 0.9, 0.999, 1e-12
 _ROW_BITS = 23  # rows are held as float32
-_SLAB = 1024  # rows whose derivatives are held at once
-_CHUNK = 16  # rows that one thread goes over element by element
-_TEMPORARIES = 6  # of chunks
+_SLAB, _LEAST_ROWS = 2**21, 1024  # elements, and rows, whose derivatives are held at once
+_TEMPORARIES = 6  # of bands
 _MATRICES = 7  # of [n, n] float64 that there are at once
 _ORDER = 2**18  # bytes of which rows are taken, and of what waits for threads
 _POLISHING = 2  # each doubles the digits to which Q Q^T = I
@@ -92,16 +93,17 @@ class Learner:
         They are taken in slabs, whose parts are added up in order. Q is put on a grid.
         """
         n, result = rows.shape[1], np.zeros_like(q)
-        bits = bits_for(max(n, _SLAB))
+        slab, band = _slab(n), rows_of(BAND, n)
+        bits = bits_for(max(n, slab))
         on_grid(q, bits, threads, q)
 
         def add(x: Floats) -> None:
             y = of_grids(on_grid(x, bits, threads, x), q, threads)
-            in_pieces(lambda piece: differentiated(y[piece], self.group), len(y), _CHUNK, threads)
+            in_pieces(lambda piece: differentiated(y[piece], self.group), len(y), band, threads)
             of_grids(x.T, on_grid(y, bits, threads, y), threads, result)
 
-        for at in range(0, len(chosen), _SLAB):
-            add(rows[chosen[at : at + _SLAB]].astype(np.float64))
+        for at in range(0, len(chosen), slab):
+            add(rows[chosen[at : at + slab]].astype(np.float64))
         result /= len(chosen) * (n // self.group)
         return result
 
@@ -126,7 +128,7 @@ class _Descent:
             scale = np.sqrt(squares / (1 - self._decay_of_squares)) + _LEAST
             self.skew[piece] -= _RATE * (mean / (1 - self._decay)) / scale
 
-        in_pieces(descend, len(moved), _CHUNK, threads)
+        in_pieces(descend, len(moved), rows_of(BAND, len(moved)), threads)
 
 
 def differentiated(y: Floats, group: int) -> float:
@@ -146,7 +148,8 @@ def differentiated(y: Floats, group: int) -> float:
 
 def normalise(rows: Floats) -> Floats:
     """Rows [m, n] float32 become about as large as 1, by a power of two, and lie on a grid."""
-    squares = sum(in_pieces(lambda piece: _energy(rows[piece]), len(rows), _CHUNK, None))
+    band = rows_of(BAND, rows.shape[1])
+    squares = sum(in_pieces(lambda piece: _energy(rows[piece]), len(rows), band, None))
     if squares > 0:
         np.ldexp(rows, -(frexp(squares / rows.size)[1] // 2), out=rows)
     return on_grid(rows, _ROW_BITS, None, rows)
@@ -160,9 +163,13 @@ def group_of(size: int, largest: int = 128) -> int:
 def learning_bytes(rows: int, size: int) -> int:
     """What learning holds in memory, at most: the rows, matrices, a slab, and what threads do."""
     cores = os.cpu_count() or 1
-    own = max(min(cores * PIECE, size), cores * _TEMPORARIES * _CHUNK)
-    floats = 8 * size * (_MATRICES * size + 2 * min(rows, _SLAB) + own)
+    own = max(size * min(cores * PIECE, size), cores * _TEMPORARIES * max(BAND, size))
+    floats = 8 * (_MATRICES * size * size + 2 * size * min(rows, _slab(size)) + own)
     return 4 * size * rows + floats + _ORDER
+
+
+def _slab(size: int) -> int:
+    return min(ROWS_A_STEP, max(_LEAST_ROWS, rows_of(_SLAB, size)))
 
 
 def _energy(rows: Floats) -> float:
