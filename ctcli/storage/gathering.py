@@ -356,6 +356,7 @@ def publish(destination: Path, agreement: Agreement) -> ErrorSums:
     destination = destination.resolve()
     root, form = partial_of(destination), FORMS[agreement.form]
     complete = {name: read_errors(root, name) for name in agreement.files}
+    errors = {module: found for each in complete.values() for module, found in each.items()}
     _claim(root, Journal(complete, {}), agreement.key)
     for is_last in _tries():
         if not (root / PLAN).exists():
@@ -381,14 +382,14 @@ def publish(destination: Path, agreement: Agreement) -> ErrorSums:
                 overwrite=agreement.settings["overwrite"],
                 is_gathered=True,
             ) as partial:
-                partial.publish()
+                partial.publish(errors)
                 partial.clear()
             break
         except CtcliError as error:
             is_over = not (root / PLAN).exists()
             if not is_over and (is_last or not isinstance(error, BusyError)):
                 raise
-    return {module: found for errors in complete.values() for module, found in errors.items()}
+    return errors
 
 
 def _look(destination: Path, agreement: Agreement) -> tuple[Leftover, list[str]]:

@@ -17,6 +17,7 @@ from typing import IO, Any
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.interrupts import run_is_done
 from ctcli.storage.destination import Form, partial_of
+from ctcli.storage.errors_table import CARD, fill
 from ctcli.storage.journal import ErrorSums, JobRecord, line_of, read_journal
 from ctcli.storage.leftover import (
     CHECKPOINT,
@@ -135,8 +136,11 @@ class PartialDirectory:
                 if whole not in kept or (whole != path and whole in there):
                     path.unlink()
 
-    def publish(self) -> None:
+    def publish(self, errors: ErrorSums) -> None:
         """Rename the output to DST, in place of what was there if that was asked for.
+
+        Args:
+            errors: what was measured of all modules, for the model card.
 
         Raises:
             CtcliError: it could not be done, and DST is as it was; or it was done, and might not
@@ -145,6 +149,7 @@ class PartialDirectory:
         if self._is_published:
             return
         with os_errors_of(str(self._destination), "publishing"):
+            fill(self.folder / CARD, errors, self._fsync)
             if self._fsync:
                 for folder, _, _ in os.walk(self.folder):
                     _sync_folder(Path(folder))
