@@ -27,7 +27,6 @@ WITHOUT_RECORD: Mapping[str, str] = {
     "hrm_text": "two stacks are run in turns",
     "hy_v4": "several streams are mixed",
     "inkling_text": "convolutions run along what blocks write",
-    "jetmoe": "attention has experts",
     "modernbert-decoder": "a head of two layers",
     "olmo_hybrid": "one name means two norms",
     "qwen4_exp_text": "several streams are mixed",

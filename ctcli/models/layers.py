@@ -25,7 +25,7 @@ class Layer:
     @property
     def linears(self) -> tuple[str, ...]:
         """The linears of its blocks that read or write the stream."""
-        names = [name for a in self.attentions for name in (*a.inputs, a.o)]
+        names = [name for a in self.attentions for name in (*a.inputs, *a.outputs)]
         names += [name for mixer in self.mixers for name in (*mixer.inputs, mixer.output)]
         names += [name for mlp in self.mlps for name in (*mlp.inputs, mlp.output)]
         return tuple(names)
@@ -124,7 +124,8 @@ def _mlps(
     for declared in family.mlps:
         module = (prefix + declared.module).removesuffix(".")
         roles = _instances(module, declared, source)
-        found += roles
+        if not (declared.latent and source.has(prefix + declared.latent)):
+            found += roles
         if roles:
             routers += [prefix + router for router in declared.routers]
     if not found and required:

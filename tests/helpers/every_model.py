@@ -110,6 +110,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
         "linear_head_dim": 16,
         "q_lora_rank": None,
     },
+    "jetmoe": {"kv_channels": 16},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "longcat_flash": {**_MLA, "zero_expert_num": 0},

@@ -106,6 +106,10 @@ def _words(change: str | None, observer: str) -> str:
 def _cells(losses: Sequence[float | None], nearest: Sequence[float | None]) -> str:
     """Losses, with the part of the nearest's that is gone."""
     return " | ".join(
-        "" if loss is None else f"{loss}" if loss == least else f"{loss} ({1 - loss / least:.0%})"
+        ""
+        if loss is None or least is None
+        else f"{loss}"
+        if loss == least
+        else f"{loss} ({1 - loss / least:.0%})"
         for loss, least in zip(losses, nearest, strict=True)
     ).replace("%", " %")
