@@ -71,7 +71,7 @@ def _computing(name: str, command: str, checkpoint: tuple[str, ...]) -> Race:
         {
             f"ctcli {name}": command,
             START: f"{command} --dry-run",
-            COMPUTING: f"{{python}} -m tests.bench.kernels {arguments}",
+            COMPUTING: f"{{python}} -m tests.bench.computing {arguments}",
             READING: "sh -c 'cat {src}/* > /dev/null'",
             COPYING: "cp -r {made} {dst}",
             "cp -r of its source": "cp -r {src} {dst}",

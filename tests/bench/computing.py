@@ -1,4 +1,4 @@
-"""A command without its reading and writing: `python -m tests.bench.kernels COMMAND ...`.
+"""A command without its reading and writing: `python -m tests.bench.computing COMMAND ...`.
 
 It plans, computes and notes as `ctcli COMMAND ...` does, but what it reads is the same few MB of
 memory again and again, and what it computes goes nowhere: DST has holes for tensors.
