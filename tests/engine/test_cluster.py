@@ -31,6 +31,17 @@ Quantize = Callable[..., Done]
 DIE = "from tests.helpers import dying; dying.live_until(dying.Moment('job', {}, {}))"
 DIE_LOOKING = f"dying.live_until(dying.Moment('look', 2, {int(SIGKILL)}))"
 SLOW = "from tests.helpers import dying; import time; dying.POINTS['job'](lambda: time.sleep(0.3))"
+HELD = """
+import time
+from pathlib import Path
+from tests.helpers import dying
+
+def wait():
+    while not Path({!r}).exists():
+        time.sleep(0.05)
+
+dying.POINTS["job"](wait)
+"""
 IMPATIENT = "from ctcli.engine import cluster; cluster._SILENT_SECONDS = 2"
 
 
@@ -245,15 +256,20 @@ def test_a_worker_that_stands_still_is_replaced_and_changes_nothing_later(
 def test_a_worker_that_is_added_late_helps(
     bare: Cluster, pylm: Path, whole: Mapping[str, str], tmp_path: Path
 ) -> None:
-    bare.add(SLOW)
+    others_work = tmp_path / "others work"
+    bare.add(HELD.format(str(others_work)))
     running = begin(bare, pylm, tmp_path / "out", "--log-format", "json")
     assert running.stderr
     assert json.loads(running.stderr.readline())["event"] == "started"
     bare.add()
-    _, stderr = running.communicate(timeout=HANG_SECONDS)
-    assert running.returncode == 0, stderr
-    lines = [json.loads(line) for line in stderr.splitlines()]
-    assert len({line["worker"] for line in lines if "worker" in line}) == 2
+    workers = set()
+    for line in running.stderr:
+        if worker := json.loads(line).get("worker"):
+            workers.add(worker)
+            others_work.touch()
+    running.communicate(timeout=HANG_SECONDS)
+    assert running.returncode == 0
+    assert len(workers) == 2
     assert file_hashes(tmp_path / "out") == whole
 
 
