@@ -19,8 +19,13 @@ def alike(told: Mapping[str, str]) -> list[tuple[str, int, str]]:
     Args:
         told: what is said of each name.
     """
-    counts = Counter((_NUMBER.sub("*", name), what) for name, what in told.items())
+    counts = Counter((numberless(name), what) for name, what in told.items())
     return [(pattern, count, what) for (pattern, what), count in counts.items()]
+
+
+def numberless(name: str) -> str:
+    """A name with `*` in the place of its numbers, as of layers and experts."""
+    return _NUMBER.sub("*", name)
 
 
 def matches(pattern: str, module: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 from ctcli.engine.jobs import Job
@@ -60,7 +61,9 @@ def execute(
     collect_again()
     if any(graph.nodes for graph in plan.graphs):
         tell_of_compiling(notify)
-    errors = [*kept.complete.values()]
+    errors: dict[str, Sequence[float]] = {}
+    for measured in kept.complete.values():
+        errors |= measured
     with open_partial(
         plan.destination,
         plan.key,
@@ -68,21 +71,22 @@ def execute(
         plan.layout.form,
         fsync=settings.fsync,
         overwrite=settings.overwrite,
-    ) as partial:
-        partial.drop_sources([file.location for turns in plan.turns for file in turns.files])
+    ) as output:
+        output.drop_sources([file.location for turns in plan.turns for file in turns.files])
         for which, files in enumerate((plan.layout.files, plan.layout.closing)):
-            run = _Run(which, plan, partial, advance, publication, notify)
+            run = _Run(which, plan, output, advance, publication, notify)
             for file in files:
                 if file.name in kept.complete:
                     run.outbox.add(file, kept.complete[file.name])
-            errors += run.write()
-        end = partial.publish if settings.keeps else _nothing_more
+            for measured in run.write():
+                errors |= measured
+        end = partial(output.publish, errors) if settings.keeps else _nothing_more
         if publication:
-            finish(publication, plan.layout, partial.folder, advance, end)
+            finish(publication, plan.layout, output.folder, advance, end)
         else:
             end()
-        partial.clear()
-    return {module: measured for of_file in errors for module, measured in of_file.items()}
+        output.clear()
+    return errors
 
 
 def _nothing_more() -> None:
@@ -139,10 +143,11 @@ class _Run:
                 self._supply.fetch(self._schedule.current)
                 self._schedule.start()
                 wait(self._under_way, return_when=FIRST_COMPLETED)
-                for task, done in self._schedule.collect():
+                ended = self._schedule.collect()
+                for task, _ in ended:
                     self._supply.done(task)
-                    for name in self._ledger.note(task, done):
-                        self._close(self._graph.files[name])
+                for name in self._ledger.note(ended):
+                    self._close(self._graph.files[name])
                 self._complete()
                 for source in self._supply.receive():
                     self._notify(Event("shard_fetched", source.name, source.size))

@@ -18,9 +18,9 @@ from ctcli.lazy.tensors import content_of
 from ctcli.models.config import table
 from ctcli.ops.dtypes import DTYPE_RANK
 from ctcli.redaction import redact
+from ctcli.storage.errors_table import CARD, errors_table, measured_modules
 from ctcli.units import format_bytes
 
-CARD = "README.md"
 # What is said there of the source's weights and does not hold for others, or is said anew.
 _OF_THE_SOURCE = ("base_model", "base_model_relation", "model-index", "model_name", "new_version")
 _FRONT = re.compile(r"\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
@@ -62,6 +62,7 @@ def model_card(
     lines += [
         redact(line, token) for line in (*_use(checkpoint, name), *_made(checkpoint, command))
     ]
+    lines += _measured(checkpoint)
     if text.strip():
         lines += ["", "## Model card of the source", "", text.strip()]
     return ("\n".join(lines) + "\n").encode()
@@ -157,6 +158,17 @@ def _said(step: StepTable) -> str:
         if key != "use" and value is not None
     ]
     return f"- {step['use']}" + (f": {', '.join(options)}" if options else "")
+
+
+def _measured(checkpoint: Checkpoint) -> list[str]:
+    """What quantizing costs, whose numbers are filled in when they are known."""
+    if not (modules := measured_modules(checkpoint)):
+        return []
+    said = (
+        "Relative root mean square error of the quantized weights, against those that were "
+        "rounded: of all modules of a kind together, and the largest of one."
+    )
+    return ["", "## Measured errors", "", said, "", *errors_table(modules)]
 
 
 def _sizes(checkpoint: Checkpoint) -> list[str]:

@@ -32,6 +32,7 @@ from ctcli.storage.leftover import (
     LOCK,
     MEASURED,
     PLAN,
+    Leftover,
     check_partial,
     is_published,
     look_for_leftover,
@@ -233,7 +234,9 @@ class Gathering:
         """
         if not (self._root / PLAN).exists():
             shutil.rmtree(partial_of(attempt), ignore_errors=True)
-            self._clear()
+            if self._root.exists():
+                with suppress(BusyError), locked(self._destination):
+                    self._clear()
         if not self._root.exists() and not self.is_made():
             hint = "Make all parts again, in a folder that nobody deletes."
             raise CtcliError(f"{self._root}: it was deleted.", hint)
@@ -353,15 +356,19 @@ def publish(destination: Path, agreement: Agreement) -> ErrorSums:
     destination = destination.resolve()
     root, form = partial_of(destination), FORMS[agreement.form]
     complete = {name: read_errors(root, name) for name in agreement.files}
+    errors = {module: found for each in complete.values() for module, found in each.items()}
     _claim(root, Journal(complete, {}), agreement.key)
     for is_last in _tries():
         if not (root / PLAN).exists():
             clear_up(destination)
             break  # another process has published it
         try:
-            leftover = look_for_leftover(destination, agreement.key, agreement.sizes, {}, form)
-            lost = agreement.files.keys() - leftover.journal.complete.keys()
-            if lost and not leftover.is_published and (root / PLAN).exists():
+            leftover, lost = _look(destination, agreement)
+            if lost:  # or another process published it while we looked
+                leftover, lost = _look(destination, agreement)
+            if lost and not (root / PLAN).exists():
+                continue
+            if lost:
                 problems = [
                     f"{root / CHECKPOINT / name}: it was whole, and is not." for name in lost
                 ]
@@ -375,21 +382,29 @@ def publish(destination: Path, agreement: Agreement) -> ErrorSums:
                 overwrite=agreement.settings["overwrite"],
                 is_gathered=True,
             ) as partial:
-                partial.publish()
+                partial.publish(errors)
                 partial.clear()
             break
         except CtcliError as error:
             is_over = not (root / PLAN).exists()
             if not is_over and (is_last or not isinstance(error, BusyError)):
                 raise
-    return {module: found for errors in complete.values() for module, found in errors.items()}
+    return errors
+
+
+def _look(destination: Path, agreement: Agreement) -> tuple[Leftover, list[str]]:
+    """What is there of DST, all files of which were complete; and those that are not any more."""
+    form = FORMS[agreement.form]
+    found = look_for_leftover(destination, agreement.key, agreement.sizes, {}, form)
+    complete = agreement.files if found.is_published else found.journal.complete
+    return found, [name for name in agreement.files if name not in complete]
 
 
 def clear_up(destination: Path) -> None:
     """Delete what a process left that died after it had published DST."""
     root = partial_of(destination)
     if root.exists() and destination.exists() and not (root / PLAN).exists():
-        with suppress(BusyError), locked(destination):
+        with suppress(BusyError, FileNotFoundError), locked(destination):
             left = {path.name for path in root.iterdir()}
             if left == {LOCK} or any(is_published(destination, form) for form in FORMS.values()):
                 clear_folder(root)

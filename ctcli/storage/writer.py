@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -17,6 +17,7 @@ from typing import IO, Any
 from ctcli.errors import CtcliError, os_errors_of
 from ctcli.interrupts import run_is_done
 from ctcli.storage.destination import Form, partial_of
+from ctcli.storage.errors_table import CARD, fill
 from ctcli.storage.journal import ErrorSums, JobRecord, line_of, read_journal
 from ctcli.storage.leftover import (
     CHECKPOINT,
@@ -98,14 +99,14 @@ class PartialDirectory:
             return False
         return True
 
-    def note_part(self, part: JobRecord) -> None:
-        """Note in the journal that a part of a file is written.
+    def note_parts(self, parts: Sequence[JobRecord]) -> None:
+        """Note in the journal that parts of files are written.
 
-        A power cut may take it away again, so that with fsync only whole files count.
+        A power cut may take them away again, so that with fsync only whole files count.
         """
         if not self._fsync:
-            with os_errors_of(part.file, "writing"):
-                self._note(part)
+            with os_errors_of(parts[0].file, "writing"):
+                self._note(*parts)
 
     def sync(self, name: str, descriptor: int) -> None:
         """Have a complete file reach the disk, if that was asked for."""
@@ -135,8 +136,11 @@ class PartialDirectory:
                 if whole not in kept or (whole != path and whole in there):
                     path.unlink()
 
-    def publish(self) -> None:
+    def publish(self, errors: ErrorSums) -> None:
         """Rename the output to DST, in place of what was there if that was asked for.
+
+        Args:
+            errors: what was measured of all modules, for the model card.
 
         Raises:
             CtcliError: it could not be done, and DST is as it was; or it was done, and might not
@@ -145,6 +149,7 @@ class PartialDirectory:
         if self._is_published:
             return
         with os_errors_of(str(self._destination), "publishing"):
+            fill(self.folder / CARD, errors, self._fsync)
             if self._fsync:
                 for folder, _, _ in os.walk(self.folder):
                     _sync_folder(Path(folder))
@@ -181,8 +186,8 @@ class PartialDirectory:
             path.unlink(missing_ok=True)
         return path
 
-    def _note(self, entry: tuple[Any, ...]) -> None:
-        self._journal.write(line_of(entry))
+    def _note(self, *entries: tuple[Any, ...]) -> None:
+        self._journal.write("".join(map(line_of, entries)))
         self._journal.flush()
         if self._fsync:
             os.fsync(self._journal.fileno())

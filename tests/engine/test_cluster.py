@@ -31,7 +31,17 @@ Quantize = Callable[..., Done]
 DIE = "from tests.helpers import dying; dying.live_until(dying.Moment('job', {}, {}))"
 DIE_LOOKING = f"dying.live_until(dying.Moment('look', 2, {int(SIGKILL)}))"
 SLOW = "from tests.helpers import dying; import time; dying.POINTS['job'](lambda: time.sleep(0.3))"
-AT_JOBS = "dying.POINTS['job'](passed)"
+HELD = """
+import time
+from pathlib import Path
+from tests.helpers import dying
+
+def wait():
+    while not Path({!r}).exists():
+        time.sleep(0.05)
+
+dying.POINTS["job"](wait)
+"""
 IMPATIENT = "from ctcli.engine import cluster; cluster._SILENT_SECONDS = 2"
 
 
@@ -248,19 +258,20 @@ def test_a_worker_that_stands_still_is_replaced_and_changes_nothing_later(
 def test_a_worker_that_is_added_late_helps(
     bare: Cluster, pylm: Path, whole: Mapping[str, str], tmp_path: Path
 ) -> None:
-    """The first one waits, at the end of its first job, until the second one has done a job."""
-    helped = tmp_path / "helped"
-    at = "import time; from pathlib import Path; from tests.helpers import dying\n"
-    at += f"helped = Path({str(helped)!r})\n"
-    bare.add(f"{at}def passed():\n while not helped.exists(): time.sleep(0.05)\n{AT_JOBS}")
+    others_work = tmp_path / "others work"
+    bare.add(HELD.format(str(others_work)))
     running = begin(bare, pylm, tmp_path / "out", "--log-format", "json")
     assert running.stderr
     assert json.loads(running.stderr.readline())["event"] == "started"
-    bare.add(f"{at}passed = helped.touch\n{AT_JOBS}")
-    _, stderr = running.communicate(timeout=HANG_SECONDS)
-    assert running.returncode == 0, stderr
-    lines = [json.loads(line) for line in stderr.splitlines()]
-    assert len({line["worker"] for line in lines if "worker" in line}) == 2
+    bare.add()
+    workers = set()
+    for line in running.stderr:
+        if worker := json.loads(line).get("worker"):
+            workers.add(worker)
+            others_work.touch()
+    running.communicate(timeout=HANG_SECONDS)
+    assert running.returncode == 0
+    assert len(workers) == 2
     assert file_hashes(tmp_path / "out") == whole
 
 

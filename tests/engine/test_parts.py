@@ -218,6 +218,40 @@ def test_all_parts_at_once_replace_dst_together(
     assert not partial_of(destination).exists()
 
 
+# Just before the process looks at what it is to publish, another publishes it.
+OVERTAKEN = """
+import subprocess, sys
+from ctcli.storage import gathering
+
+look = gathering.look_for_leftover
+
+def look_late(*arguments):
+    subprocess.run([sys.executable, "-m", "ctcli", "finish", {!r}], check=True, capture_output=True)
+    return look(*arguments)
+
+gathering.look_for_leftover = look_late
+"""
+
+
+def test_a_part_is_overtaken_when_it_is_about_to_publish(
+    pylm: Path, whole: Mapping[str, str], tmp_path: Path, ctcli: Ctcli
+) -> None:
+    destination = write_checkpoint(tmp_path / "out", {"old.safetensors": {"a": array(3)}})
+    words = ("quantize", pylm, destination, *QUANTIZE, "--overwrite", "--part")
+    assert ctcli(*words, "1/2").returncode == 0
+    done = subprocess.run(
+        ctcli_after(OVERTAKEN.format(str(destination)), *words, "2/2"),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        timeout=HANG_SECONDS,
+    )
+    assert (done.returncode, done.stderr.count("error")) == (0, 0), done.stderr
+    assert file_hashes(destination) == whole
+    assert not partial_of(destination).exists()
+
+
 Spoil = Callable[[Path], Sequence[str]]
 
 

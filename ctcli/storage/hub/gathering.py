@@ -30,8 +30,8 @@ from ctcli.errors import CtcliError
 from ctcli.interrupts import interrupted_means, run_is_done
 from ctcli.redaction import redact
 from ctcli.storage.agreement import HINT, NO_PARTS, Agreement
-from ctcli.storage.card import CARD
 from ctcli.storage.destination import partial_of
+from ctcli.storage.errors_table import CARD, filled
 from ctcli.storage.gathering import OverError
 from ctcli.storage.hub.branch import Branch, CommitOperation
 from ctcli.storage.hub.errors import hub_errors
@@ -171,20 +171,21 @@ class HubGathering:
         Raises:
             CtcliError: the hub failed, or somebody else changed the branch to publish on.
         """
-        target, standing, errors = self._target, self._look(), dict[str, ErrorSums]()
+        target, standing, errors = self._target, self._look(), dict[str, Sequence[float]]()
         with hub_errors(target.repo, target.branch):
             try:
                 if not standing.is_finished:
-                    errors = {name: self._errors(name) for name in self.agreement.files}
+                    for name in self.agreement.files:
+                        errors |= self._errors(name)
                     with interrupted_means(PERHAPS):
-                        self._publish(standing)
+                        self._publish(standing, errors)
             except (HfHubHTTPError, CtcliError):
                 if not self._look().is_finished:
                     raise
             run_is_done()
             self.commit = self._look().parent
             self._work.delete()
-        return {module: found for each in errors.values() for module, found in each.items()}
+        return errors
 
     def check_writing(self) -> None:
         """See whether this process may write there. Changes nothing.
@@ -291,15 +292,18 @@ class HubGathering:
             if all(map(self._is_complete, names)):
                 return
 
-    def _publish(self, standing: Standing) -> None:
+    def _publish(self, standing: Standing, errors: ErrorSums) -> None:
         target, head = self._target, self._work.head
         branch = Branch(self._api, target.repo, target.branch, standing.parent)
         if not standing.has_branch:
             branch.create(standing.parent)
-        made = {*self.agreement.files, CARD}
-        gone = standing.names - {*made, ATTRIBUTES}
+        made = {*self.agreement.files} - {CARD}
+        gone = standing.names - {*made, CARD, ATTRIBUTES}
+        card = self._there.get(CARD)
+        said = [CommitOperationAdd(CARD, filled(card.read(0, card.size), errors))] if card else []
         operations: list[CommitOperation] = [
             *(CommitOperationCopy(name, name, src_revision=head) for name in sorted(made)),
+            *said,
             *(CommitOperationDelete(name) for name in sorted(gone)),
         ]
         note = target.shared_note(self.agreement.key)

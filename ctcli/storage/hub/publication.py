@@ -32,7 +32,7 @@ from ctcli import __version__
 from ctcli.errors import CtcliError
 from ctcli.interrupts import interrupted_means, run_is_done
 from ctcli.redaction import redact
-from ctcli.storage.card import CARD
+from ctcli.storage.errors_table import CARD, filled
 from ctcli.storage.hub.branch import Branch
 from ctcli.storage.hub.errors import hub_errors
 from ctcli.storage.hub.files import CLIENT, hub_files
@@ -169,7 +169,8 @@ class Publication:
     def _last(
         self, files: Mapping[str, bytes | Path]
     ) -> list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete]:
-        new = {**files, CARD: self._card}
+        errors = {m: found for file in self._pushed.values() for m, found in file.errors.items()}
+        new = {**files, CARD: filled(self._card, errors)}
         copied = [name for name in self._pushed if name not in new]
         gone = self._standing.names - {*new, *copied, ATTRIBUTES}
         return [

@@ -82,6 +82,9 @@ def test_a_pushed_checkpoint_is_the_local_one_and_comes_in_one_commit(
     card = hub.contents(MADE)["README.md"].decode()
     assert "base_model: org/model" in card
     assert "quantize --scheme NVFP4A16 org/model" in card
+    local = (tmp_path / "out" / "README.md").read_text()
+    assert card.partition("## Measured")[2] == local.partition("## Measured")[2] != ""
+    assert " - |" not in card
 
 
 @pytest.mark.parametrize("options", [("--stream",), ()])

@@ -77,7 +77,10 @@ def here(hub: Hub, cli: Ctcli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
 def published(hub: Hub) -> dict[str, str]:
     """Hashes of what the main branch holds, but for the card."""
     found = hub.contents(MADE)
-    assert found.pop("README.md").startswith(b"---\n")
+    card = found.pop("README.md")
+    assert card.startswith(b"---\n")
+    assert b"## Measured errors" in card
+    assert b" - |" not in card
     del found[".gitattributes"]
     return {name: sha256(content).hexdigest() for name, content in found.items()}
 
