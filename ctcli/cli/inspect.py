@@ -21,6 +21,7 @@ from ctcli.inspecting.tensors import (
     with_stats,
 )
 from ctcli.interrupts import WHILE_READING, interrupted_means
+from ctcli.ops.runtime import give_back_memory
 from ctcli.options import OptionError, argument, option, revision, subfolder
 from ctcli.storage.opening import open_checkpoint
 
@@ -62,6 +63,7 @@ class InspectOptions:
 @interrupted_means(WHILE_READING)
 def inspect(options: InspectOptions) -> None:
     """Show what the options ask for."""
+    give_back_memory()
     source = options.source
     checkpoint = open_checkpoint(source, options.revision, subfolder=options.subfolder)
     terminal = Terminal(as_json=options.json)

@@ -8,7 +8,7 @@ only headers are parsed, so that tensors can be copied or computed in pieces.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -27,6 +27,8 @@ _ALIGNMENT = 8
 _KEYS = {"dtype", "shape", "data_offsets"}
 _LARGEST = 2**63 - 1  # of a size or an offset
 _LONGEST_NAME = 2_000  # characters; the time that patterns take depends on it
+_WHICH_BITS = 32
+_WHICH = (1 << _WHICH_BITS) - 1
 _INTEGERS = {int}  # JSON's true is a bool, which is none of them
 _FIRST_READ = 64 * 1024  # holds the whole header of most shards
 _HINT = "Fetch the file again, or compare its checksum with the publisher's."
@@ -48,9 +50,10 @@ def read_weights_file(file: SourceFile) -> WeightsFile:
         CtcliError: the file is truncated, or its header is not a valid one; lists every problem.
     """
     header = _read_header_bytes(file)
+    make = _Entries()
     try:
-        entries, metadata = _parse_json(header)
-        tensors = _parse_entries(entries, file, LENGTH_BYTES + len(header))
+        entries, metadata = _parse_json(header, make)
+        tensors = _tensors(entries, make.specs, file, LENGTH_BYTES + len(header))
     except _HeaderError as bad:
         raise CtcliError([f"{file.name}: {problem}" for problem in bad.problems], _HINT) from bad
     return WeightsFile(file, header, Shard(file.name, tensors, metadata))
@@ -115,9 +118,9 @@ def _read_header_bytes(file: SourceFile) -> bytes:
     return header + file.read(len(first), end - len(first)) if end > len(first) else header
 
 
-def _parse_json(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+def _parse_json(header: bytes, make: _Entries) -> tuple[dict[str, Any], dict[str, str]]:
     try:
-        entries = parse_json(header, _Entries())
+        entries = parse_json(header, make)
     except ValueError as error:
         raise _HeaderError(f"its header is not JSON: {error}.") from error
     if not isinstance(entries, dict):
@@ -130,36 +133,41 @@ def _parse_json(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
     return entries, metadata
 
 
-def _parse_entries(entries: dict[str, Any], file: SourceFile, start: int) -> dict[str, Stored]:
-    """The tensors of a file, whose data begins at `start`; takes their entries out of the table.
-
-    These are not needed any more, and there may be very many.
-    """
-    problems: list[str] = []
-    found: dict[str, Stored] = {}
-    for name in [*entries]:
-        entry = entries.pop(name)
-        if problem := _name_problem(name) or ("" if type(entry) is tuple else _refused(entry)):
+def _tensors(
+    entries: dict[str, Any], specs: Sequence[TensorSpec], file: SourceFile, start: int
+) -> dict[str, Stored]:
+    """The tensors of a file, whose data begins at `start`; they take their entries' place."""
+    problems = []
+    for name, entry in entries.items():
+        if problem := _name_problem(name) or ("" if type(entry) is _Place else _refused(entry)):
             problems.append(f"tensor {name!r}: {problem}")
         else:
-            found[name] = Stored(entry[0], file, start + entry[1])
-    if not problems:
-        problems += _gaps_and_overlaps(found, start, file.size)
-    if problems:
+            entries[name] = Stored(specs[entry & _WHICH], file, start + (entry >> _WHICH_BITS))
+    if problems := problems or _gaps_and_overlaps(entries, start, file.size):
         raise _HeaderError(*problems)
-    return found
+    return entries
+
+
+class _Place(int):
+    """The entry of a sound tensor in one number: where its data begins, and which spec it has.
+
+    A tuple would lie among the parser's own, whose memory could not be used again.
+    """
+
+    __slots__ = ()
 
 
 class _Entries:
-    """Makes entries of a header while it is parsed: of a sound one, its spec and first byte.
+    """Makes entries of a header while it is parsed: of a sound one, a `_Place`.
 
     The tables and lists of hundreds of thousands of tensors would take most of the memory. Specs
     are shared by all that are equal.
     """
 
     def __init__(self) -> None:
+        self.specs: list[TensorSpec] = []
         # By the text of the shape: true and 1.0, which are no sizes, are equal to 1.
-        self._specs: dict[tuple[str, str], TensorSpec] = {}
+        self._which: dict[tuple[str, str], int] = {}
 
     def __call__(self, pairs: Pairs) -> Any:
         table = unique(pairs)
@@ -172,12 +180,14 @@ class _Entries:
         if type(begin) is not int or type(end) is not int:
             return table
         key = dtype, str(shape)
-        if key not in self._specs:
+        which = self._which.get(key)
+        if which is None:
             if dtype not in DTYPES or not _is_counts(shape) or _exceeds_any_file(shape):
                 return table
-            self._specs[key] = TensorSpec(dtype, tuple(shape))
-        spec = self._specs[key]
-        return table if _place_problem(spec, begin, end) else (spec, begin)
+            which = self._which[key] = len(self.specs)
+            self.specs.append(TensorSpec(dtype, tuple(shape)))
+        is_sound = not _place_problem(self.specs[which], begin, end)
+        return _Place(begin << _WHICH_BITS | which) if is_sound else table
 
 
 def _place_problem(spec: TensorSpec, begin: int, end: int) -> str:
