@@ -136,16 +136,18 @@ class Gathering:
         for is_last in _tries():
             try:
                 with locked(self._destination, is_alone=False):
-                    if not (self._root / PLAN).exists():
-                        if self.is_made():
-                            self._clear()
-                            raise OverError(str(self._destination))
+                    is_begun = (self._root / PLAN).exists()
+                    is_over = not is_begun and self.is_made()
+                    if not is_begun and not is_over:
                         self._begin()
                 break
             except BusyError:
                 # Another process publishes, or works alone.
                 if is_last or not (self._root / PLAN).exists():
                     raise
+        if is_over:
+            self._clear()
+            raise OverError(str(self._destination))
         if (there := read_agreement(self._destination)) is None:
             raise OverError(str(self._destination))
         self._check(there)
@@ -234,23 +236,23 @@ class Gathering:
         """
         if not (self._root / PLAN).exists():
             shutil.rmtree(partial_of(attempt), ignore_errors=True)
-            if self._root.exists():
-                with suppress(BusyError), locked(self._destination):
-                    self._clear()
+            self._clear()
         if not self._root.exists() and not self.is_made():
             hint = "Make all parts again, in a folder that nobody deletes."
             raise CtcliError(f"{self._root}: it was deleted.", hint)
 
     def _clear(self) -> None:
         """Delete the folder, if this process made it and nobody uses it."""
-        if not (self._root / PLAN).exists():
-            with suppress(OSError):
-                if not {path.name for path in self._root.iterdir()} - {ATTEMPTS, LOCK}:
-                    (self._root / ATTEMPTS).rmdir()
-            with suppress(OSError):
-                if [path.name for path in self._root.iterdir()] in ([], [LOCK]):
-                    (self._root / LOCK).unlink(missing_ok=True)
-                    self._root.rmdir()
+        if (self._root / PLAN).exists():
+            return
+        with suppress(OSError):
+            (self._root / ATTEMPTS).rmdir()
+        if (self._root / LOCK).exists():
+            with suppress(BusyError, OSError), locked(self._destination):
+                if [path.name for path in self._root.iterdir()] == [LOCK]:
+                    (self._root / LOCK).unlink()
+        with suppress(OSError):
+            self._root.rmdir()
 
     def has(self, names: Collection[str]) -> bool:
         """Whether these files are complete, whoever made them, or DST is published."""

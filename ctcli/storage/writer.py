@@ -20,6 +20,7 @@ from ctcli.storage.destination import Form, partial_of
 from ctcli.storage.errors_table import CARD, fill
 from ctcli.storage.journal import ErrorSums, JobRecord, line_of, read_journal
 from ctcli.storage.leftover import (
+    ATTEMPTS,
     CHECKPOINT,
     FOLDERS,
     JOURNAL,
@@ -336,7 +337,8 @@ def locked(destination: Path, is_alone: bool = True) -> Iterator[None]:
     root = partial_of(destination)
     check_partial(destination)
     with os_errors_of(str(destination), "creating"):
-        root.parent.mkdir(parents=True, exist_ok=True)
+        if root.parent.name != ATTEMPTS:  # that one may have been cleared up with all the others
+            root.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             root.mkdir(_ONLY_OURS)
     check_partial(destination)

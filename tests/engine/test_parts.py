@@ -218,29 +218,35 @@ def test_all_parts_at_once_replace_dst_together(
     assert not partial_of(destination).exists()
 
 
-# Just before the process looks at what it is to publish, another publishes it.
+# When a process is about to call a function, another one publishes DST.
 OVERTAKEN = """
 import subprocess, sys
-from ctcli.storage import gathering
+from ctcli.{0} import {1}
 
-look = gathering.look_for_leftover
+late = {1}.{2}
 
-def look_late(*arguments):
-    subprocess.run([sys.executable, "-m", "ctcli", "finish", {!r}], check=True, capture_output=True)
-    return look(*arguments)
+def overtaken(*arguments):
+    subprocess.run([sys.executable, "-m", "ctcli", *{3!r}], check=True, capture_output=True)
+    return late(*arguments)
 
-gathering.look_for_leftover = look_late
+{1}.{2} = overtaken
 """
 
 
-def test_a_part_is_overtaken_when_it_is_about_to_publish(
-    pylm: Path, whole: Mapping[str, str], tmp_path: Path, ctcli: Ctcli
+@pytest.mark.parametrize("about_to", ["look at what it publishes", "write"])
+def test_a_part_is_overtaken(
+    about_to: str, pylm: Path, whole: Mapping[str, str], tmp_path: Path, ctcli: Ctcli
 ) -> None:
     destination = write_checkpoint(tmp_path / "out", {"old.safetensors": {"a": array(3)}})
     words = ("quantize", pylm, destination, *QUANTIZE, "--overwrite", "--part")
     assert ctcli(*words, "1/2").returncode == 0
+    if about_to == "write":
+        preparation = OVERTAKEN.format("engine", "shares", "execute", [*map(str, words), "2/2"])
+    else:
+        finish = ["finish", str(destination)]
+        preparation = OVERTAKEN.format("storage", "gathering", "look_for_leftover", finish)
     done = subprocess.run(
-        ctcli_after(OVERTAKEN.format(str(destination)), *words, "2/2"),
+        ctcli_after(preparation, *words, "2/2"),
         capture_output=True,
         text=True,
         check=False,
