@@ -104,7 +104,12 @@ async def _work(scheduler: str, threads: int, sentinel: int) -> None:
     silence()
     loop, told = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, told.set)
-    loop.add_reader(sentinel, lambda: (told.set(), loop.remove_reader(sentinel)))
+
+    def orphaned() -> None:
+        loop.remove_reader(sentinel)
+        told.set()
+
+    loop.add_reader(sentinel, orphaned)
     async with Worker(scheduler, nthreads=threads, memory_limit=0, host=_HOST) as worker:
         ends = [asyncio.ensure_future(each) for each in (told.wait(), worker.finished())]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

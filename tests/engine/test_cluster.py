@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM
+from typing import Any
 
 import numpy as np
 import pytest
@@ -411,7 +412,7 @@ def test_a_weight_that_is_not_finite_ends_the_job_as_on_one_machine(
     assert not (tmp_path / "out").exists()
 
 
-def verified(done: Done) -> tuple[int, dict[str, object]]:
+def verified(done: Done) -> tuple[int, dict[str, Any]]:
     """The exit status of `verify`, and what it says for programs, but for the time."""
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, {**json.loads(done.stdout), "seconds": 0}
