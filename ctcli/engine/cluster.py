@@ -45,13 +45,15 @@ class _Task:
     Attributes:
         worker: its address.
         names: the files to make; none: the worker is checked.
+        asks_version: whether it is asked which ctcli it has, if any.
         future: Dask's.
         heard: when it was last heard of.
         nbytes: bytes that it has told of.
     """
 
     worker: str
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    asks_version: bool = False
     future: Any = None
     heard: float = field(default_factory=time.monotonic)
     nbytes: int = 0
@@ -135,6 +137,7 @@ class Crew:
         self._refused: dict[str, Failure] = {}
         self._seen: set[str] = set()
         self._looked = 0.0
+        self._version = ""
         self._lost: Counter[tuple[str, ...]] = Counter()
         self._todo: deque[tuple[str, ...]] = deque()
         client.subscribe_topic(self._topic, self._hear)
@@ -161,10 +164,12 @@ class Crew:
             if time.monotonic() > end:
                 raise CtcliError("--cluster: there are no workers.", "Start some: `dask worker`.")
             self._pause()
-        while self._tasks:
+        while any(not (self._ready and task.is_silent) for task in self._tasks.values()):
             self._pause()
             self._look(version)
             self._collect()
+        for task in self._tasks.values():
+            self._warn(f"worker {task.worker} does not answer; it gets files once it does.")
         if self._refused:
             raise self._refusal()
 
@@ -188,7 +193,7 @@ class Crew:
                 self._give_out()
                 self._pause()
                 self._collect()
-                if self._tasks:
+                if any(task.names or not task.is_silent for task in self._tasks.values()):
                     seen = time.monotonic()
                 elif self._todo and time.monotonic() - seen > _WORKER_SECONDS:
                     raise CtcliError("--cluster: no worker is left.", "Start some. " + self._hint)
@@ -214,26 +219,21 @@ class Crew:
         now = set(self._ask(self._client.nthreads))
         for gone in self._seen - now:
             self._lose(gone)
-        versions: Mapping[str, Any] = {}
-        if new := now - self._seen:
+        self._version = version
+        for new in sorted(now - self._seen):
             # Whatever version of ctcli is there, or none, this can be asked.
-            versions = self._ask(
-                lambda: self._client.run(
-                    pydoc.locate, "ctcli.__version__", workers=[*new], on_error="return"
-                )
-            )
-        for worker in sorted(versions):
-            found = versions[worker]
-            if found == version:
-                self._submit(worker, ())
-                continue
-            has = f"it has ctcli {found}" if isinstance(found, str) else "it has no ctcli"
-            self._refuse(
-                worker,
-                Failure((f"{has}, and this is ctcli {version}.",), f"Install ctcli {version}."),
-            )
+            self._submit(_Task(new, asks_version=True), pydoc.locate, "ctcli.__version__")
         self._seen = now
         return bool(now)
+
+    def _compare(self, worker: str, found: Any) -> None:
+        """Check a worker that has this version of ctcli."""
+        if found == self._version:
+            self._submit(_Task(worker), self._check)
+            return
+        has = f"it has ctcli {found}" if isinstance(found, str) else "it has no ctcli"
+        problem = f"{has}, and this is ctcli {self._version}."
+        self._refuse(worker, Failure((problem,), f"Install ctcli {self._version}."))
 
     def _ask(self, question: Callable[[], Any]) -> Mapping[str, Any]:
         try:
@@ -244,17 +244,20 @@ class Crew:
             raise CtcliError("--cluster: the scheduler does not answer.", self._hint) from error
         return answer
 
-    def _submit(self, worker: str, names: tuple[str, ...]) -> None:
+    def _make_files(self, worker: str, names: tuple[str, ...]) -> None:
+        self._submit(_Task(worker, names), self._make, names)
+
+    def _submit(self, task: _Task, call: Call, *words: Any) -> None:
         name = f"ctcli-{uuid4().hex}"
-        task = _Task(worker, names)
         with self._lock:
             self._tasks[name] = task
-        words = (names, name, self._topic) if names else (name, self._topic)
+        told = () if task.asks_version else (name, self._topic)
         task.future = self._client.submit(
-            self._make if names else self._check,
+            call,
             *words,
+            *told,
             key=name,
-            workers=[worker],
+            workers=[task.worker],
             allow_other_workers=False,
             pure=False,
             retries=0,
@@ -266,7 +269,7 @@ class Crew:
         busy = {task.worker for task in self._tasks.values()}
         idle = sorted(self._ready - busy)
         while idle and self._todo:
-            self._submit(idle.pop(0), self._todo.popleft())
+            self._make_files(idle.pop(0), self._todo.popleft())
         makers: dict[tuple[str, ...], list[_Task]] = {}
         for task in self._tasks.values():
             if task.names:
@@ -275,7 +278,7 @@ class Crew:
             if idle and all(task.is_silent for task in tasks):
                 for task in tasks:
                     self._warn(f"worker {task.worker} does not answer; another takes its files.")
-                self._submit(idle.pop(0), names)
+                self._make_files(idle.pop(0), names)
 
     def _collect(self) -> None:
         """See which calls have ended since."""
@@ -299,7 +302,9 @@ class Crew:
                     self._again(task)
 
     def _settle(self, task: _Task, answer: Any) -> None:
-        if not isinstance(answer, Failure):
+        if task.asks_version:
+            self._compare(task.worker, answer)
+        elif not isinstance(answer, Failure):
             if not task.names:
                 self._ready.add(task.worker)
                 return
@@ -321,6 +326,8 @@ class Crew:
         """What no function of ours raises: a worker died, or could not take the call."""
         if type(error).__name__ == "KilledWorker":
             self._again(task)
+        elif task.asks_version:
+            self._compare(task.worker, None)
         else:
             raise error
 

@@ -65,9 +65,11 @@ def local_cluster(count: int, threads: int) -> Iterator[Any]:
                 end.send(cluster.scheduler_address)
             while len(cluster.scheduler.workers) < sum(each.is_alive() for each, _ in begun):
                 time.sleep(_WAIT_SECONDS)
-            yield cluster
-            for process, _ in begun:
-                process.terminate()
+            try:
+                yield cluster
+            finally:
+                for process, _ in begun:
+                    process.terminate()
     finally:
         for process, _ in begun:
             process.join(_END_SECONDS)
@@ -102,7 +104,12 @@ async def _work(scheduler: str, threads: int, sentinel: int) -> None:
     silence()
     loop, told = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, told.set)
-    loop.add_reader(sentinel, told.set)
+
+    def orphaned() -> None:
+        loop.remove_reader(sentinel)
+        told.set()
+
+    loop.add_reader(sentinel, orphaned)
     async with Worker(scheduler, nthreads=threads, memory_limit=0, host=_HOST) as worker:
         ends = [asyncio.ensure_future(each) for each in (told.wait(), worker.finished())]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

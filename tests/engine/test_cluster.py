@@ -256,6 +256,23 @@ def test_a_worker_that_stands_still_is_replaced_and_changes_nothing_later(
     assert not partial_of(tmp_path / "out").exists()
 
 
+def test_a_worker_that_stands_still_from_the_start_is_not_waited_for(
+    sound: Cluster,
+    quantize: Quantize,
+    monkeypatch: pytest.MonkeyPatch,
+    pylm: Path,
+    whole: Mapping[str, str],
+    tmp_path: Path,
+) -> None:
+    frozen = sound.add()
+    sound.wait()
+    frozen.send_signal(SIGSTOP)
+    monkeypatch.setattr("ctcli.engine.cluster._SILENT_SECONDS", 1.0)
+    done = quantize(sound, pylm, tmp_path / "out")
+    assert_made(done, tmp_path / "out", whole)
+    assert "does not answer; it gets files once it does" in done.stderr
+
+
 def test_a_worker_that_is_added_late_helps(
     bare: Cluster, pylm: Path, whole: Mapping[str, str], tmp_path: Path
 ) -> None:
