@@ -146,10 +146,10 @@ def serving(session: nox.Session) -> None:
 def _run_apart(script: Path, session: nox.Session, *arguments: str | Path) -> None:
     """Run a script in an environment of its own, with the packages that its head names."""
     folder = Path(session.create_tmp(), f"venv-{script.stem}")
-    session.run("python", "-m", "venv", "--clear", folder)
+    session.run_install("python", "-m", "venv", "--clear", folder)
     python = folder / "bin" / "python"
     for requirements in _heads(script):
-        session.run(python, "-m", "pip", "install", "-q", *requirements, external=True)
+        session.run_install(python, "-m", "pip", "install", "-q", *requirements, external=True)
     session.run(python, script, *arguments, external=True)
 
 

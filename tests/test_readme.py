@@ -420,6 +420,7 @@ CLAIMS: dict[str, Claim] = {
     "and what vLLM demands, on two GPUs": says("differences  none"),
     "and that nothing has changed since": checks_hashes,
     "a page to look at": is_a_page,
+    "by two processes, or on several machines": says("with errors", "differences    none"),
     "one JSON object, for programs": is_json,
     "every tensor: dtype, shape, size, shard": lists_tensors(""),
     "what it holds, what each scheme would make of it; headers only": says(

@@ -64,6 +64,10 @@ class Preparation(Protocol):
     def nbytes(self) -> int:
         """Bytes that go through it."""
 
+    @property
+    def memory(self) -> int:
+        """Bytes that it holds, at most."""
+
     def run(self, advance: Advance) -> None:
         """Do it, unless it was done; a run that has not done it does so where it is needed.
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from ctcli import __version__
 from ctcli.cli.commands import Step
 from ctcli.cli.layouts import layout_of
-from ctcli.cli.meetings import attempt_at, check_shared, for_target, meeting_of
+from ctcli.cli.meetings import attempt_at, check_shared, folder_of, for_target, meeting_of
 from ctcli.cli.options import Destination, Shared
 from ctcli.cli.parts import bytes_to_move, own_words
 from ctcli.cli.pushing import with_push
 from ctcli.cli.running import result_of
-from ctcli.cli.worker import check, make
+from ctcli.cli.worker import Planned, check, make, plan_of
 from ctcli.console import Terminal
 from ctcli.engine.cluster import Crew, connected
 from ctcli.engine.plan import Plan, Settings, check_resources
@@ -95,6 +96,9 @@ def _write(
 ) -> ErrorSums:
     assert shared.cluster, "without one, `run_step` makes all"
     start, nbytes = time.monotonic(), bytes_to_move(plan)
+    if not (work.stream or work.repo):
+        folder = folder_of(Path(work.destination), plan.layout, agreement)
+        plan_of.keep(work, Planned(plan.layout, agreement, folder))
     with connected(shared.cluster, shared.num_workers) as client:
         crew = Crew(
             client,
@@ -107,7 +111,6 @@ def _write(
         try:
             count = crew.gather(__version__)
         except BaseException:
-            crew.stop()
             meeting.give_up()
             raise
         terminal.notify(Event("started", nbytes=nbytes, message=command))

@@ -118,6 +118,19 @@ def quiet(text: str = "Print errors only (and --json's object).") -> bool:
     return option(False, text, flags="--quiet -q", panel="Messages")
 
 
+def cluster(do: str) -> str | None:
+    """The option of commands whose work the machines of a cluster divide by files."""
+    return option(
+        None,
+        f"Have the workers of a Dask cluster {do} the files: a scheduler's address or file, or "
+        "local:N for N processes here.",
+        "this process",
+        metavar="WHERE",
+        parse=_cluster,
+        panel="Machine",
+    )
+
+
 @dataclass(frozen=True)
 class Places:
     """What a command reads, and the checkpoint that it makes."""
@@ -197,15 +210,7 @@ class Shared:
         parse=_share,
         panel="Machine",
     )
-    cluster: str | None = option(
-        None,
-        "Have the workers of a Dask cluster make the files: a scheduler's address or file, or "
-        "local:N for N processes here.",
-        "this process",
-        metavar="WHERE",
-        parse=_cluster,
-        panel="Machine",
-    )
+    cluster: str | None = cluster("make")
     dry_run: bool = _on_output(False, "Check everything and say what would be done.")
     overwrite: bool = _on_output(False, "Replace DST, once its successor is complete.")
     fsync: bool = _on_output(

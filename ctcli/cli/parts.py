@@ -13,7 +13,7 @@ from ctcli.cli.layouts import layout_of
 from ctcli.cli.meetings import attempt_at, check_shared, for_target, meeting_of
 from ctcli.cli.options import Destination, Shared
 from ctcli.cli.pushing import with_push
-from ctcli.cli.running import prepare, result_of
+from ctcli.cli.running import preparations_of, prepare, result_of
 from ctcli.console import Result, Terminal
 from ctcli.engine.plan import Plan, check_resources
 from ctcli.engine.shares import Meeting, agree, check_destination_of, plan_share, write_share
@@ -64,7 +64,7 @@ def _run_part(
     if not is_done:
         if not target.repo:
             check_destination_of(layout, target.path, settings)
-        check_resources(plan)
+        check_resources(plan, preparations_of(made))
     if not shared.dry_run:
         errors: ErrorSums = {}
         if not is_done:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ctcli.checkpoint.value import Checkpoint
+from ctcli.checkpoint.value import Checkpoint, Preparation
 from ctcli.cli.commands import Made, Step
 from ctcli.cli.layouts import layout_of
 from ctcli.cli.next_steps import next_steps
@@ -58,7 +58,7 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
             name = partial_of(target.path).name
             what = f"{format_bytes(nbytes)} that a run with another plan left for this DST"
             terminal.warn(f"{name}: {what} cannot be continued, and will be deleted.")
-        lacking = _lacking(plan, shared.dry_run)
+        lacking = _lacking(plan, made, shared.dry_run)
         start, publication = time.monotonic(), None
         if shared.dry_run:
             if repo:
@@ -80,10 +80,10 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
             raise lacking
 
 
-def _lacking(plan: Plan, dry_run: bool) -> CtcliError | None:
+def _lacking(plan: Plan, made: Made, dry_run: bool) -> CtcliError | None:
     """Refuse a plan that does not fit here; of a dry run, once the plan has been shown."""
     try:
-        check_resources(plan)
+        check_resources(plan, preparations_of(made))
     except CtcliError as error:
         if not dry_run:
             raise
@@ -121,9 +121,14 @@ def _put_back(terminal: Terminal, destination: Path, dry_run: bool) -> None:
         )
 
 
+def preparations_of(made: Made) -> Iterable[Preparation]:
+    """What a run of it begins with, such as learning."""
+    return made.preparations if isinstance(made, Checkpoint) else ()
+
+
 def prepare(terminal: Terminal, made: Made) -> None:
-    """Do what a run of it begins with, such as learning."""
-    for each in made.preparations if isinstance(made, Checkpoint) else ():
+    """Do what a run of it begins with."""
+    for each in preparations_of(made):
         with terminal.progress(each.title, each.nbytes) as advance:
             each.run(advance)
 

@@ -6,32 +6,35 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from ctcli import __version__
-from ctcli.checkpoint.value import RECIPE_NAME, Checkpoint
-from ctcli.cli.options import as_json, as_path, quiet
-from ctcli.cli.recipes import make_steps
+from ctcli.checkpoint.value import RECIPE_NAME
+from ctcli.cli.options import as_json, as_path, cluster, quiet
+from ctcli.cli.sides import directory_of, expected_checkpoint
 from ctcli.console import Result, ResultSection, Terminal
 from ctcli.errors import CtcliError, grouped, os_errors_of
 from ctcli.interrupts import WHILE_READING, interrupted_means
 from ctcli.options import argument
 from ctcli.redaction import redact
-from ctcli.storage.naming import parse_source
 from ctcli.storage.opening import open_checkpoint
-from ctcli.storage.recipe import read_recipe
 from ctcli.units import format_seconds
 from ctcli.verifying.findings import Verification
 from ctcli.verifying.options import VerifyOptions
 from ctcli.verifying.page import PAGE_START, page
 
+if TYPE_CHECKING:
+    from ctcli.verifying.scanning import Scanned
+    from ctcli.verifying.subject import Subject
+
 _DIFFERENT = 3
-# These steps change no value, or are what the comparison is about.
-_NOT_REPLAYED = ("reindex", "quantize", "export-bin")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class VerifyPlaces:
         parse=as_path,
     )
     json: bool = as_json()
+    cluster: str | None = cluster("read")
     quiet: bool = quiet("Print differences and errors only (and --json's object).")
 
 
@@ -58,12 +62,13 @@ def verify(options: VerifyOptions, reading: VerifyPlaces) -> None:
     if html:
         _check_page(html)
     tell_of_compiling(terminal.notify)
-    directory = _directory(reading.destination, terminal)
+    directory, commit = directory_of(reading.destination, None, terminal.progress)
     source = None
     if against:
         opened = open_checkpoint(against, options.revision)
         source = expected_checkpoint(opened, directory / RECIPE_NAME)
-    found = verify_checkpoint(directory, options, terminal.progress, source)
+    scan = _scan(options, reading, commit, terminal)
+    found = verify_checkpoint(directory, options, scan, source)
     if html:
         with os_errors_of(str(html), "writing"):
             content = page(reading.destination, found, _facts(options))
@@ -71,6 +76,21 @@ def verify(options: VerifyOptions, reading: VerifyPlaces) -> None:
     terminal.show(_result(reading.destination, found, html, time.monotonic() - start))
     if found.findings:
         raise typer.Exit(_DIFFERENT)
+
+
+def _scan(
+    options: VerifyOptions, reading: VerifyPlaces, commit: str | None, terminal: Terminal
+) -> Callable[[Subject], Scanned]:
+    """What looks at the values."""
+    if reading.cluster:
+        from ctcli.cli.verify_cluster import scan_on_cluster
+
+        return partial(
+            scan_on_cluster, reading.cluster, reading.destination, commit, options, terminal
+        )
+    from ctcli.verifying.scanning import scan_here
+
+    return partial(scan_here, options=options, progress=terminal.progress)
 
 
 def _facts(options: VerifyOptions) -> list[tuple[str, str]]:
@@ -83,22 +103,6 @@ def _facts(options: VerifyOptions) -> list[tuple[str, str]]:
         ("ctcli", __version__),
         ("date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
     ]
-
-
-def _directory(name: str, terminal: Terminal) -> Path:
-    """What to verify, on this machine: of a hub, in its cache.
-
-    Raises:
-        CtcliError: there is none, or the hub failed.
-    """
-    place = parse_source(name)
-    if place.path:
-        return place.path
-    from ctcli.storage.hub.files import list_hub, snapshot_of
-
-    files, _ = list_hub(place.repo, place.revision, place.folder)
-    with terminal.progress("download", sum(file.fetch_bytes for file in files.values())) as told:
-        return snapshot_of(files, told)
 
 
 def _check_page(path: Path) -> None:
@@ -115,35 +119,6 @@ def _check_page(path: Path) -> None:
     place = path if path.exists() else path.resolve().parent
     if path.is_dir() or not os.access(place, os.W_OK):
         raise CtcliError(f"{path}: a file cannot be written there.", "Name another FILE.")
-
-
-def expected_checkpoint(source: Checkpoint, recipe: Path) -> Checkpoint:
-    """The source after what a recipe does to it, but for quantizing.
-
-    Args:
-        source: where the recipe's steps begin, or those of its history.
-        recipe: a file, which need not be there.
-
-    Raises:
-        CtcliError: a step cannot be repeated.
-    """
-    try:
-        read = read_recipe(recipe)
-    except CtcliError:
-        return source  # there is none; or verifying finds out what is wrong with it
-    # The source may be further back; what was done to it already is its own history.
-    every, done = (*read.history, *read.steps), source.history
-    steps = every[len(done) :] if every[: len(done)] == done else read.steps
-    todo = [
-        {key: value for key, value in step.items() if key not in ("device", "max_shard_size")}
-        for step in steps
-        if step.get("use") not in _NOT_REPLAYED
-    ]
-    for _, step in make_steps(todo):
-        made, _ = step.rewrite(source)
-        assert isinstance(made, Checkpoint), "what makes a file has no recipe"
-        source = made
-    return source
 
 
 def _result(destination: str, found: Verification, html: Path | None, seconds: float) -> Result:

@@ -6,18 +6,18 @@ is decided here: a worker has one task at a time, and a file that is made twice 
 
 from __future__ import annotations
 
-import logging
 import pydoc
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from ctcli.engine.local import local_cluster, silence
 from ctcli.engine.work import Failure
 from ctcli.errors import CtcliError
 from ctcli.events import Event, Notify
@@ -31,18 +31,11 @@ _WORKER_SECONDS = 60.0  # to wait for the first worker
 _LOOK_SECONDS = 1.0  # between looks at which workers there are
 # A worker that lives says so twice a second.
 _SILENT_SECONDS = 20.0
-# What Dask's own workers do many times a second takes the cores that the files need.
-_CALM = {
-    "distributed.worker.profile.enabled": False,
-    "distributed.admin.tick.interval": "1s",
-    "distributed.scheduler.work-stealing": False,
-    "distributed.scheduler.active-memory-manager.start": False,
-}
-_CONTINUE = "Run the same command again: it continues."
 _EXTRA = "Install it: pip install 'ctcli[dask]', here and on all workers."
 
-# Called on a worker with the names of files, and two texts for what it tells.
-Make = Callable[..., Failure | None]
+# Called on a worker with the names of files, and two texts for what it tells; what it returns is
+# a failure, or what comes of them.
+Call = Callable[..., Any]
 
 
 @dataclass(eq=False)
@@ -81,41 +74,26 @@ def connected(where: str, threads: int | None) -> Iterator[Any]:
         CtcliError: Dask is not installed, or no scheduler answers.
     """
     try:
-        from dask import config
-        from distributed import Client, LocalCluster
+        from distributed import Client
     except ImportError as error:
         raise CtcliError("--cluster needs Dask's package distributed.", _EXTRA) from error
-    for name in [*logging.root.manager.loggerDict]:
-        if name.startswith(("distributed", "tornado")):
-            logging.getLogger(name).disabled = True  # what matters is told by us
-    local = None
-    if where.startswith(_LOCAL):
-        count = int(where.removeprefix(_LOCAL))
-        with config.set(_CALM):
-            local = LocalCluster(
-                n_workers=count,
-                threads_per_worker=threads or max(1, cores() // count),
-                memory_limit=0,
-                host="127.0.0.1",
-                dashboard_address=None,
-                silence_logs=logging.CRITICAL,
-            )
-    try:
-        given = {"scheduler_file": where} if Path(where).is_file() else {"address": local or where}
-        client = Client(**given, timeout=_CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise CtcliError(
-            f"--cluster {where}: no scheduler answers there: {error}.",
-            "Start one by `dask scheduler`, or check the address.",
-        ) from error
-    try:
-        yield client
-    finally:
-        with suppress(Exception):
-            client.close(timeout=2)
-        if local:
+    silence()
+    count = int(where.removeprefix(_LOCAL)) if where.startswith(_LOCAL) else 0
+    share = threads or max(1, cores() // max(1, count))
+    with local_cluster(count, share) if count else nullcontext(where) as address:
+        given = {"scheduler_file": where} if Path(where).is_file() else {"address": address}
+        try:
+            client = Client(**given, timeout=_CONNECT_SECONDS, set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise CtcliError(
+                f"--cluster {where}: no scheduler answers there: {error}.",
+                "Start one by `dask scheduler`, or check the address.",
+            ) from error
+        try:
+            yield client
+        finally:
             with suppress(Exception):
-                local.close(timeout=5)
+                client.close(timeout=2)
 
 
 class Crew:
@@ -127,15 +105,19 @@ class Crew:
         make: called on a worker, with names of files and the same.
         notify: told of what happens on the workers.
         warn: told what a user should know.
+        receive: is given what `make` returns, once for all files that are made together.
+        again: what to do where a cluster fails.
     """
 
     def __init__(
         self,
         client: Any,
-        check: Make,
-        make: Make,
+        check: Call,
+        make: Call,
         notify: Notify,
         warn: Callable[[str], None],
+        receive: Callable[[Any], object] = lambda _: None,
+        again: str = "Run the same command again: it continues.",
     ) -> None:
         self._client = client
         self._check = check
@@ -143,6 +125,8 @@ class Crew:
         self._advance: Advance = lambda _: None
         self._notify = notify
         self._warn = warn
+        self._receive = receive
+        self._hint = again
         self._topic = f"ctcli-{uuid4().hex}"
         self._lock = threading.Lock()
         self._tasks: dict[str, _Task] = {}
@@ -164,6 +148,14 @@ class Crew:
         Raises:
             CtcliError: lists every problem by its worker; or there is no worker.
         """
+        try:
+            self._gather(version)
+        except BaseException:
+            self.stop()
+            raise
+        return len(self._ready)
+
+    def _gather(self, version: str) -> None:
         end = time.monotonic() + _WORKER_SECONDS
         while not self._look(version):
             if time.monotonic() > end:
@@ -175,7 +167,6 @@ class Crew:
             self._collect()
         if self._refused:
             raise self._refusal()
-        return len(self._ready)
 
     def write(self, files: Sequence[tuple[str, ...]], version: str, advance: Advance) -> None:
         """Have all files made.
@@ -200,7 +191,7 @@ class Crew:
                 if self._tasks:
                     seen = time.monotonic()
                 elif self._todo and time.monotonic() - seen > _WORKER_SECONDS:
-                    raise CtcliError("--cluster: no worker is left.", "Start some. " + _CONTINUE)
+                    raise CtcliError("--cluster: no worker is left.", "Start some. " + self._hint)
         finally:
             self.stop()
 
@@ -250,7 +241,7 @@ class Crew:
                 raise OSError("the connection is closed")
             answer: Mapping[str, Any] = question()
         except (OSError, TimeoutError, RuntimeError) as error:
-            raise CtcliError("--cluster: the scheduler does not answer.", _CONTINUE) from error
+            raise CtcliError("--cluster: the scheduler does not answer.", self._hint) from error
         return answer
 
     def _submit(self, worker: str, names: tuple[str, ...]) -> None:
@@ -283,7 +274,7 @@ class Crew:
         for names, tasks in makers.items():
             if idle and all(task.is_silent for task in tasks):
                 for task in tasks:
-                    self._warn(f"worker {task.worker} does not answer; another makes its files.")
+                    self._warn(f"worker {task.worker} does not answer; another takes its files.")
                 self._submit(idle.pop(0), names)
 
     def _collect(self) -> None:
@@ -295,9 +286,9 @@ class Crew:
                 continue
             status = task.future.status
             if status == "finished":
-                failure = task.future.result(timeout=_CONNECT_SECONDS)
+                answer = task.future.result(timeout=_CONNECT_SECONDS)
                 self._end(name)
-                self._settle(task, failure)
+                self._settle(task, answer)
             else:
                 self._ask(self._client.nthreads)  # or is the scheduler gone?
                 self._end(name, is_lost=True)
@@ -307,22 +298,23 @@ class Crew:
                 else:
                     self._again(task)
 
-    def _settle(self, task: _Task, failure: Failure | None) -> None:
-        if not task.names:
-            if failure:
-                self._refuse(task.worker, failure)
-            else:
+    def _settle(self, task: _Task, answer: Any) -> None:
+        if not isinstance(answer, Failure):
+            if not task.names:
                 self._ready.add(task.worker)
-        elif failure is None:
+                return
+            self._receive(answer)
             for name, other in [*self._tasks.items()]:
                 if other.names == task.names:  # a worker that stood still, or was slow
                     self._client.cancel([other.future], force=True)
                     self._end(name, is_lost=True)
-        elif not failure.is_local:
-            raise CtcliError(failure.problems, failure.hint)
+        elif not task.names:
+            self._refuse(task.worker, answer)
+        elif not answer.is_local:
+            raise CtcliError(answer.problems, answer.hint)
         else:
             self._ready.discard(task.worker)
-            self._refuse(task.worker, failure)
+            self._refuse(task.worker, answer)
             self._again(task)
 
     def _settle_error(self, task: _Task, error: BaseException) -> None:
@@ -356,8 +348,8 @@ class Crew:
         self._lost[task.names] += 1
         if self._lost[task.names] > _MOST_LOSSES:
             raise CtcliError(
-                f"{task.names[0]}: {_MOST_LOSSES + 1} workers were lost while they made it.",
-                "See what the workers' logs say; memory may be too small. " + _CONTINUE,
+                f"{task.names[0]}: {_MOST_LOSSES + 1} workers were lost while they had it.",
+                "See what the workers' logs say; memory may be too small. " + self._hint,
             )
         self._todo.appendleft(task.names)
 

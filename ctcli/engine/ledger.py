@@ -40,22 +40,25 @@ class Ledger:
         for part in parts:
             self._measure(part)
 
-    def note(self, task: Task, done: Done) -> list[str]:
-        """Note a job that is done; returns the files that it was the last one of."""
-        if not task.files:
-            return []
-        measured = combine_measures(task.node, done.measures) if task.node else []
-        part = JobRecord(task.files[0], done.job.place, done.nbytes, measured)
-        self._measure(part)
-        complete = []
-        for name in task.files:
-            self._left[name] -= 1
-            if not self._left[name]:
-                complete.append(name)
-        # What went into several files cannot be taken up again in one of them. Without bytes,
-        # another job may have the same place.
-        if len(task.files) == 1 and not complete and done.nbytes:
-            self._partial.note_part(part)
+    def note(self, ended: Iterable[tuple[Task, Done]]) -> list[str]:
+        """Note jobs that are done; returns the files that they were the last ones of."""
+        parts, complete = [], []
+        for task, done in ended:
+            if not task.files:
+                continue
+            measured = combine_measures(task.node, done.measures) if task.node else []
+            part = JobRecord(task.files[0], done.job.place, done.nbytes, measured)
+            self._measure(part)
+            for name in task.files:
+                self._left[name] -= 1
+            last = [name for name in task.files if not self._left[name]]
+            complete += last
+            # What went into several files cannot be taken up again in one of them. Without bytes,
+            # another job may have the same place.
+            if len(task.files) == 1 and not last and done.nbytes:
+                parts.append(part)
+        if parts:
+            self._partial.note_parts(parts)
         return complete
 
     def complete(self, name: str) -> None:

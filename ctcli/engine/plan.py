@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 
+from ctcli.checkpoint.value import Preparation
 from ctcli.engine.graph import Graph
 from ctcli.engine.jobs import MORE_MEMORY, Task, make_tasks, memory_problem
 from ctcli.engine.supply import Turns
@@ -195,8 +196,12 @@ def make_plan(
     return plan
 
 
-def check_resources(plan: Plan) -> None:
+def check_resources(plan: Plan, preparations: Iterable[Preparation] = ()) -> None:
     """Refuse a plan that DST, the memory budget or the free disk space cannot hold.
+
+    Args:
+        plan: what to do.
+        preparations: what is done before.
 
     Raises:
         CtcliError: DST must not be replaced; or lists every file system that is too small, and the
@@ -208,10 +213,8 @@ def check_resources(plan: Plan) -> None:
         plan.layout.form.check(plan.destination, plan.settings.overwrite)
     check_sources(plan.destination, (source.location for source in plan.sources))
     check_beside(plan.destination, plan.layout.beside, plan.settings.overwrite)
-    problems, hints = [], []
-    if too_little := memory_problem(plan.largest_tasks, plan.settings.max_memory):
-        problems.append(too_little)
-        hints.append(MORE_MEMORY)
+    problems = [*_memory_problems(plan, preparations)]
+    hints = [MORE_MEMORY for _ in problems]
     least = plan.peak_disk
     if plan.settings.max_disk is not None and plan.settings.max_disk < least:
         problems.append(f"--max-disk: at least {least:,} bytes are needed at some moment.")
@@ -231,3 +234,11 @@ def check_resources(plan: Plan) -> None:
             hints.append("Free some space, or choose a DST on another disk.")
     if problems:
         raise CtcliError(problems, " ".join(dict.fromkeys(hints)))
+
+
+def _memory_problems(plan: Plan, preparations: Iterable[Preparation]) -> Iterator[str]:
+    if too_little := memory_problem(plan.largest_tasks, plan.settings.max_memory):
+        yield too_little
+    for each in preparations:
+        if each.memory > plan.settings.max_memory:
+            yield f"--max-memory: {each.title} needs {each.memory:,} bytes."

@@ -143,10 +143,11 @@ class _Run:
                 self._supply.fetch(self._schedule.current)
                 self._schedule.start()
                 wait(self._under_way, return_when=FIRST_COMPLETED)
-                for task, done in self._schedule.collect():
+                ended = self._schedule.collect()
+                for task, _ in ended:
                     self._supply.done(task)
-                    for name in self._ledger.note(task, done):
-                        self._close(self._graph.files[name])
+                for name in self._ledger.note(ended):
+                    self._close(self._graph.files[name])
                 self._complete()
                 for source in self._supply.receive():
                     self._notify(Event("shard_fetched", source.name, source.size))

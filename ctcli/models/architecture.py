@@ -80,6 +80,9 @@ class AttentionRole:
         k: rows of the key heads; under MLA only the part without position.
         v: rows of the value heads; `v.size` is what R2 rotates.
         o: the linear that writes the stream; its columns are the query heads, `v.size` each.
+        normed: whether an RMSNorm of one or more heads stands before `o`: it lets through one
+            rotation of all heads, and no scales of their coordinates.
+        others: further linears that read the same heads and write the stream.
     """
 
     module: str
@@ -88,6 +91,13 @@ class AttentionRole:
     k: HeadRows
     v: HeadRows
     o: str
+    normed: bool = False
+    others: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All linears that write the stream."""
+        return (self.o, *self.others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +213,7 @@ class Architecture:
     def writers(self) -> tuple[str, ...]:
         """Linears whose output rows, and bias, are the residual stream."""
         outputs = (
-            *(a.o for a in self.attentions),
+            *(name for a in self.attentions for name in a.outputs),
             *(mixer.output for mixer in self.mixers),
             *(mlp.output for mlp in self.mlps),
             *self.features,
@@ -221,9 +231,15 @@ class Architecture:
     @property
     def linears(self) -> tuple[str, ...]:
         """The linears of all blocks, in the order in which a model of this kind holds them."""
-        names = [name for a in self.attentions for name in (*a.inputs, a.o)]
+        names = [name for a in self.attentions for name in (*a.inputs, *a.outputs)]
         names += [name for mixer in self.mixers for name in (*mixer.inputs, mixer.output)]
         return (*names, *(name for mlp in self.mlps for name in (*mlp.inputs, mlp.output)))
+
+    @property
+    def head_norms(self) -> tuple[NormRole, ...]:
+        """Norms between heads and output linears, whose gains R2 does not pass."""
+        outputs = {attention.o for attention in self.attentions if attention.normed}
+        return tuple(norm for norm in self.norms if not outputs.isdisjoint(norm.linears))
 
     @property
     def unties_for_stream(self) -> bool:

@@ -115,7 +115,8 @@ def _attention(attention: AttentionRole) -> Iterator[Demand]:
     for module in dict.fromkeys(role.module for role in roles):
         ends = [role.end for role in roles if role.module == module]
         yield f"{module}.weight", (max(ends), None)
-    yield f"{attention.o}.weight", (None, attention.q.heads * attention.v.size)
+    for output in attention.outputs:
+        yield f"{output}.weight", (None, attention.q.heads * attention.v.size)
 
 
 def _mlp(mlp: MlpRole, shapes: Shapes) -> Iterator[Demand]:

@@ -22,14 +22,16 @@ class Norm:
         feeds: kinds of blocks (`attention`, `mlp`, `mixer`), or modules of blocks or linears; none:
             it normalises what a block writes.
         optional: whether layers may be without it.
+        beside: a kind of block that a layer has to have; None: it is in all.
     """
 
     module: str
     feeds: tuple[str, ...]
     optional: bool = False
+    beside: Literal["attention", "mixer"] | None = None
 
 
-QkvLayout = Literal["separate", "fused", "heads", "groups", "quarters", "latent"]
+QkvLayout = Literal["separate", "fused", "heads", "groups", "quarters", "latent", "experts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Attention:
             parts, in each q rows above v rows above k rows (CodeGen's). `latent`: multi-head latent
             attention (DeepSeek-V2, arXiv:2405.04434): keys without position and values of a head
             side by side in `kv_b_proj`, behind a norm of their own; queries likewise, or straight
-            from `q_proj`.
+            from `q_proj`. `experts`: queries and output of many, of the same keys and values,
+            which one linear makes, all k rows above all v rows (arXiv:2404.07413).
         output: the output linear's name.
         module: the block.
         inputs: the linears of queries, keys and values, or the one of all three.
@@ -51,6 +54,8 @@ class Attention:
         size_of: a norm whose gain is as long as a head; None: config.json tells.
         value_size: config key of the size of a value head, where it differs.
         gated: whether `q_proj` makes a gate beside each query.
+        normed: whether an RMSNorm of one or more heads stands before the output linear. One
+            rotation of all heads passes it, once its gain is fused.
     """
 
     layout: QkvLayout = "separate"
@@ -61,6 +66,7 @@ class Attention:
     size_of: str | None = None
     value_size: str | None = None
     gated: bool = False
+    normed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,7 @@ class Mlp:
     inputs: tuple[str, ...] = ("gate_proj", "up_proj")
     output: str = "down_proj"
     routers: tuple[str, ...] = ()  # whatever reads the stream to weigh its output
+    latent: str | None = None  # a linear that, where it is there, stands between the stream and it
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,7 @@ class Family:
         outer: the same for tensors below `base`.
         stacked: expressions for tensors that hold a matrix for each expert, or are none of a module
             of their own; the matrices are modules `<tensor>.<expert>`.
+        biases: vectors with names of their own, and the linears to whose outputs they are added.
         transposed: expressions for modules whose weights are stored [in, out].
         head_dim: where config.json has none; None: hidden_size / num_attention_heads.
         tied: whether the head is tied where config.json does not say.
@@ -147,6 +155,7 @@ class Family:
     others: tuple[str, ...] = ()
     outer: tuple[str, ...] = ()
     stacked: tuple[str, ...] = ()
+    biases: tuple[tuple[str, str], ...] = ()
     transposed: tuple[str, ...] = ()
     head_dim: int | None = None
     tied: bool = False

@@ -21,17 +21,21 @@ class FusedRoles(NamedTuple):
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention", "mixer", "temporal_block")
 FUSED_ROLES = (
-    FusedRoles(("q_proj", "k_proj", "v_proj"), _ATTENTION),
+    FusedRoles(("q_proj", "k_proj", "v_proj", "b_proj", "f_a_proj"), _ATTENTION),
     FusedRoles(("q_a_proj", "kv_a_proj_with_mqa")),
-    FusedRoles(("wq_a", "wkv_a_with_mqa")),
+    FusedRoles(("wq_a", "wkv_a_with_mqa", "wkv")),
     FusedRoles(("gate_proj", "up_proj")),
     FusedRoles(("w1", "w3")),
     FusedRoles(("c_fc_0", "c_fc_1")),
     FusedRoles(("wq", "wk", "wv"), ("self_attn", "attn", "attention")),
+    FusedRoles(("wq_du", "wk_dv", "wv_dv", "wr_du"), ("attn",)),
+    FusedRoles(("query", "key", "value"), ("self",)),
+    FusedRoles(("k_proj", "v_proj"), ("encoder_attn",)),
     FusedRoles(("q_proj", "k_proj", "v_proj", "g_proj"), ("linear_attn",)),
     FusedRoles(("in_proj_qkv", "in_proj_z")),
     FusedRoles(("in_proj_b", "in_proj_a")),
     FusedRoles(("wk", "weights_proj"), ("indexer",)),
+    FusedRoles(("wkv", "wgate"), ("compressor",)),
 )
 
 
@@ -49,9 +53,9 @@ class FusedSet(NamedTuple):
         return f"{prefix}{{{','.join(self.members)}}}"
 
 
-# By member, the places in the table of the sets that it may belong to.
+# By member, the places in the table of the sets that it may belong to; those of some parents first.
 _ROLES_OF: dict[str, list[int]] = {}
-for _place, _roles in enumerate(FUSED_ROLES):
+for _place, _roles in sorted(enumerate(FUSED_ROLES), key=lambda each: not each[1].parents):
     for _member in _roles.members:
         _ROLES_OF.setdefault(_member, []).append(_place)
 

@@ -24,6 +24,8 @@ def heads_of(
     output = f"{module}.{declared.output}"
     if declared.layout == "latent":
         return _latent(declared, module, output, source)
+    if declared.layout == "experts":
+        return _of_experts(declared, module, source), ()
     size, heads, kv_heads = _sizes(declared, family, module, source)
     inputs = tuple(f"{module}.{name}" for name in declared.inputs)
     extras = tuple(f"{module}.{name}" for name in declared.extras)
@@ -44,7 +46,7 @@ def heads_of(
         )
     else:
         q, k, v = _fused(declared, inputs[0], size, heads, kv_heads)
-    return AttentionRole(module, (*inputs, *extras), q, k, v, output), ()
+    return AttentionRole(module, (*inputs, *extras), q, k, v, output, declared.normed), ()
 
 
 def _lent(inputs: tuple[str, ...], source: SourceFacts) -> str | None:
@@ -109,6 +111,27 @@ def _fused(
         HeadRows(module, heads, 0, stride, size, group),
         HeadRows(module, kv_heads, group * size, stride, size),
         HeadRows(module, kv_heads, (group + 1) * size, stride, size),
+    )
+
+
+def _of_experts(declared: Attention, module: str, source: SourceFacts) -> AttentionRole:
+    """Queries and outputs of many experts; `*` in their names stands for an expert's number."""
+    each, shared = (f"{module}.{name}" for name in declared.inputs)
+    queries = [each.replace("*", "0")]
+    while source.has(further := each.replace("*", str(len(queries)))):
+        queries.append(further)
+    output = f"{module}.{declared.output}"
+    outputs = [output.replace("*", str(number)) for number in range(len(queries))]
+    size, heads = source.number("kv_channels"), source.number("num_key_value_heads")
+    extras = (f"{module}.{name}" for name in declared.extras)
+    return AttentionRole(
+        module,
+        (*queries, shared, *extras),
+        q=HeadRows(queries[0], heads, 0, size, size),
+        k=HeadRows(shared, heads, 0, size, size),
+        v=HeadRows(shared, heads, heads * size, size, size),
+        o=outputs[0],
+        others=tuple(outputs[1:]),
     )
 
 

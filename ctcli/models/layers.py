@@ -25,7 +25,7 @@ class Layer:
     @property
     def linears(self) -> tuple[str, ...]:
         """The linears of its blocks that read or write the stream."""
-        names = [name for a in self.attentions for name in (*a.inputs, a.o)]
+        names = [name for a in self.attentions for name in (*a.inputs, *a.outputs)]
         names += [name for mixer in self.mixers for name in (*mixer.inputs, mixer.output)]
         names += [name for mlp in self.mlps for name in (*mlp.inputs, mlp.output)]
         return tuple(names)
@@ -84,8 +84,11 @@ def _norms(
 ) -> tuple[list[NormRole], tuple[str, ...]]:
     """The norms that blocks read, and those behind blocks."""
     feeding, kept = [], []
+    blocks = {"attention": layer.attentions, "mixer": layer.mixers}
     for norm in family.norms:
         module = prefix + norm.module
+        if norm.beside and not blocks[norm.beside]:
+            continue
         if norm.optional and not source.has(module):
             continue
         if not norm.feeds:
@@ -124,7 +127,8 @@ def _mlps(
     for declared in family.mlps:
         module = (prefix + declared.module).removesuffix(".")
         roles = _instances(module, declared, source)
-        found += roles
+        if not (declared.latent and source.has(prefix + declared.latent)):
+            found += roles
         if roles:
             routers += [prefix + router for router in declared.routers]
     if not found and required:

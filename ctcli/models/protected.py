@@ -31,24 +31,30 @@ Kind = Literal[_Protected, "whole", "experts", "linear", "other"]
 # apart: a number is 0. In a name's last component, where mlp0 and mlp1 are told apart, 2 stands
 # for all others.
 _KINDS: Mapping[_Protected, str] = {
-    "embedding": r"(.*\.)?(embed_tokens(_per_layer)?|embed_in|embed_positions|wte|wpe|pos_embed"
-    r"|patch_embed.*|(tokens|positions)_embed|relative_attention_bias"
+    "embedding": r"(.*\.)?((vision_)?embed_tokens(_per_layer)?|embed_in|embed_positions|wte|wpe|vte"
+    r"|pos_embed|patch_embed.*|(tokens|positions)_embed|relative_attention_bias"
     r"|((word|tok|position|token_type)_)?embeddings?)|transformer\.w|(model\.)?shared",
     "head": r"(.*\.)?(lm_head(\.dense)?|embed_out|output_layer|output_projection)"
-    r"|(.*\.)?transformer\.ff_out|((language_model|llm)\.)?output|head|decoder",
-    "classifier": r"(.*\.)?(score|classifier|qa_outputs|(v|value|reward)_head(\..*)?)|out_proj",
+    r"|(.*\.)?transformer\.ff_out|((language_model|llm)\.)?output|head(\.dense)?|decoder|proj_out",
+    "classifier": r"(.*\.)?(score|classifier|qa_outputs|pooler|(v|value|reward)_head"
+    r"|(sparse|colbert)_linear|custom_text_proj)(\..*)?|out_proj",
     "router": r".*\.(gate|(shared_)?expert_gate|gate\.wg)|(.*\.)?router(\..*)?",
     # How much a state forgets and takes in, or a token counts: a few rows that servers keep whole.
-    "gate": r".*\.(in_proj_(a|b|ba)|[a-z_]*_res_proj)|.*\.indexer\.(weights_proj|wk)",
-    "norm": r"(.*\.)?[^.]*(norm|(^|\.)ln_?[a-z0-9]*)[^.]*",
-    "side": r"(.*\.)?(altup|laurel)[a-z_]*(\..*)?|(.*\.)?per_layer_[a-z_]+",
+    "gate": r".*\.(in_proj_(a|b|ba)|[a-z_]*_res_proj)|.*\.indexer\.(scorer\.)?(weights_proj|wk)"
+    r"|.*\.compressor\.(indexer\.)?(wkv|wgate|kv_proj|gate_proj)",
+    "norm": r"(.*\.)?[^.]*(norm|(^|\.)ln_?[a-z0-9]*)[^.]*|.*\.ada_rms_norm[a-z_]*\..*",
+    "side": r"(.*\.)?(altup|laurel|self_conditioning)[a-z_]*(\..*)?|(.*\.)?per_layer_[a-z_]+",
     "convolution": r"(.*\.)?([a-z0-9_]*_)?s?conv[0-9a-z_]*(\.[0-9]+)?",
-    "tower": r"(.*\.)?((vision|visual|vit|audio|speech|image|sam|whisper)[a-z0-9_]*|[av]pm"
-    r"|qwen0_model)\..*"
-    r"|(.*\.)?[a-z0-9_]*(projector|perceiver|resampler|merger|connector)[a-z_]*(\..*)?"
+    "tower": r"(.*\.)?((vision|visual|vit|audio|speech|sound|image|sam|whisper)[a-z0-9_]*|[av]pm"
+    r"|continuous_audio_tower|qwen0_model)\..*"
+    r"|(.*\.)?[a-z0-9_]*(projector|perceiver|resampler|merger|connector|abstractor)[a-z_]*"
+    r"(\..*)?"
     r"|(.*\.)?[qQ][fF]ormer[a-z_]*(\..*)?"
-    r"|(.*\.)?(img|image|language|vision|visual|audio|speech|modality)_proj[a-z]*(\..*)?"
-    r"|(.*\.)?(embedding_projection|img_projection|aligner(\..*)?)|(model\.)?mlp(0|1|_AR)(\..*)?",
+    r"|(.*\.)?(img|image|language|vision|visual|audio|speech|sound|text|modality)_proj[a-z]*"
+    r"(\..*)?"
+    r"|(.*\.)?(embedding_projection|img_projection|aligner(\..*)?)"
+    r"|(model\.)?(mlp(0|1|_AR)|linear_proj|[a-z_]*adapt[eo]r)(\..*)?"
+    r"|encoder\.(input_linear|out(_mid)?|layers\.0\.(attn\.to_(q|kv|out)|ff[12]\..*))",
     "rotation": r".*\.[^.]+_(input|output|q_attn|k_cache)",
     "draft": r"(.*\.)?(mtp|nextn|medusa)[a-z_0-9]*(\..*)?|.*\.eh_proj",
 }
@@ -59,9 +65,9 @@ REASONS: Mapping[Kind, str] = {
     "head": "lm_head",
     "classifier": "classifiers and value heads",
     "router": "routers and gates",
-    "gate": "gates of states and indexers",
+    "gate": "gates, indexers and compressors",
     "norm": "norms",
-    "side": "altup, laurel and per-layer inputs",
+    "side": "altup, laurel, per-layer inputs and self-conditioning",
     "convolution": "convolutions",
     "tower": "vision and audio towers",
     "rotation": "online transforms",

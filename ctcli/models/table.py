@@ -21,7 +21,7 @@ _BEHIND = "norms behind blocks"
 def refusals_of(family: Family) -> dict[Operation, str]:
     """What a record does not admit whatever its config.json says, and why."""
     found: dict[Operation, str] = {}
-    if any(not norm.feeds and not norm.optional for norm in family.norms):
+    if any(not norm.feeds for norm in family.norms):
         found["R1"] = _BEHIND
     outputs = [f"{mlp.module}.{mlp.output}" for mlp in family.mlps]
     if family.transposed or any("*" in output.rpartition(".")[2] for output in outputs):

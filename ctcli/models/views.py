@@ -34,15 +34,20 @@ def seen(family: Family, layers: str, shapes: Shapes) -> AsLinears:
         layers: prefix of the names of all layers, with the dot.
         shapes: shape by tensor name.
     """
-    if not (family.stacked or family.transposed):
+    if not (family.stacked or family.transposed or family.biases):
         return AsLinears(shapes, {}, frozenset())
     layer = rf"{re.escape(layers)}[0-9]+\."
     held = "|".join(family.stacked) or "(?!)"
     stacked = re.compile(rf"(?P<module>{layer}(?:{held}))(?P<suffix>\.weight|_bias)?")
     turned = re.compile(rf"{layer}(?:{'|'.join(family.transposed) or '(?!)'})")
+    biases = dict(family.biases)
     found: dict[str, tuple[int, ...]] = {}
     views: dict[str, View] = {}
     for name, shape in shapes.items():
+        of = re.match(layer, name)
+        if of and (linear := biases.get(name[of.end() :])):
+            views[f"{of[0]}{linear}.bias"], found[f"{of[0]}{linear}.bias"] = View(name, None), shape
+            continue
         match = stacked.fullmatch(name)
         parts = dict(_parts(match["module"], match["suffix"] or "", name, shape)) if match else {}
         for part, (view, own) in parts.items():

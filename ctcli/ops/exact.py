@@ -9,59 +9,106 @@ roots are exact to the last bit by IEEE 754; nothing else is used here.
 from __future__ import annotations
 
 from math import frexp
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from concurrent.futures import Executor
 
     from ctcli.ops.bits import Floats
 
+Result = TypeVar("Result")
 _BITS = 53
 _LEAST = 32  # rows of a matrix that is inverted element by element
-_PIECE = 256  # rows that one thread multiplies
+PIECE = 256  # rows that one thread multiplies
+BAND = 2**15  # elements that one thread goes over at once
 
 
-def on_grid(x: Floats, bits: int) -> Floats:
-    """The nearest multiples of a power of two, so that magnitudes are at most 2^bits times it."""
-    largest = float(np.abs(x).max(initial=0.0))
+def on_grid(
+    x: Floats, bits: int, threads: Executor | None = None, out: Floats | None = None
+) -> Floats:
+    """The nearest multiples of a power of two, so that magnitudes are at most 2^bits times it.
+
+    Args:
+        x: [m, n] float64, or float32 for up to 23 bits.
+        bits: how many.
+        threads: what goes over the rows; None: this thread.
+        out: where they go; x itself will do; None: a new array.
+    """
+    result: Floats = np.empty_like(x) if out is None else out
+
+    def largest_of(rows: slice) -> float:
+        return max(float(x[rows].max(initial=0.0)), -float(x[rows].min(initial=0.0)))
+
+    def put(rows: slice) -> None:
+        found = np.divide(x[rows], step, out=result[rows])
+        np.rint(found, out=found)
+        found *= step
+
+    band = rows_of(BAND, x.shape[1])
+    largest = max(in_pieces(largest_of, len(x), band, threads), default=0.0)
     step = 2.0 ** (frexp(largest)[1] - bits)
-    found: Floats = np.rint(x / step) * step
-    return found
+    in_pieces(put, len(x), band, threads)
+    return result
+
+
+def bits_for(terms: int) -> int:
+    """How many bits elements may have for sums of so many products to be exact."""
+    return (_BITS - (terms - 1).bit_length()) // 2
 
 
 def product(a: Floats, b: Floats, threads: Executor | None = None) -> Floats:
     """A B for a [m, k] and b [k, n] float64, of 21 bits each where k is 2048."""
-    bits = _bits(a.shape[1])
-    return _multiplied(on_grid(a, bits), on_grid(b, bits), threads)
+    bits = bits_for(a.shape[1])
+    return of_grids(on_grid(a, bits, threads), on_grid(b, bits, threads), threads)
+
+
+def of_grids(
+    a: Floats, b: Floats, threads: Executor | None = None, added_to: Floats | None = None
+) -> Floats:
+    """A B for matrices on grids of `bits_for` their common dimension, or what it makes of a sum."""
+    result = np.empty((len(a), b.shape[1])) if added_to is None else added_to
+
+    def multiply(rows: slice) -> None:
+        if added_to is None:
+            np.matmul(a[rows], b, out=result[rows])
+        else:
+            result[rows] += a[rows] @ b
+
+    in_pieces(multiply, len(a), PIECE, threads)
+    return result
 
 
 def precise_product(a: Floats, b: Floats, threads: Executor | None = None) -> Floats:
     """A B, of twice as many bits."""
-    bits = _bits(a.shape[1])
-    (high, low), (above, below) = _halves(a, bits), _halves(b, bits)
-    small = _multiplied(high, below, threads) + _multiplied(low, above, threads)
-    return _multiplied(high, above, threads) + small
+    bits = bits_for(a.shape[1])
+    (high, low), (above, below) = _halves(a, bits, threads), _halves(b, bits, threads)
+    result = of_grids(high, below, threads)
+    of_grids(low, above, threads, result)
+    return of_grids(high, above, threads, result)
 
 
 def inverse(m: Floats, threads: Executor | None = None) -> Floats:
-    """The inverse of a matrix whose symmetric part is positive definite, by Schur complements."""
+    """The inverse of a matrix whose symmetric part is positive definite, by Schur complements.
+
+    It takes the place of the matrix.
+    """
     n = len(m)
     if n <= _LEAST:
-        return _small_inverse(m)
+        m[:] = _small_inverse(m)
+        return m
     half = n // 2
     b, c = m[:half, half:], m[half:, :half]
     first = inverse(m[:half, :half], threads)
     left, above = product(c, first, threads), product(first, b, threads)
-    last = inverse(m[half:, half:] - product(left, b, threads), threads)
-    corner = product(above, last, threads)
-    result = np.empty_like(m)
-    result[:half, :half] = first + product(corner, left, threads)
-    result[:half, half:] = -corner
-    result[half:, :half] = -product(last, left, threads)
-    result[half:, half:] = last
-    return result
+    m[half:, half:] -= product(left, b, threads)
+    last = inverse(m[half:, half:], threads)
+    np.negative(product(above, last, threads), out=b)
+    np.negative(product(last, left, threads), out=c)
+    first -= product(b, left, threads)
+    return m
 
 
 def row_sums(x: Floats) -> Floats:
@@ -75,24 +122,24 @@ def row_sums(x: Floats) -> Floats:
     return x[..., 0]
 
 
-def _bits(terms: int) -> int:
-    return (_BITS - (terms - 1).bit_length()) // 2
+def rows_of(elements: int, width: int) -> int:
+    """How many rows, at least one, have so many elements."""
+    return max(1, elements // width)
 
 
-def _multiplied(a: Floats, b: Floats, threads: Executor | None) -> Floats:
-    if threads is None or len(a) < 2 * _PIECE:
-        whole: Floats = a @ b
-        return whole
-    result = np.empty((len(a), b.shape[1]))
-    pieces = [slice(at, at + _PIECE) for at in range(0, len(a), _PIECE)]
-    for _ in threads.map(lambda piece: np.matmul(a[piece], b, out=result[piece]), pieces):
-        pass
-    return result
+def in_pieces(
+    work: Callable[[slice], Result], count: int, size: int, threads: Executor | None
+) -> list[Result]:
+    """What is found of each piece, so many of `count` rows, in order."""
+    pieces = [slice(at, min(at + size, count)) for at in range(0, count, size)]
+    each = map if threads is None or len(pieces) < 2 else threads.map
+    return list(each(work, pieces))
 
 
-def _halves(x: Floats, bits: int) -> tuple[Floats, Floats]:
-    high = on_grid(x, bits)
-    return high, on_grid(x - high, bits)
+def _halves(x: Floats, bits: int, threads: Executor | None) -> tuple[Floats, Floats]:
+    high = on_grid(x, bits, threads)
+    low = x - high
+    return high, on_grid(low, bits, threads, low)
 
 
 def _small_inverse(m: Floats) -> Floats:

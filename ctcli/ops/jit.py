@@ -40,11 +40,7 @@ def _notify() -> None:
 
 
 class CompiledKernel:
-    """A function of arrays and numbers that is compiled when it is first called with their types.
-
-    Attributes:
-        is_compiled: whether it has been called in this process.
-    """
+    """A function that is compiled when it is first called with arguments of some types."""
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         self._function = function
@@ -63,11 +59,6 @@ class CompiledKernel:
                 native = self._natives.get(types) or self._load(types, arguments)
                 self._natives[types] = native
         return native(operands)
-
-    @property
-    def is_compiled(self) -> bool:
-        """See `CompiledKernel`."""
-        return _IS_OFF or bool(self._natives)
 
     def _load(self, types: str, arguments: tuple[Any, ...]) -> Native:
         """Machine code for arguments of some types, from the disk if it is there."""

@@ -32,6 +32,7 @@ from ctcli.storage.leftover import (
     LOCK,
     MEASURED,
     PLAN,
+    Leftover,
     check_partial,
     is_published,
     look_for_leftover,
@@ -135,16 +136,18 @@ class Gathering:
         for is_last in _tries():
             try:
                 with locked(self._destination, is_alone=False):
-                    if not (self._root / PLAN).exists():
-                        if self.is_made():
-                            self._clear()
-                            raise OverError(str(self._destination))
+                    is_begun = (self._root / PLAN).exists()
+                    is_over = not is_begun and self.is_made()
+                    if not is_begun and not is_over:
                         self._begin()
                 break
             except BusyError:
                 # Another process publishes, or works alone.
                 if is_last or not (self._root / PLAN).exists():
                     raise
+        if is_over:
+            self._clear()
+            raise OverError(str(self._destination))
         if (there := read_agreement(self._destination)) is None:
             raise OverError(str(self._destination))
         self._check(there)
@@ -240,14 +243,16 @@ class Gathering:
 
     def _clear(self) -> None:
         """Delete the folder, if this process made it and nobody uses it."""
-        if not (self._root / PLAN).exists():
-            with suppress(OSError):
-                if not {path.name for path in self._root.iterdir()} - {ATTEMPTS, LOCK}:
-                    (self._root / ATTEMPTS).rmdir()
-            with suppress(OSError):
-                if [path.name for path in self._root.iterdir()] in ([], [LOCK]):
-                    (self._root / LOCK).unlink(missing_ok=True)
-                    self._root.rmdir()
+        if (self._root / PLAN).exists():
+            return
+        with suppress(OSError):
+            (self._root / ATTEMPTS).rmdir()
+        if (self._root / LOCK).exists():
+            with suppress(BusyError, OSError), locked(self._destination):
+                if [path.name for path in self._root.iterdir()] == [LOCK]:
+                    (self._root / LOCK).unlink()
+        with suppress(OSError):
+            self._root.rmdir()
 
     def has(self, names: Collection[str]) -> bool:
         """Whether these files are complete, whoever made them, or DST is published."""
@@ -360,9 +365,12 @@ def publish(destination: Path, agreement: Agreement) -> ErrorSums:
             clear_up(destination)
             break  # another process has published it
         try:
-            leftover = look_for_leftover(destination, agreement.key, agreement.sizes, {}, form)
-            lost = agreement.files.keys() - leftover.journal.complete.keys()
-            if lost and not leftover.is_published and (root / PLAN).exists():
+            leftover, lost = _look(destination, agreement)
+            if lost:  # or another process published it while we looked
+                leftover, lost = _look(destination, agreement)
+            if lost and not (root / PLAN).exists():
+                continue
+            if lost:
                 problems = [
                     f"{root / CHECKPOINT / name}: it was whole, and is not." for name in lost
                 ]
@@ -386,11 +394,19 @@ def publish(destination: Path, agreement: Agreement) -> ErrorSums:
     return errors
 
 
+def _look(destination: Path, agreement: Agreement) -> tuple[Leftover, list[str]]:
+    """What is there of DST, all files of which were complete; and those that are not any more."""
+    form = FORMS[agreement.form]
+    found = look_for_leftover(destination, agreement.key, agreement.sizes, {}, form)
+    complete = agreement.files if found.is_published else found.journal.complete
+    return found, [name for name in agreement.files if name not in complete]
+
+
 def clear_up(destination: Path) -> None:
     """Delete what a process left that died after it had published DST."""
     root = partial_of(destination)
     if root.exists() and destination.exists() and not (root / PLAN).exists():
-        with suppress(BusyError), locked(destination):
+        with suppress(BusyError, FileNotFoundError), locked(destination):
             left = {path.name for path in root.iterdir()}
             if left == {LOCK} or any(is_published(destination, form) for form in FORMS.values()):
                 clear_folder(root)

@@ -22,6 +22,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,8 +112,7 @@ def look_for_leftover(
         if is_published(destination, form, key):
             return Leftover(Journal(journal.complete, {}), 0, is_published=True)
         journal = Journal({}, {})
-    files = [path for path in (root / CHECKPOINT).rglob("*") if path.is_file()]
-    found = {path.relative_to(root / CHECKPOINT).as_posix(): path.stat() for path in files}
+    found = _files_in(root / CHECKPOINT)
     sound = {name for name in found if found[name].st_size == sizes.get(name)}
     complete = {name: errors for name, errors in journal.complete.items() if name in sound}
     complete |= elsewhere
@@ -124,10 +124,22 @@ def look_for_leftover(
         for name, status in found.items()
         if name not in complete and status.st_nlink == 1
     )
-    streamed = [path.stat() for path in (root / SOURCE).rglob("*") if path.is_file()]
+    streamed = _files_in(root / SOURCE).values()
     reclaimable += sum(status.st_blocks * 512 for status in streamed if status.st_nlink == 1)
     foreign = reclaimable if there and is_foreign(root / JOURNAL, key) else 0
     return Leftover(Journal(complete, parts), reclaimable, foreign, frozenset(elsewhere))
+
+
+def _files_in(folder: Path) -> dict[str, os.stat_result]:
+    """The files in a folder, by name; another process may rename or delete it meanwhile."""
+    found = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                status = (path := Path(parent, name)).stat()
+                if stat.S_ISREG(status.st_mode):
+                    found[path.relative_to(folder).as_posix()] = status
+    return found
 
 
 def refuse_gathering(destination: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -20,6 +20,7 @@ from ctcli.storage.destination import Form, partial_of
 from ctcli.storage.errors_table import CARD, fill
 from ctcli.storage.journal import ErrorSums, JobRecord, line_of, read_journal
 from ctcli.storage.leftover import (
+    ATTEMPTS,
     CHECKPOINT,
     FOLDERS,
     JOURNAL,
@@ -99,14 +100,14 @@ class PartialDirectory:
             return False
         return True
 
-    def note_part(self, part: JobRecord) -> None:
-        """Note in the journal that a part of a file is written.
+    def note_parts(self, parts: Sequence[JobRecord]) -> None:
+        """Note in the journal that parts of files are written.
 
-        A power cut may take it away again, so that with fsync only whole files count.
+        A power cut may take them away again, so that with fsync only whole files count.
         """
         if not self._fsync:
-            with os_errors_of(part.file, "writing"):
-                self._note(part)
+            with os_errors_of(parts[0].file, "writing"):
+                self._note(*parts)
 
     def sync(self, name: str, descriptor: int) -> None:
         """Have a complete file reach the disk, if that was asked for."""
@@ -186,8 +187,8 @@ class PartialDirectory:
             path.unlink(missing_ok=True)
         return path
 
-    def _note(self, entry: tuple[Any, ...]) -> None:
-        self._journal.write(line_of(entry))
+    def _note(self, *entries: tuple[Any, ...]) -> None:
+        self._journal.write("".join(map(line_of, entries)))
         self._journal.flush()
         if self._fsync:
             os.fsync(self._journal.fileno())
@@ -336,7 +337,8 @@ def locked(destination: Path, is_alone: bool = True) -> Iterator[None]:
     root = partial_of(destination)
     check_partial(destination)
     with os_errors_of(str(destination), "creating"):
-        root.parent.mkdir(parents=True, exist_ok=True)
+        if root.parent.name != ATTEMPTS:  # that one may have been cleared up with all the others
+            root.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             root.mkdir(_ONLY_OURS)
     check_partial(destination)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,16 +40,17 @@ class Manifest:
     tensors: Mapping[str, str]
 
 
-def hash_all(snapshot: Snapshot, manifest: Path, workers: int, advance: Advance) -> Manifest:
-    """Hash all files, each read once, and the tensors in them.
+def hash_files(
+    files: Sequence[LocalFile], snapshot: Snapshot, workers: int, advance: Advance
+) -> Manifest:
+    """Hash files, each read once, and the tensors in them.
 
     Args:
+        files: of the checkpoint.
         snapshot: the checkpoint.
-        manifest: a file that is left out where it lies in the checkpoint.
         workers: threads, one file each.
         advance: is told bytes that were read.
     """
-    files = [f for f in snapshot.files.values() if f.location.resolve() != manifest.resolve()]
     held: dict[str, dict[str, Stored]] = {}
     for name, tensor in snapshot.tensors.items():
         held.setdefault(tensor.file.name, {})[name] = tensor

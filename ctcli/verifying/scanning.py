@@ -2,23 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
-from ctcli.engine.jobs import MORE_MEMORY, Job, NodeJob, memory_problem, node_tasks
+from ctcli.engine.jobs import MORE_MEMORY, Job, NodeJob, Task, memory_problem, node_tasks
 from ctcli.engine.perform import Done, SourceReader, compute
 from ctcli.engine.schedule import Schedule, Stop
 from ctcli.errors import CtcliError
 from ctcli.lazy.nodes import all_nodes
 from ctcli.lazy.values import Values
+from ctcli.options import cores
 from ctcli.units import Advance
 from ctcli.verifying.checks import Check, Seen
+from ctcli.verifying.manifest import Manifest, hash_files
+from ctcli.verifying.options import VerifyOptions
+from ctcli.verifying.subject import Subject
+
+# Makes a progress callback for so many bytes.
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What was seen of a checkpoint.
+
+    Attributes:
+        results: all checks, in order, with what each has seen.
+        hashes: of the files whose hashes are asked for.
+    """
+
+    results: Sequence[tuple[Check, Seen]]
+    hashes: Manifest
+
+
+def scan_here(subject: Subject, options: VerifyOptions, progress: Progress) -> Scanned:
+    """Look at everything in this process.
+
+    Args:
+        subject: the checkpoint.
+        options: how.
+        progress: is told of bytes that were read.
+
+    Raises:
+        CtcliError: see `scan_all`.
+    """
+    workers = options.num_workers or cores()
+    with progress("verify", bytes_to_read(subject.checks)) as advance:
+        results = scan_all(subject.checks, workers, options.max_memory, advance)
+    hashes = Manifest({}, {})
+    if options.sha256:
+        with progress("sha256", sum(file.size for file in subject.hashed)) as advance:
+            hashes = hash_files(subject.hashed, subject.snapshot, workers, advance)
+    return Scanned(results, hashes)
 
 
 def bytes_to_read(checks: Sequence[Check]) -> int:
     """Bytes that the checks read, with the values that they need."""
     nodes = all_nodes([check.node for check in checks])
     return sum(tensor.spec.nbytes for node in nodes for tensor in node.reads)
+
+
+def tasks_of(checks: Sequence[Check], max_memory: int) -> list[Task]:
+    """The checks in the order of the files, each behind the values that it needs.
+
+    Raises:
+        CtcliError: the largest job needs more memory.
+    """
+    tasks = node_tasks(check.node for check in sorted(checks, key=lambda check: check.place))
+    if too_little := memory_problem(tasks, max_memory):
+        raise CtcliError(too_little, MORE_MEMORY)
+    return tasks
 
 
 def scan_all(
@@ -38,11 +93,8 @@ def scan_all(
     Raises:
         CtcliError: something cannot be read, or the largest job needs more memory.
     """
-    ordered = [check.node for check in sorted(checks, key=lambda check: check.place)]
-    nodes = {node.key: node for node in all_nodes(ordered)}
-    tasks = node_tasks(ordered)
-    if too_little := memory_problem(tasks, max_memory):
-        raise CtcliError(too_little, MORE_MEMORY)
+    tasks = tasks_of(checks, max_memory)
+    nodes = {task.node.key: task.node for task in tasks if task.node}
     seen: dict[str, dict[int, Seen]] = {check.node.key: {} for check in checks}
     stop = Stop(advance)
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench.races import RACES, Race
+from tests.bench.races import COMPUTING, RACES, Race, floor
 from tests.bench.timing import race, remove, report, report_chain, words_of
 
 
@@ -71,8 +71,17 @@ def main() -> None:
         commands = {**RACES[name].commands, **peers}
         samples = race(commands, places, arguments.runs, RACES[name].is_cold)
         print("\n".join(report(samples)))
+        if COMPUTING in samples:
+            read, written = _size(places["src"]), _size(places["made"])
+            print(floor(samples, read, written, os.cpu_count() or 1))
         if RACES[name].is_chain:
             print(report_chain(samples))
+
+
+def _size(place: str) -> int:
+    """Bytes of a file, or of those in a directory."""
+    path = Path(place)
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
 
 
 def _checkpoint(folder: Path, race: Race) -> Path:

@@ -3,7 +3,8 @@
 A job on a scheduler and four workers, whose links to the scheduler take 20 ms each way, meets with
 one of the faults below in turn, at a random moment. Then the cluster is made whole, and the same
 command runs to its end. Whenever DST is there, it is what one process makes; and where the job
-could not be done, there is an error of one line.
+could not be done, there is an error of one line. Before that, four workers fetch from a hub and
+push to it, over links that take 50 ms each way.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from tests.bench.kills import finish, start
 from tests.fuzzing.checkpoints import write_large
-from tests.helpers.checkpoints import file_hashes
+from tests.helpers.checkpoints import file_hashes, hashes_but_card
 from tests.helpers.clusters import Cluster, Process
 from tests.helpers.delaying import DelayedLink
+from tests.helpers.hub import Hub
 from tests.helpers.processes import HANG_SECONDS
 
-_DELAY = 0.02  # seconds
+_DELAY, _FAR = 0.02, 0.05  # seconds
 _WORKERS = 4
 _FULL = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000,) * 2);"
 _FULL += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
@@ -119,17 +122,16 @@ def words(folder: Path, address: str) -> list[str | Path]:
 def meet(name: str, folder: Path, seconds: float, whole: Mapping[str, str]) -> str:
     """Let a job meet with a fault, and do it again without; returns how the first one ended."""
     fault, out = FAULTS[name], folder / "place" / "out"
-    with Cluster(folder / f"cluster-{time.monotonic_ns()}") as cluster:
-        port = int(cluster.address.rpartition(":")[2])
-        with DelayedLink(port, _DELAY) as link:
-            workers = [_add(cluster, link.port) for _ in range(_WORKERS - 1)]
-            within = fault.mount.format(folder)
-            workers.append(_add(cluster, link.port, fault.preparation, within))
-            cluster.wait()
-            process = start(words(folder, f"tcp://127.0.0.1:{link.port}"), {})
-            time.sleep(random.uniform(0.3, 1) * seconds)
-            fault.happens(Job(cluster, workers, process))
-            _, said = process.communicate(timeout=HANG_SECONDS)
+    place = folder / f"cluster-{time.monotonic_ns()}"
+    with Cluster(place) as cluster, DelayedLink(cluster.port, _DELAY) as link:
+        workers = [_add(cluster, link.port) for _ in range(_WORKERS - 1)]
+        within = fault.mount.format(folder)
+        workers.append(_add(cluster, link.port, fault.preparation, within))
+        cluster.wait()
+        process = start(words(folder, f"tcp://127.0.0.1:{link.port}"), {})
+        time.sleep(random.uniform(0.3, 1) * seconds)
+        fault.happens(Job(cluster, workers, process))
+        _, said = process.communicate(timeout=HANG_SECONDS)
     assert "Traceback" not in said, said
     assert fault.expected in said, said
     if process.returncode > 0:
@@ -146,6 +148,30 @@ def meet(name: str, folder: Path, seconds: float, whole: Mapping[str, str]) -> s
 def _add(cluster: Cluster, port: int, preparation: str = "", mount: str = "") -> Process:
     within = ("unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh") if mount else ()
     return cluster.add(preparation, scheduler=f"tcp://127.0.0.1:{port}", within=within)
+
+
+def push(folder: Path) -> float:
+    """Have a cluster fetch from a hub and push to it over slow links; returns how long it takes."""
+    quantize = ("quantize", "org/model")
+    scheme = ("--scheme", "FP8_BLOCK")
+    with Hub() as hub, DelayedLink(hub.port, _FAR) as link:
+        hub.add("org/model", folder / "source")
+        env = {**hub.env(folder / "home", hub.token), "PWD": str(folder / "work")}
+        (folder / "work").mkdir()
+        finish([*quantize, folder / "alone", *scheme], env)
+        hub.url, hub.elsewhere = (f"http://{h}:{link.port}" for h in ("127.0.0.1", "localhost"))
+        env["HF_ENDPOINT"] = hub.url
+        with Cluster(folder / "hub", env) as cluster, DelayedLink(cluster.port, _FAR) as way:
+            for _ in range(_WORKERS):
+                _add(cluster, way.port)
+            cluster.wait()
+            where = ("--stream", "--cluster", f"tcp://127.0.0.1:{way.port}")
+            seconds = finish([*quantize, "hf://org/made", *scheme, *where], env)
+        made = hub.contents("org/made")
+    found = {name: sha256(content).hexdigest() for name, content in made.items()}
+    expected = hashes_but_card(folder / "alone")
+    assert {name: found.get(name) for name in expected} == expected
+    return seconds
 
 
 def main() -> None:
@@ -167,6 +193,7 @@ def main() -> None:
             cluster.wait()
             subprocess.run(["rm", "-r", out], check=True)
             seconds = finish(words(folder, cluster.address), {})
+        print(f"to a hub over links of {_FAR:g} s each way: {push(folder):.1f} s", flush=True)
         for number in range(runs):
             subprocess.run(["rm", "-rf", out], check=True)
             ends[meet([*FAULTS][number % len(FAULTS)], folder, seconds, whole)] += 1

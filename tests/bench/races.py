@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
+
+from tests.bench.timing import Sample
 
 
 @dataclass(frozen=True)
@@ -53,21 +56,50 @@ HUB_MODEL = (
     *("--kv-heads", "8", "--vocabulary", "32000", "--shard-mb", "150"),
 )
 _CTCLI = "{python} -m ctcli"
+# What a command is made of, from which `floor` tells how fast it can be here.
+START, COMPUTING = "its start-up and plan", "it without its bytes"
+READING, COPYING = "reading its source", "cp -r of its output"
 _RECIPES = "tests/bench/recipes"
 
 
 def _computing(name: str, command: str, checkpoint: tuple[str, ...]) -> Race:
-    """Ours, and what it may be made of: start-up, and copying as many bytes."""
-    command = f"{_CTCLI} {command} --quiet"
+    """Ours, and what it is made of: start-up, computing, and copying as many bytes."""
+    arguments = f"{command} --quiet"
+    command = f"{_CTCLI} {arguments}"
     return Race(
         checkpoint,
         {
             f"ctcli {name}": command,
-            "its start-up and plan": f"{command} --dry-run",
-            "cp -r of its output": "cp -r {made} {dst}",
+            START: f"{command} --dry-run",
+            COMPUTING: f"{{python}} -m tests.bench.computing {arguments}",
+            READING: "sh -c 'cat {src}/* > /dev/null'",
+            COPYING: "cp -r {made} {dst}",
             "cp -r of its source": "cp -r {src} {dst}",
         },
         made=command.replace("{dst}", "{made}") + " --overwrite",
+    )
+
+
+def floor(samples: Mapping[str, Sequence[Sample]], read: int, written: int, cores: int) -> str:
+    """How fast ours can be here: start-up, computing, and its bytes on all cores.
+
+    Args:
+        samples: of a race that `_computing` made.
+        read: bytes of the source.
+        written: bytes of the output.
+        cores: how many there are.
+    """
+    ours = next(iter(samples))
+    wall = {name: median(run.wall for run in runs) for name, runs in samples.items()}
+    processor = {name: median(run.processor for run in runs) for name, runs in samples.items()}
+    reading = processor[READING]
+    writing = processor[COPYING] - reading * written / read
+    least = wall[COMPUTING] + (reading + writing) / cores
+    return (
+        f"at best {least:.2f} s: {wall[START]:.2f} start-up and plan, "
+        f"{wall[COMPUTING] - wall[START]:.2f} computing, {reading / cores:.2f} reading "
+        f"{read / 1e9:.1f} GB, {writing / cores:.2f} writing {written / 1e9:.1f} GB; "
+        f"{ours} takes {wall[ours] / least:.2f} times that"
     )
 
 
@@ -132,20 +164,10 @@ RACES = {
             "cp -r": "cp -r {src} {dst}",
         },
     ),
-    "fuse-norms": Race(
-        _LLAMA_1B,
-        {
-            "ctcli fuse-norms": f"{_CTCLI} fuse-norms {{src}} {{dst}} --quiet",
-            "cp -r": "cp -r {src} {dst}",
-        },
-    ),
-    "rotate": Race(
-        _LLAMA_1B,
-        {
-            "ctcli rotate": f"{_CTCLI} rotate {{src}} {{dst}} --quiet",
-            "cp -r": "cp -r {src} {dst}",
-        },
-    ),
+    **{
+        name: _computing(name, f"{name} {{src}} {{dst}}", _LLAMA_1B)
+        for name in ("fuse-norms", "rotate")
+    },
     "verify-against": Race(
         _LLAMA_1B,
         {

@@ -12,9 +12,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from signal import SIGCONT, SIGINT, SIGKILL, SIGSTOP, SIGTERM
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ctcli.engine.work import Work
 from tests.conftest import Ctcli
@@ -23,11 +25,24 @@ from tests.helpers.checkpoints import array, file_hashes, write_checkpoint
 from tests.helpers.clusters import Cluster, wait_stopped
 from tests.helpers.frozen_sources import make_sources
 from tests.helpers.processes import HANG_SECONDS, ctcli_after, environment
+from tests.helpers.verifying import edit, flip
 
 Done = subprocess.CompletedProcess[str]
 Quantize = Callable[..., Done]
 DIE = "from tests.helpers import dying; dying.live_until(dying.Moment('job', {}, {}))"
+DIE_LOOKING = f"dying.live_until(dying.Moment('look', 2, {int(SIGKILL)}))"
 SLOW = "from tests.helpers import dying; import time; dying.POINTS['job'](lambda: time.sleep(0.3))"
+HELD = """
+import time
+from pathlib import Path
+from tests.helpers import dying
+
+def wait():
+    while not Path({!r}).exists():
+        time.sleep(0.05)
+
+dying.POINTS["job"](wait)
+"""
 IMPATIENT = "from ctcli.engine import cluster; cluster._SILENT_SECONDS = 2"
 
 
@@ -164,6 +179,8 @@ def test_local_processes(
 ) -> None:
     words = ("quantize", pylm, tmp_path / "out", *QUANTIZE, "--cluster", "local:2")
     assert_made(ctcli(*words), tmp_path / "out", whole)
+    sound = ctcli("verify", tmp_path / "out", "--against", pylm, "--cluster", "local:2", "-q")
+    assert (sound.returncode, sound.stderr) == (0, "")
 
 
 def test_events_name_the_workers(
@@ -198,7 +215,7 @@ def test_a_worker_that_dies_is_made_up_for(
 
 @pytest.mark.parametrize(
     ("count", "expected"),
-    [(1, "no worker is left"), (3, "2 workers were lost while they made it")],
+    [(1, "no worker is left"), (3, "2 workers were lost while they had it")],
 )
 def test_workers_that_all_die_end_the_job(
     count: int,
@@ -230,7 +247,7 @@ def test_a_worker_that_stands_still_is_replaced_and_changes_nothing_later(
     wait_stopped(frozen)
     _, stderr = running.communicate(timeout=HANG_SECONDS)
     assert running.returncode == 0, stderr
-    assert "does not answer; another makes its files" in stderr
+    assert "does not answer; another takes its files" in stderr
     assert file_hashes(tmp_path / "out") == whole
     frozen.send_signal(SIGCONT)
     # It is asked whether it can do a share once it has ended what it was about to do.
@@ -242,15 +259,20 @@ def test_a_worker_that_stands_still_is_replaced_and_changes_nothing_later(
 def test_a_worker_that_is_added_late_helps(
     bare: Cluster, pylm: Path, whole: Mapping[str, str], tmp_path: Path
 ) -> None:
-    bare.add(SLOW)
+    others_work = tmp_path / "others work"
+    bare.add(HELD.format(str(others_work)))
     running = begin(bare, pylm, tmp_path / "out", "--log-format", "json")
     assert running.stderr
     assert json.loads(running.stderr.readline())["event"] == "started"
     bare.add()
-    _, stderr = running.communicate(timeout=HANG_SECONDS)
-    assert running.returncode == 0, stderr
-    lines = [json.loads(line) for line in stderr.splitlines()]
-    assert len({line["worker"] for line in lines if "worker" in line}) == 2
+    workers = set()
+    for line in running.stderr:
+        if worker := json.loads(line).get("worker"):
+            workers.add(worker)
+            others_work.touch()
+    running.communicate(timeout=HANG_SECONDS)
+    assert running.returncode == 0
+    assert len(workers) == 2
     assert file_hashes(tmp_path / "out") == whole
 
 
@@ -371,6 +393,74 @@ def test_a_weight_that_is_not_finite_ends_the_job_as_on_one_machine(
     done = cli(*words, "--cluster", four.address)
     assert (done.returncode, done.stderr) == (1, alone.stderr)
     assert not (tmp_path / "out").exists()
+
+
+def verified(done: Done) -> tuple[int, dict[str, Any]]:
+    """The exit status of `verify`, and what it says for programs, but for the time."""
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, {**json.loads(done.stdout), "seconds": 0}
+
+
+@pytest.fixture
+def faulty(cli: Ctcli, pylm: Path, tmp_path: Path) -> Path:
+    """A quantized checkpoint in which a scale, a norm and a code are not as they should be."""
+    folder = tmp_path / "faulty"
+    assert cli("quantize", pylm, folder, *QUANTIZE).returncode == 0
+    up, down = (f"model.layers.{n}.mlp.{name}_proj" for n, name in ((0, "up"), (3, "down")))
+    edit(f"{up}.weight_scale", torch.Tensor.zero_)(folder)
+    flip("model.norm.weight", 3, 5)(folder)
+    flip(f"{down}.weight_scale", 0, 14)(folder)
+    return folder
+
+
+def test_workers_find_what_one_process_finds(
+    four: Cluster, cli: Ctcli, pylm: Path, faulty: Path, tmp_path: Path
+) -> None:
+    words = ("verify", faulty, "--against", pylm, "--max-error", "0.1", "--json", "--sha256")
+    assert cli(*words, tmp_path / "hashes").returncode == 3
+    alone = cli("verify", pylm, "--json", "--sha256", tmp_path / "alone")
+    assert alone.returncode == 0
+    where = ("--cluster", four.address)
+    sound = cli("verify", pylm, "--json", "--sha256", tmp_path / "many", *where)
+    assert verified(sound)[0] == 0
+    assert (tmp_path / "many").read_text() == (tmp_path / "alone").read_text()
+    # Hashes of another checkpoint are compared, and are differences, too.
+    one, many = (verified(cli(*words, tmp_path / "alone", *further)) for further in ((), where))
+    assert one == many
+    kinds = {found["kind"] for found in one[1]["differences"]}
+    assert one[0] == 3
+    assert kinds == {"value", "error", "hash"}
+
+
+def test_a_worker_that_dies_while_it_verifies_is_made_up_for(
+    sound: Cluster, cli: Ctcli, pylm: Path, faulty: Path
+) -> None:
+    words = ("verify", faulty, "--against", pylm, "--json")
+    dying = sound.add("from tests.helpers import dying\n" + DIE_LOOKING)
+    sound.wait()
+    done = cli(*words, "--cluster", sound.address)
+    dying.wait(timeout=HANG_SECONDS)
+    assert "was lost" in done.stderr
+    assert verified(done) == verified(cli(*words))
+
+
+def test_a_worker_that_would_verify_something_else_is_named(
+    sound: Cluster, cli: Ctcli, pylm: Path, faulty: Path, tmp_path: Path
+) -> None:
+    source, other = tmp_path / "source", tmp_path / "other"
+    shutil.copytree(pylm, source)
+    shutil.copytree(faulty, other)
+    (other / "config.json").touch()
+    mounts = (f"mount --bind {other} {faulty}", f"mount -t tmpfs none {source}")
+    for mount in mounts:
+        sound.add(within=("unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"))
+    sound.wait()
+    done = cli("verify", faulty, "--against", source, "--cluster", sound.address)
+    assert done.returncode == 1
+    told = " ".join(line for line in done.stderr.splitlines() if "error: worker tcp://" in line)
+    assert told.count("error: ") == len(mounts)
+    assert "DST: another size or time of change of config.json." in told
+    assert f"{source}: no safetensors files in it." in told
 
 
 def test_no_token_travels(pylm: Path, whole: Mapping[str, str], tmp_path: Path) -> None:

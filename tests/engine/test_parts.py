@@ -218,6 +218,46 @@ def test_all_parts_at_once_replace_dst_together(
     assert not partial_of(destination).exists()
 
 
+# When a process is about to call a function, another one publishes DST.
+OVERTAKEN = """
+import subprocess, sys
+from ctcli.{0} import {1}
+
+late = {1}.{2}
+
+def overtaken(*arguments):
+    subprocess.run([sys.executable, "-m", "ctcli", *{3!r}], check=True, capture_output=True)
+    return late(*arguments)
+
+{1}.{2} = overtaken
+"""
+
+
+@pytest.mark.parametrize("about_to", ["look at what it publishes", "write"])
+def test_a_part_is_overtaken(
+    about_to: str, pylm: Path, whole: Mapping[str, str], tmp_path: Path, ctcli: Ctcli
+) -> None:
+    destination = write_checkpoint(tmp_path / "out", {"old.safetensors": {"a": array(3)}})
+    words = ("quantize", pylm, destination, *QUANTIZE, "--overwrite", "--part")
+    assert ctcli(*words, "1/2").returncode == 0
+    if about_to == "write":
+        preparation = OVERTAKEN.format("engine", "shares", "execute", [*map(str, words), "2/2"])
+    else:
+        finish = ["finish", str(destination)]
+        preparation = OVERTAKEN.format("storage", "gathering", "look_for_leftover", finish)
+    done = subprocess.run(
+        ctcli_after(preparation, *words, "2/2"),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        timeout=HANG_SECONDS,
+    )
+    assert (done.returncode, done.stderr.count("error")) == (0, 0), done.stderr
+    assert file_hashes(destination) == whole
+    assert not partial_of(destination).exists()
+
+
 Spoil = Callable[[Path], Sequence[str]]
 
 

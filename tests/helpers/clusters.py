@@ -86,6 +86,11 @@ class Cluster:
         """The scheduler's."""
         return str(json.loads(self.file.read_text())["address"])
 
+    @property
+    def port(self) -> int:
+        """The scheduler's, on this machine."""
+        return int(self.address.rpartition(":")[2])
+
     def add(
         self,
         preparation: str = "",

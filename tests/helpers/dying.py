@@ -14,13 +14,17 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.helpers.processes import HANG_SECONDS, ctcli_after, environment
+
+if TYPE_CHECKING:
+    from ctcli.storage.journal import JobRecord
+    from ctcli.storage.writer import PartialDirectory
 
 Done = subprocess.CompletedProcess[str]
 _CHANGES = ("mkdir", "rename", "replace", "unlink", "rmdir", "link", "ftruncate")
@@ -127,8 +131,15 @@ def _notes(passed: Passed) -> None:
     """The journal has a further entry: of a part of a file, or of a whole one."""
     from ctcli.storage.writer import PartialDirectory
 
-    for name in ("note_part", "note_file"):
-        _call_after(PartialDirectory, name, passed)
+    real = PartialDirectory.note_parts
+
+    def one_by_one(partial: PartialDirectory, parts: Sequence[JobRecord]) -> None:
+        for part in parts:
+            real(partial, [part])
+            passed()
+
+    setattr(PartialDirectory, real.__name__, one_by_one)
+    _call_after(PartialDirectory, "note_file", passed)
 
 
 def _files(passed: Passed) -> None:
@@ -152,6 +163,13 @@ def _jobs(passed: Passed) -> None:
     _call_after(run, "perform", passed)
 
 
+def _looks(passed: Passed) -> None:
+    """A further job is done that writes nothing; on any thread."""
+    from ctcli.verifying import scanning
+
+    _call_after(scanning, "compute", passed)
+
+
 def _changes(passed: Passed) -> None:
     """The next change of a file or a folder is about to be made, or half made if it is a write."""
     assert shutil.rmtree.avoids_symlink_attacks
@@ -166,6 +184,7 @@ POINTS: Mapping[str, Callable[[Passed], None]] = {
     "note": _notes,
     "file": _files,
     "job": _jobs,
+    "look": _looks,
     "published": _published,
     "change": _changes,
 }

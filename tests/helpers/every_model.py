@@ -68,7 +68,7 @@ _MLA = {"head_dim": 8, "num_key_value_heads": 4}
 _LINEAR_AND_FULL = {"layer_types": ["linear_attention", "full_attention"]}
 _OWN: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(
-        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "youtu"),
+        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"),
         _MLA,
     ),
     **dict.fromkeys(("glm_moe_dsa", "hy_v4", "longcat_flash", "minicpm3"), _MLA),
@@ -110,6 +110,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
         "linear_head_dim": 16,
         "q_lora_rank": None,
     },
+    "jetmoe": {"kv_channels": 16},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "longcat_flash": {**_MLA, "zero_expert_num": 0},
@@ -143,6 +144,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
         "mamba_ngroups": 1,
         "num_key_value_heads": 4,
     },
+    "youtu": {**_MLA, "pad_token_id": None},  # whose row transformers empties if the head is tied
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
 

@@ -23,7 +23,10 @@ from tests.helpers.frozen_sources import FIXTURES
 
 FOLDER = FIXTURES / "indexes"
 # What config.json says of packed experts of the size that they have here.
-_SIZES = {"hidden_size": 8, "moe_intermediate_size": 8, "num_experts": 2}
+_SIZES = {
+    **dict.fromkeys(("hidden_size", "intermediate_size", "moe_intermediate_size"), 8),
+    **dict.fromkeys(("num_experts", "num_local_experts"), 2),
+}
 _STACKED = re.compile(
     r".*(experts\.(gate_up|down)_proj|block_sparse_moe\.(in|out)put_linear\.weight)"
 )
@@ -67,7 +70,9 @@ def fates(config: Mapping[str, Any], rows: list[Row], folder: Path) -> dict[str,
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
         start = end
     write_raw(folder / "model.safetensors", header, bytes(start))
-    (folder / "config.json").write_text(json.dumps({**_SIZES, **config}))
+    text = {**_SIZES, **config.get("text_config", {})}
+    sized = {**_SIZES, **config, **({"text_config": text} if "text_config" in config else {})}
+    (folder / "config.json").write_text(json.dumps(sized))
     options = QuantizeOptions(scheme=("FP8_DYNAMIC",), target="none")
     report = quantize(open_checkpoint(str(folder)), options)[1]
     told: dict[str, str] = dict.fromkeys(report.selection.schemes, "quantized")
@@ -78,11 +83,15 @@ def fates(config: Mapping[str, Any], rows: list[Row], folder: Path) -> dict[str,
 
 def _shape(name: str) -> list[int]:
     if _STACKED.fullmatch(name):
-        return [2, 8 if "down_proj" in name else 16, 8]
+        out, of = 8 if "down_proj" in name else 16, 8
+        return [2, of, out] if ".feed_forward." in name else [2, out, of]  # Llama-4's are [in, out]
     return [8, 8] if name.endswith("weight") else [8]
 
 
 def _fate(row: Row, module: str, told: Mapping[str, str]) -> str:
-    """What becomes of a module, or of the tensors of experts in it."""
+    """What becomes of a module, or of the tensors of experts in it, or of each expert."""
     names = (module, *(f"{module}.{leaf}" for leaf in row.leaves))
-    return next((told[name] for name in names if name in told), "no matrix")
+    found = {told[name] for name in names if name in told}
+    if not found and module.endswith(".experts"):
+        found = {f"{fate} one by one" for name, fate in told.items() if name.startswith(module)}
+    return " and ".join(sorted(found)) or "no matrix"

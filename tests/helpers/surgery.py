@@ -6,7 +6,7 @@ operation after the other. A row of activations x becomes x Q when the stream is
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 
 import torch
 from torch import Tensor
@@ -76,7 +76,11 @@ def fuse_norms(architecture: Architecture, tensors: Tensors) -> None:
         for linear in switch.linears:
             rows = len(tensors[f"{linear}.weight"])
             tensors[f"{linear}.bias"] = torch.zeros(rows, dtype=torch.float64)
-    for norm in architecture.norms:
+    _fuse(architecture, architecture.norms, tensors)
+
+
+def _fuse(architecture: Architecture, norms: Sequence[NormRole], tensors: Tensors) -> None:
+    for norm in norms:
         gain = tensors[f"{norm.module}.weight"] + architecture.gain_offset
         _fuse_bias(norm, gain, tensors)
         for linear in norm.linears:
@@ -126,18 +130,20 @@ def rotate_stream(architecture: Architecture, tensors: Tensors, rotation: Tensor
 
 
 def rotate_heads(architecture: Architecture, tensors: Tensors, seed: int) -> None:
-    """R2: another rotation between v and o for each key head."""
+    """R2: another rotation between v and o for each key head, or one where a norm reads several."""
+    _fuse(architecture, architecture.head_norms, tensors)
     for attention in architecture.attentions:
         size, group = attention.v.size, attention.q.heads // attention.v.heads
         for head in range(attention.v.heads):
-            rotation = orthogonal(size, seed + head)
+            rotation = orthogonal(size, seed + head * (not attention.normed))
             rows = attention.v.of(head)
             for part in (f"{attention.v.module}.weight", f"{attention.v.module}.bias"):
                 if part in tensors:
                     tensors[part] = tensors[part].clone()
                     tensors[part][rows] = rotation.T @ tensors[part][rows]
-            output = tensors[f"{attention.o}.weight"].clone()
-            for query in range(head * group, (head + 1) * group):
-                columns = slice(query * size, (query + 1) * size)
-                output[:, columns] = output[:, columns] @ rotation
-            tensors[f"{attention.o}.weight"] = output
+            for name in attention.outputs:
+                output = tensors[f"{name}.weight"].clone()
+                for query in range(head * group, (head + 1) * group):
+                    columns = slice(query * size, (query + 1) * size)
+                    output[:, columns] = output[:, columns] @ rotation
+                tensors[f"{name}.weight"] = output

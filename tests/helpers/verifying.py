@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.verifying.findings import Finding, Verification
 from ctcli.verifying.options import VerifyOptions
+from ctcli.verifying.scanning import scan_here
 from ctcli.verifying.verification import verify
 
 Damage = Callable[[Path], object]
@@ -27,7 +29,8 @@ def run_verify(directory: Path, source: Checkpoint | None = None, **options: Any
     """Verify against a source, if there is one; options are those of `VerifyOptions`."""
     against = source.origin.name if source else None
     chosen = VerifyOptions(against=against, **{"num_workers": 2, **options})
-    return verify(directory, chosen, lambda *_: nullcontext(lambda _: None), source)
+    scan = partial(scan_here, options=chosen, progress=lambda *_: nullcontext(lambda _: None))
+    return verify(directory, chosen, scan, source)
 
 
 def lines(found: Verification) -> list[str]:

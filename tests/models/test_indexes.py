@@ -19,4 +19,4 @@ def test_modules_of_published_models(model: str, tmp_path: Path) -> None:
 
 def test_there_are_many_kinds() -> None:
     types = [read_index(FOLDER / f"{model}.txt")[0].get("model_type") for model in MODELS]
-    assert len(set(types)) >= 40
+    assert len(set(types)) >= 50

@@ -23,7 +23,8 @@ WHOLE: Mapping[str, str] = {
     r".*\.laurel\.linear_(left|right)": "a low rank beside each layer",
     r".*\bper_layer_(input_gate|projection|model_projection)": "what a layer gets of the token",
     r".*\.linear_attn\.in_proj_(a|b|ba)": "a row for each head",
-    r".*\.indexer\.(wk|weights_proj)": "vLLM merges the two and does not quantize the result",
+    r".*\.indexer\.(wk|(scorer\.)?weights_proj)": "vLLM does not quantize them, merged or not",
+    r".*\.compressor\.(indexer\.)?(kv|gate)_proj": "vLLM merges the two, and the same holds",
     r"(.*\.)?(lm_head(\.dense)?|embed_out|head|output_projection|decoder)": "heads",
 }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from ctcli.ops.exact import inverse, precise_product, product, row_sums
-from ctcli.ops.learning import Learner, differentiated, group_of, normalised
+from ctcli.ops.learning import Learner, differentiated, group_of, learning_bytes, normalise
 
 RANDOM = np.random.RandomState(0)
 
@@ -30,7 +31,7 @@ def test_products_do_not_depend_on_the_order_of_sums() -> None:
 def test_inverses(size: int) -> None:
     skew = RANDOM.randn(size, size)
     matrix = np.eye(size) + skew - skew.T
-    assert np.abs(inverse(matrix) @ matrix - np.eye(size)).max() < 1e-2
+    assert np.abs(inverse(matrix.copy()) @ matrix - np.eye(size)).max() < 1e-2
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 128])
@@ -56,10 +57,10 @@ def test_the_derivative_is_that_of_the_loss() -> None:
 
 
 def test_learning_makes_groups_even(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = RANDOM.randn(512, 64)
+    rows = RANDOM.randn(512, 64).astype(np.float32)
     rows[:, 5] *= 20
     rows[::3] += 5 * RANDOM.randn(64)
-    held = normalised(rows)
+    held = normalise(rows)
     advanced: list[int] = []
     q = Learner(16, 30, 0).learn(held, advanced.append)
     assert advanced == [held.nbytes] * 30
@@ -70,9 +71,32 @@ def test_learning_makes_groups_even(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(q, Learner(16, 30, 0).learn(held, advanced.append))
 
 
+@pytest.mark.parametrize(("rows", "size"), [(4096, 256), (300, 384)])
+def test_it_holds_what_it_says(rows: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("ctcli.ops.learning._SLAB", 1)  # four slabs, as at 2,048 columns
+    held = normalise(RANDOM.randn(rows, size).astype(np.float32))
+    Learner(16, 1, 0).learn(held, lambda _: None)  # what is loaded once does not count
+    tracemalloc.start()
+    try:
+        Learner(16, 2, 0).learn(held, lambda _: None)
+        peak = tracemalloc.get_traced_memory()[1] + held.nbytes
+    finally:
+        tracemalloc.stop()
+    assert 0.7 * learning_bytes(rows, size) < peak <= learning_bytes(rows, size)
+
+
+def test_slabs_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = normalise(RANDOM.randn(2500, 16).astype(np.float32))
+    slabs = Learner(16, 1, 0).learn(rows, lambda _: None)
+    monkeypatch.setattr("ctcli.ops.learning._LEAST_ROWS", 1)
+    monkeypatch.setattr("ctcli.ops.learning._SLAB", 16 * 100)
+    assert np.allclose(slabs, Learner(16, 1, 0).learn(rows, lambda _: None), atol=1e-6)
+
+
 def test_nothing_to_learn_from() -> None:
     for rows in (np.zeros((0, 6), np.float32), np.zeros((5, 6), np.float32)):
-        assert np.array_equal(Learner(6, 2, 0).learn(normalised(rows), lambda _: None), np.eye(6))
+        assert np.array_equal(Learner(6, 2, 0).learn(normalise(rows), lambda _: None), np.eye(6))
 
 
 @pytest.mark.parametrize(("size", "group"), [(2048, 128), (576, 96), (32, 32), (257, 1)])

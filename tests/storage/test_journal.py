@@ -73,7 +73,7 @@ try:
     with open_partial(out, "key", leftover, DIRECTORY, fsync=False, overwrite=False) as partial:
         nbytes = (partial.folder.parent / "journal").stat().st_size
         resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, nbytes))
-        partial.note_part(JobRecord("model.safetensors", ("", 0), 4))
+        partial.note_parts([JobRecord("model.safetensors", ("", 0), 4)])
 except CtcliError as error:
     print(error)
 """

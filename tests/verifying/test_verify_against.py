@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ctcli.checkpoint.value import RECIPE_NAME
-from ctcli.cli.verify import expected_checkpoint
+from ctcli.cli.sides import expected_checkpoint
 from ctcli.storage.opening import open_checkpoint
 from ctcli.verifying.findings import Verification
 from tests.conftest import ROOT, Ctcli

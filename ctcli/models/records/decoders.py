@@ -54,11 +54,11 @@ COHERE = Family(
 )
 _BITNET = replace(
     PLAIN,
+    attention=Attention(normed=True),
     inner_norms=(
         ("self_attn.attn_sub_norm", ("self_attn.o_proj",)),
         ("mlp.ffn_sub_norm", ("mlp.down_proj",)),
     ),
-    refusals=(("R2", "a norm scales what the heads make, coordinate by coordinate"),),
 )
 _STABLELM = replace(
     PLAIN,
@@ -98,8 +98,8 @@ ROWS: Mapping[str, Family] = {
     "cwm": replace(PLAIN, head_dim=128),
     "diffllama": replace(
         PLAIN,
+        attention=Attention(normed=True),
         others=(r"self_attn\.lambda_[qk][12]",),
-        refusals=(("R2", "two value heads are normalised together"),),
     ),
     "doge": replace(
         PLAIN,
@@ -120,10 +120,8 @@ ROWS: Mapping[str, Family] = {
     "gemma3_text": replace(_GEMMA2, others=QK_NORMS),
     "gemma3n_text": replace(
         _GEMMA2,
-        norms=(
-            Norm("input_layernorm", ("attention", "mixer")),
-            *_GEMMA2.norms[1:],
-        ),
+        # Laurel adds what it reads to what it writes, the gain of this norm with it.
+        norms=(Norm("input_layernorm", ()), *_GEMMA2.norms[1:]),
         mixers=(Mixer("laurel", ("linear_left",), "linear_right"),),
         gain_offset=0.0,
         inner_norms=(("altup.router_norm", ("altup.modality_router",)),),

@@ -121,6 +121,24 @@ ROWS: Mapping[str, Family] = {
         others=(*QK_NORMS, r"mlp\.expert_bias"),
         head_dim=128,
     ),
+    # Each block adds its bias once, whichever of its experts are taken.
+    "jetmoe": replace(
+        PLAIN,
+        attention=Attention(
+            "experts",
+            output="experts.output_linear.*",
+            module="self_attention",
+            inputs=("experts.input_linear.*", "kv_proj"),
+            extras=("experts.router.layer",),
+        ),
+        mlps=(Mlp("mlp", ("input_linear.*",), "output_linear.*", routers=("mlp.router.layer",)),),
+        stacked=(r"(self_attention\.experts|mlp)\.(input|output)_linear",),
+        biases=(
+            ("self_attention.experts.bias", "self_attention.experts.output_linear.0"),
+            ("mlp.bias", "mlp.output_linear.0"),
+        ),
+        tied=True,
+    ),
     "laguna": replace(
         PLAIN,
         attention=Attention(extras=("g_proj",), size_of="q_norm"),

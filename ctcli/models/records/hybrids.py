@@ -140,16 +140,47 @@ ROWS: Mapping[str, Family] = {
         attention=Attention(module="mixer"),
         mlps=(
             Mlp("mixer", _NEMOTRON_MLP),
-            Mlp("mixer.experts.*", _NEMOTRON_MLP, routers=("mixer.gate",)),
+            Mlp(
+                "mixer.experts.*",
+                _NEMOTRON_MLP,
+                routers=("mixer.gate",),
+                latent="mixer.fc1_latent_proj",
+            ),
             Mlp("mixer.shared_experts", _NEMOTRON_MLP),
         ),
-        mixers=(Mixer("mixer"),),
+        mixers=(Mixer("mixer"), Mixer("mixer", ("fc1_latent_proj",), "fc2_latent_proj")),
         inner_norms=(("mixer.norm", ("mixer.out_proj",)),),
         root="backbone",
         embedding="embeddings",
         final_norm="norm_f",
-        others=(rf"mixer\.{_MAMBA}", r"mixer\.gate\.e_score_correction_bias"),
+        others=(
+            rf"mixer\.{_MAMBA}",
+            r"mixer\.gate\.e_score_correction_bias",
+            r"mixer\.experts\.[0-9]+\.(up|down)_proj\.weight",
+        ),
         head_dim=128,
+    ),
+    # Saved by transformers, layers of attention name the norm behind it as others the MLP's.
+    "olmo_hybrid": replace(
+        PLAIN,
+        norms=(
+            Norm("attention_layer_norm", ("mixer",), beside="mixer"),
+            Norm("feedforward_layer_norm", ("mlp",), beside="mixer"),
+            Norm("feedforward_layer_norm", (), optional=True, beside="attention"),
+            Norm("post_attention_layernorm", (), optional=True, beside="attention"),
+            Norm("post_feedforward_layernorm", (), beside="attention"),
+        ),
+        mixers=(
+            Mixer(
+                "linear_attn",
+                ("q_proj", "k_proj", "v_proj", "a_proj", "b_proj", "g_proj"),
+                "o_proj",
+            ),
+        ),
+        others=(
+            *QK_NORMS,
+            r"linear_attn\.(A_log|dt_bias|([qkv]_)?conv1d\.weight|o_norm\.weight)",
+        ),
     ),
     "qwen3_5_moe_text": _QWEN3_NEXT,
     "qwen3_5_text": _QWEN3_NEXT,

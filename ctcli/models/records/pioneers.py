@@ -8,7 +8,6 @@ from dataclasses import replace
 from ctcli.models.family import Attention, Family, Mlp, Norm, Refusal
 
 _EMBEDDING_NORM = "a norm behind the embedding scales the residual stream itself"
-_OWN_BIAS = "the last layer adds a bias of its own to the residual stream"
 _SINUSOIDS = "computed positions are added to the residual stream"
 _BLOCKS = (Norm("ln_1", ("attention",)), Norm("ln_2", ("mlp",)))
 _PARALLEL = (Norm("ln_1", ("attention", "mlp")),)
@@ -197,9 +196,8 @@ ROWS: Mapping[str, Family] = {
     "gpt_neox_japanese": replace(
         _NEOX,
         root="gpt_neox_japanese",
-        others=(r"attention\.dense_bias",),
+        biases=(("attention.dense_bias", "attention.dense"),),
         tied=True,
-        refusals=(("R1", _OWN_BIAS), ("center", _OWN_BIAS)),
     ),
     "gptj": _GPTJ,
     "mpt": replace(

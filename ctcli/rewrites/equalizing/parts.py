@@ -80,7 +80,7 @@ def find(architecture: Architecture, config: Mapping[str, Any], shapes: Shapes) 
     if not found.scalings:
         found.reasons["norms"] = "no norm with a gain feeds the linears of a layer"
     text, unknown = text_config(config), _unknown(architecture, shapes)
-    if architecture.views or architecture.transposed:
+    if architecture.transposed or any(name.endswith(".weight") for name in architecture.views):
         raise CtcliError(
             f"{architecture.family}: its weights are stored transposed, or several in one tensor, "
             "and such are not equalized.",
@@ -149,6 +149,8 @@ def _value_reason(
     """Why the values of an attention block cannot be divided; None: they can."""
     if reason := architecture.refusals.get("R2"):
         return reason
+    if attention.normed:
+        return f"what the heads make is normalised before {attention.o}"
     for name in _below(attention.module, unknown):
         if not _OF_SCORES.fullmatch(name.removeprefix(f"{attention.module}.")):
             return f"{name} may stand between {attention.v.module} and {attention.o}"

@@ -9,6 +9,7 @@ from typing import Any
 from ctcli.checkpoint.sharding import cut_to_size
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.lazy.nodes import starting_point
+from ctcli.models.architecture import NormRole
 from ctcli.rewrites.surgery.edits import Arithmetic, Gain
 from ctcli.rewrites.surgery.kernels import Map, RowMap
 from ctcli.rewrites.surgery.options import FuseOptions
@@ -84,7 +85,7 @@ def fuse_norms(checkpoint: Checkpoint, options: FuseOptions) -> tuple[Checkpoint
     reads_norm = any(architecture.lm_head in norm.linears for norm in architecture.norms)
     unties = reads_norm or (options.center and architecture.unties_for_stream)
     surgery = begin("fuse-norms", dense, architecture, unties)
-    changes = [("norms fused", str(fuse(surgery)))]
+    changes = [("norms fused", str(fuse(surgery, architecture.norms)))]
     if options.center:
         from ctcli.ops.centring import Centring
 
@@ -103,11 +104,11 @@ def fuse_norms(checkpoint: Checkpoint, options: FuseOptions) -> tuple[Checkpoint
     return result, replace(report, bytes_before=checkpoint.nbytes)
 
 
-def fuse(surgery: Surgery) -> int:
-    """Fuse every norm of the architecture that is not fused yet. Returns how many."""
+def fuse(surgery: Surgery, norms: Sequence[NormRole]) -> int:
+    """Fuse those of an architecture's norms that are not fused yet. Returns how many."""
     architecture, stored = surgery.architecture, surgery.stored
     fused = 0
-    for norm in architecture.norms:
+    for norm in norms:
         surgery.neutral.append(norm.module)
         weight = starting_point(stored[f"{norm.module}.weight"])
         if weight is None:

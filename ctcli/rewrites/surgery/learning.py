@@ -98,9 +98,9 @@ class LearnedRotation:
         import numpy as np
 
         from ctcli.ops.exact import precise_product
-        from ctcli.ops.learning import Learner, group_of, normalised
+        from ctcli.ops.learning import Learner, group_of, normalise
 
-        rows = normalised(self.start.apply(self.sample.read()))
+        rows = normalise(self.sample.read(self.start.apply))
         learner = Learner(group_of(self.size), self.steps, self.sample.seed)
         found = precise_product(self.start.matrix(), learner.learn(rows, advance))
         # So it is in the file that it can be read from again.
@@ -164,6 +164,11 @@ class Learning:
         """Bytes that go through it."""
         return sum(rotation.nbytes for rotation in self.rotations.values())
 
+    @property
+    def memory(self) -> int:
+        """Bytes that learning holds, one after another."""
+        return max(rotation.memory for rotation in self.rotations.values())
+
     def run(self, advance: Advance) -> None:
         """Learn them all."""
         for rotation in self.rotations.values():
@@ -172,9 +177,8 @@ class Learning:
     @property
     def words(self) -> str:
         """For people."""
-        memory = max(rotation.memory for rotation in self.rotations.values())
         count = "1 matrix" if len(self.rotations) == 1 else f"{len(self.rotations)} matrices"
-        return f"{count} before the run, in at most {format_bytes(memory)}"
+        return f"{count} before the run, in at most {format_bytes(self.memory)}"
 
 
 @dataclass(frozen=True, eq=False)

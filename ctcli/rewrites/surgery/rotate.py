@@ -69,8 +69,10 @@ def _rotated(checkpoint: Checkpoint, options: RotateOptions) -> tuple[Checkpoint
     )
     changes = []
     learning = Learning(surgery, options.learning_steps, options.seed or 0)
+    norms = architecture.norms if "R1" in chosen else architecture.head_norms
+    if "R1" in chosen or ("R2" in chosen and norms):
+        changes.append(("norms fused", str(fuse(surgery, norms))))
     if "R1" in chosen:
-        changes.append(("norms fused", str(fuse(surgery))))
         start = matrices.stream()
         stream = learning.stream(start) if options.learns else start
         rotate_stream(surgery, stream)
@@ -138,7 +140,8 @@ def rotate_values(surgery: Surgery, rotations: Mapping[str, AnyRotation]) -> Non
     for attention in surgery.architecture.attentions:
         rotation = rotations[attention.module]
         surgery.rows[attention.v.module].append(RowMap(rotation, attention.v))
-        surgery.columns[attention.o].append(rotation)
+        for output in attention.outputs:
+            surgery.columns[output].append(rotation)
 
 
 def _rotate_inner(
@@ -208,7 +211,7 @@ def _offline_schemes(architecture: Architecture, options: RotateOptions) -> dict
         schemes["R1"] = scheme(options.made_as, options.block_size, places)
     if "R2" in options.chosen:
         values = [attention.v.module for attention in architecture.attentions]
-        outputs = [attention.o for attention in architecture.attentions]
+        outputs = [name for attention in architecture.attentions for name in attention.outputs]
         places = [apply(values, "weight_output"), apply(outputs, "weight_input", inverse=True)]
         size = architecture.attentions[0].v.size
         schemes["R2"] = scheme(options.made_as, size, places)

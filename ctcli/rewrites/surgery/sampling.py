@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -102,8 +102,11 @@ class Sample:
         every = sum(node.shape[0] * node.shape[1] // self.size for node in self.nodes)
         return min(MOST_ROWS, every)
 
-    def read(self) -> Floats:
-        """The rows, [at most `rows`, size] float64.
+    def read(self, turn: Callable[[Floats], Floats] = lambda rows: rows) -> Floats:
+        """The rows, [at most `rows`, size] float32.
+
+        Args:
+            turn: what float64 rows become first.
 
         Raises:
             CtcliError: a weight cannot be read, or is not finite.
@@ -120,8 +123,12 @@ class Sample:
         rows = np.cumsum([_rows(node, start, self.size) for node, start in every])
         chosen = sorted(order[: int(np.searchsorted(rows, self.rows)) + 1])
         evaluator = Evaluator(_Ranges(), values_of(spans[number][0] for number in chosen))
-        parts = [self._some(evaluator, *spans[number]) for number in chosen]
-        return np.concatenate(parts or [np.zeros((0, self.size))])[: self.rows]
+        found, count = np.empty((self.rows, self.size), np.float32), 0
+        for number in chosen:
+            part = turn(self._some(evaluator, *spans[number]))[: self.rows - count]
+            found[count : count + len(part)] = part
+            count += len(part)
+        return found[:count]
 
     def _some(self, evaluator: Evaluator, node: Node, start: int) -> Floats:
         import numpy as np

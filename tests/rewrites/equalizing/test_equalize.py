@@ -16,6 +16,7 @@ from ctcli.rewrites.equalizing.equalize import equalize
 from ctcli.rewrites.equalizing.options import EqualizeOptions
 from ctcli.storage.opening import open_checkpoint
 from tests.conftest import Ctcli
+from tests.helpers.architectures import made
 from tests.helpers.checkpoints import tensor_hashes
 from tests.helpers.operating import run_equalize, run_steps
 from tests.helpers.sinkhorn import column_factors, shared_by_heads
@@ -24,6 +25,9 @@ from tests.helpers.tiny_models import (
     LLAMA_MAPPING,
     MODELS,
     Models,
+    difference,
+    load,
+    logits,
     make,
     read,
     restore,
@@ -153,8 +157,6 @@ def test_zeros_and_extremes_stay_exact(tiny: Models, tmp_path: Path) -> None:
 
 
 def model_logits(folder: Path) -> Tensor:
-    from tests.helpers.tiny_models import load, logits
-
     return logits(load(folder))
 
 
@@ -177,8 +179,8 @@ def test_nothing_is_rounded_before_quantize(tmp_path: Path) -> None:
 
 
 def test_workers_make_no_difference(pylm: Path, tmp_path: Path) -> None:
-    made = {n: run_equalize(pylm, tmp_path / str(n), workers=n, rounds=2) for n in (1, 2, 5)}
-    assert tensor_hashes(made[1]) == tensor_hashes(made[2]) == tensor_hashes(made[5])
+    out = {n: run_equalize(pylm, tmp_path / str(n), workers=n, rounds=2) for n in (1, 2, 5)}
+    assert tensor_hashes(out[1]) == tensor_hashes(out[2]) == tensor_hashes(out[5])
 
 
 def test_a_mapping_does_what_the_family_does(tiny: Models, tmp_path: Path) -> None:
@@ -234,6 +236,18 @@ def test_parts_that_would_not_be_exact_are_left_alone(
     names = [name for name in before if name.endswith(f"1.self_attn.{kept}.weight")]
     for each in names if part != "up and down" else []:
         assert torch.equal(after[each], before[each]) or part == "norms"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_normed"), [("bitnet", True), ("diffllama", True), ("gpt_neox_japanese", False)]
+)
+def test_heads_behind_a_norm_are_left_alone(name: str, is_normed: bool, tmp_path: Path) -> None:
+    source = made(tmp_path / "source", name, tied=False)
+    why = report(source).get("left alone: v and o", "")
+    assert why.startswith("what the heads make is normalised before ") == is_normed
+    expected = model_logits(source)
+    found = model_logits(run_equalize(source, tmp_path / "out"))
+    assert difference(found, expected) <= EXACT
 
 
 @pytest.mark.parametrize(

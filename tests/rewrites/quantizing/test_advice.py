@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ctcli.rewrites.quantizing.advice import _LOSSES, advice, measured_loss
+from ctcli.rewrites.quantizing.advice import (
+    _LOSSES,
+    _MODELS,
+    _NEAREST,
+    advice,
+    measured_loss,
+)
 from ctcli.schemes.presets import preset
 from tests.conftest import ROOT, Ctcli
 
@@ -77,6 +84,32 @@ def test_measured_losses(scheme: str, observer: Any, steps: list[str], words: li
 
 
 def test_the_guide_has_the_losses_that_are_told() -> None:
-    table = (ROOT / "ctcli" / "guide" / "schemes.md").read_text()
-    told = {f"{loss} " for row in _LOSSES["W4A16"].values() for loss in row if loss}
-    assert {number for number in told if f"| {number}|" in table} == told
+    guide = (ROOT / "ctcli" / "guide" / "schemes.md").read_text()
+    told = [
+        f"| `{scheme}` | {_words(*method)} | {_cells(losses, methods[_NEAREST])} |"
+        for scheme, methods in _LOSSES.items()
+        for method, losses in methods.items()
+    ]
+    assert [row for row in guide.splitlines() if row in told] == told
+    head = " | ".join(_MODELS)
+    assert f"| scheme | method | {head} |" in guide
+
+
+def _words(change: str | None, observer: str) -> str:
+    """A method as the guide names it."""
+    before = f"`{change}`" if change else ""
+    if observer == "minmax":
+        return before or "to the nearest"
+    return f"{before}, then `--observer {observer}`" if before else f"`--observer {observer}`"
+
+
+def _cells(losses: Sequence[float | None], nearest: Sequence[float | None]) -> str:
+    """Losses, with the part of the nearest's that is gone."""
+    return " | ".join(
+        ""
+        if loss is None or least is None
+        else f"{loss}"
+        if loss == least
+        else f"{loss} ({1 - loss / least:.0%})"
+        for loss, least in zip(losses, nearest, strict=True)
+    ).replace("%", " %")

@@ -83,6 +83,15 @@ def test_a_dry_run_learns_nothing(tiny: Models, tmp_path: Path, ctcli: Ctcli) ->
     assert "3 matrices before the run" in told.stdout
 
 
+def test_too_little_memory_is_refused_beforehand(pylm: Path, tmp_path: Path, ctcli: Ctcli) -> None:
+    words = ("--transform-type", "learned", "--rotations", "R1", "--max-memory")
+    told = ctcli("rotate", pylm, tmp_path / "out", *words, "16MB")
+    assert told.returncode == 1
+    assert "--max-memory: learning rotations needs" in told.stderr
+    assert "Give a larger --max-memory." in told.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_later_steps_leave_the_matrices_out(tiny: Models, tmp_path: Path, ctcli: Ctcli) -> None:
     source = run_rotate(tiny("llama").folder, tmp_path / "rotated", rotations=("R2",), **FEW)
     told = ctcli("reindex", source, tmp_path / "out")

@@ -1,4 +1,6 @@
-"""Weights stored transposed, several in one tensor, or with heads side by side: edited in place."""
+"""Weights stored transposed, several in one tensor, with heads side by side, a norm behind heads
+or a bias of another name: edited in place.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,16 @@ from tests.helpers.tiny_models import EXACT, difference, load, logits, read
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # of transformers' modules
 # Model type, config keys, and the rotations that it admits.
 MODELS: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
+    "bitnet": ({}, ("R2",)),
     "codegen": ({}, ("R1", "R2")),
     "dbrx": ({}, ("R1",)),
+    "diffllama": ({}, ("R1", "R2")),
     "falcon": ({"new_decoder_architecture": True, "num_kv_heads": 2}, ("R1", "R2")),
     "gpt2": ({}, ("R1", "R2")),
+    "gpt_neox_japanese": ({}, ("R1", "R2")),
     "gpt_oss": ({}, ("R1", "R2")),
     "granitemoe": ({}, ("R1", "R2")),
+    "jetmoe": ({}, ("R1", "R2")),
     "llama4_text": ({}, ("R1", "R2")),
 }
 
