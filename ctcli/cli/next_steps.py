@@ -7,6 +7,7 @@ import shlex
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.cli.commands import Made
 from ctcli.console import ResultSection
+from ctcli.formats.architectures import strangers
 
 _ON_HUB = "hf://"
 
@@ -24,7 +25,8 @@ def next_steps(command: str, source: str, place: str, made: Made) -> list[Result
         return []
     lines = [f"ctcli verify {shlex.quote(place)} --against {shlex.quote(source)}"]
     if made.config.get("quantization_config"):
-        lines.append(f"vllm serve {shlex.quote(place.removeprefix(_ON_HUB))}")
+        if not [*strangers(made.config, ("vllm",))]:
+            lines.append(f"vllm serve {shlex.quote(place.removeprefix(_ON_HUB))}")
     elif command in ("rotate", "dequantize"):
         lines.append(f"ctcli quantize {shlex.quote(place)} QUANTIZED --scheme W4A16")
     return [ResultSection("next", [(line,) for line in lines])]

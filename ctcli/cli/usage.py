@@ -25,25 +25,28 @@ _COMMANDS: Mapping[str, str] = {
     **dict.fromkeys(("shard", "reshard", "split"), "reindex"),
     **dict.fromkeys(("apply", "recipe", "pipeline"), "run"),
 }
-# What other tools call an option: what to give here.
-_OPTIONS: Mapping[str, str] = {
+# What other tools call an option: what to give here, the first that the command has.
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         ("-o", "--output", "--out", "--output-dir", "--outfile", "--output_dir", "--save-dir"),
-        "The output is the second place: ctcli {command} SRC DST",
+        ("The output is the second place: {places}",),
     ),
     **dict.fromkeys(
         ("-m", "--model", "--input", "-i", "--src", "--model-path", "--model_path"),
-        "The model is the first place: ctcli {command} SRC DST",
+        ("The model is the first place: {places}",),
     ),
-    **dict.fromkeys(("-j", "--jobs", "--threads", "--workers"), "Give --num-workers N."),
-    **dict.fromkeys(("-f", "--force", "-y", "--yes"), "Give --overwrite to replace DST."),
-    **dict.fromkeys(("-n", "--dryrun"), "Give --dry-run."),
-    **dict.fromkeys(("-v", "--verbose"), "Give --log-format json to see every event."),
-    **dict.fromkeys(("-s", "--quantization", "--method", "--preset"), "Give --scheme NAME."),
+    **dict.fromkeys(("-j", "--jobs", "--threads", "--workers"), ("Give --num-workers N.",)),
+    **dict.fromkeys(("-f", "--force", "-y", "--yes"), ("Give --overwrite to replace DST.",)),
+    **dict.fromkeys(("-n", "--dryrun"), ("Give --dry-run.",)),
     **dict.fromkeys(
-        ("-g", "--groupsize", "--group_size", "--q-group-size"), "Give --group-size N."
+        ("-v", "--verbose"),
+        ("Give --log-format json to see every event.", "Give --json to see everything."),
     ),
-    **dict.fromkeys(("--version",), "Give `ctcli --version`."),
+    **dict.fromkeys(("-s", "--quantization", "--method", "--preset"), ("Give --scheme NAME.",)),
+    **dict.fromkeys(
+        ("-g", "--groupsize", "--group_size", "--q-group-size"), ("Give --group-size N.",)
+    ),
+    **dict.fromkeys(("--version",), ("Give `ctcli --version`.",)),
 }
 
 # What a second place of these commands stands for.
@@ -66,7 +69,7 @@ def explain(error: Exception, commands: Collection[str], typed: Sequence[str]) -
     if named := re.fullmatch(r"No such command '(.*?)'\..*|No such command '(.*)'", message):
         return _no_command(named[1] or named[2], commands)
     if given := getattr(error, "option_name", None):
-        return _wrong_option(error, str(given), command, message, see)
+        return _wrong_option(error, str(given), place, message, see)
     parameter = getattr(error, "param", None)
     if parameter is not None and type(error) is not typer.BadParameter:
         hint = f"Give {_places(context, place)}; {see}"
@@ -89,17 +92,29 @@ def _no_command(name: str, commands: Collection[str]) -> UsageError:
     return UsageError(f"there is no command {name!r}.", hint)
 
 
-def _wrong_option(error: Exception, given: str, command: str, message: str, see: str) -> UsageError:
-    place = f"ctcli {command}".strip()
+def _wrong_option(error: Exception, given: str, place: str, message: str, see: str) -> UsageError:
     if "requires" in message:
         return UsageError(f"{place}: {given} takes a value.", see)
     if "not take a value" in message:
         return UsageError(f"{place}: {given} takes no value.", see)
-    hint = _OPTIONS.get(given, "").format(command=command)
+    context = getattr(error, "ctx", None)
+    hint = next((h for h in _OPTIONS.get(given, ()) if _applies(h, context)), "")
+    hint = hint.format(places=_places(context, place)) if hint else ""
     if not hint:
         near = [*(getattr(error, "possibilities", None) or ())]
         hint = f"Near names: {', '.join(near)}." if near else see
     return UsageError(f"{place}: there is no option {given}.", hint)
+
+
+def _applies(hint: str, context: Any) -> bool:
+    """Whether the command has the option, or the place, that a hint tells of."""
+    params = context.command.params if context else ()
+    if named := re.match(r"Give (--[a-z-]+)", hint):
+        return any(named[1] in each.opts for each in params)
+    places = [each.metavar for each in params if each.param_type_name == "argument"]
+    if "second place" in hint:
+        return places[1:2] in (["DST"], ["OUT.bin"])
+    return "first place" not in hint or places[:1] == ["SRC"]
 
 
 def _missing(context: Any, parameter: Any) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from ctcli.console.commands import fitted, refitted
@@ -59,7 +60,17 @@ def _print(console: Console, blocks: Sequence[Block]) -> None:
 
 def show_page(text: str) -> None:
     """Print a page in Markdown on stdout."""
-    from rich.markdown import Markdown  # not free, and for pages only
+    from rich.markdown import Markdown, TableElement  # not free, and for pages only
+
+    class Table(TableElement):
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for table in super().__rich_console__(console, options):
+                for column in getattr(table, "columns", ()):
+                    column.overflow = "fold"  # rather than leave out what does not fit
+                yield table
+
+    class Page(Markdown):
+        elements: ClassVar = {**Markdown.elements, "table_open": Table}
 
     console = Console(highlight=False)
     if not console.encoding.lower().startswith("utf"):  # which has neither bullets nor lines
@@ -67,7 +78,7 @@ def show_page(text: str) -> None:
         return
     width = min(console.width, _WIDEST)
     text = refitted(text, width - 2)  # a column stays free on either side of them
-    console.print(Markdown(text, code_theme="ansi_dark", hyperlinks=False), width=width)
+    console.print(Page(text, code_theme="ansi_dark", hyperlinks=False), width=width)
 
 
 def _lines(term: str, words: str, column: int, width: int, indent: str) -> Iterator[Text]:

@@ -55,6 +55,12 @@ def test_full_help_has_every_words_of_every_option(cli: Ctcli, command: str, col
             assert each.is_argument or f"Default: {each.words}." in shown
 
 
+def test_no_cell_of_a_page_is_cut_off(cli: Ctcli) -> None:
+    shown = cli("help", "schemes", env={"COLUMNS": "60"}).stdout
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 60
+
+
 def test_parts_come_in_their_order() -> None:
     headings = [block.heading for block in command_help("quantize", COMMANDS["quantize"], True)]
     assert [heading for heading in headings if heading in PANELS] == [*PANELS]
