@@ -14,7 +14,7 @@ from ctcli.cli.meetings import attempt_at, check_shared, folder_of, for_target, 
 from ctcli.cli.options import Destination, Shared
 from ctcli.cli.parts import bytes_to_move, own_words
 from ctcli.cli.pushing import with_push
-from ctcli.cli.running import result_of
+from ctcli.cli.running import preparations_of, result_of
 from ctcli.cli.worker import Planned, check, make, plan_of
 from ctcli.console import Terminal
 from ctcli.engine.cluster import Crew, connected
@@ -53,7 +53,7 @@ def run_cluster(command: str, step: Step, source: str, target: Destination, shar
         )
         if not (is_done or target.repo):
             check_destination_of(layout, target.path, settings)
-            check_resources(plan)
+            check_resources(plan, preparations_of(made))
         if not (is_done or shared.dry_run):
             work = _work(source, target, shared, step, settings, agreement.key)
             report = report.with_errors(

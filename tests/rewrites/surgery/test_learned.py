@@ -83,9 +83,12 @@ def test_a_dry_run_learns_nothing(tiny: Models, tmp_path: Path, ctcli: Ctcli) ->
     assert "3 matrices before the run" in told.stdout
 
 
-def test_too_little_memory_is_refused_beforehand(pylm: Path, tmp_path: Path, ctcli: Ctcli) -> None:
-    words = ("--transform-type", "learned", "--rotations", "R1", "--max-memory")
-    told = ctcli("rotate", pylm, tmp_path / "out", *words, "16MB")
+@pytest.mark.parametrize("where", [(), ("--part", "1/2"), ("--cluster", "local:1")], ids=" ".join)
+def test_too_little_memory_is_refused_beforehand(
+    where: tuple[str, ...], pylm: Path, tmp_path: Path, ctcli: Ctcli
+) -> None:
+    words = ("--transform-type", "learned", "--rotations", "R1", "--max-memory", "16MB")
+    told = ctcli("rotate", pylm, tmp_path / "out", *words, *where)
     assert told.returncode == 1
     assert "--max-memory: learning rotations needs" in told.stderr
     assert "Give a larger --max-memory." in told.stderr
