@@ -156,10 +156,11 @@ def kill_runs(folder: Path, count: int, megabytes: int) -> None:
     runs = [Run(name, sources.get(name, source), folder / "out") for name in COMMANDS]
     whole, times = dict[str, Mapping[str, str]](), dict[str, float]()
     for run in runs:
-        run.prepare()
-        times[run.name] = finish(run.words, {})
-        whole[run.name] = run.found
-        run.clear()
+        for _ in range(2):  # the first time, kernels may have to be compiled
+            run.prepare()
+            times[run.name] = finish(run.words, {})
+            whole[run.name] = run.found
+            run.clear()
     while tally.ends.total() < count:
         print(dict(tally.ends), flush=True)
         for run in runs:
@@ -186,7 +187,8 @@ def kill_jobs(folder: Path, count: int) -> None:
         hub.add("org/model", source)
         env = {**hub.env(folder / "home", TOKEN), "PWD": str(folder)}
         words = ["quantize", "org/model", "--scheme", "FP8_BLOCK", "--stream"]
-        seconds = finish([*words, "hf://org/whole"], env)
+        finish([*words, "hf://org/whole"], env)
+        seconds = finish([*words, "hf://org/again"], env)
         whole = hub.contents("org/whole")
         while tally.ends.total() < count:
             number += 1

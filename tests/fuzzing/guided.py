@@ -8,7 +8,9 @@ to the corpus of found cases; then it goes on.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
+import pkgutil
 import random
 import sys
 import tempfile
@@ -19,6 +21,8 @@ from functools import partial
 from pathlib import Path
 
 import atheris
+
+from ctcli import ops
 
 SLOW = 10.0  # seconds of the processor
 _LONGEST = 1 << 18  # bytes
@@ -76,8 +80,11 @@ def _mutated(content: bytes, longest: int, seed: int) -> bytes:
 def main() -> None:
     """Fuzz the target that is named."""
     name, seconds = sys.argv[1:]
-    # Modules are imported when they are needed. Kernels are compiled from their bytecode.
-    atheris.instrument_imports(include=["ctcli"], exclude=["ctcli.ops"]).__enter__()
+    # Kernels are compiled from their bytecode, so that they are imported before.
+    for module in pkgutil.iter_modules(ops.__path__, f"{ops.__name__}."):
+        if not module.ispkg:
+            importlib.import_module(module.name)
+    atheris.instrument_imports(include=["ctcli"]).__enter__()
     from tests.fuzzing.targets import CORPUS, targets
 
     folder = Path(tempfile.mkdtemp())
