@@ -87,6 +87,13 @@ def kills(session: nox.Session) -> None:
 
 
 @nox.session
+def crowds(session: nox.Session) -> None:
+    """Let several processes make one DST at once, 200 times; arguments: how often, and a seed."""
+    session.install("-c", CONSTRAINTS, "-e", ".[test]")
+    session.run("python", "-m", "tests.bench.crowds", *session.posargs)
+
+
+@nox.session
 def losses(session: nox.Session) -> None:
     """Let 50 jobs on a cluster meet with faults; arguments: how many, and of how many MB."""
     session.install("-c", CONSTRAINTS, "-e", ".[test]")
