@@ -1,9 +1,10 @@
 """Rotations learned from weights alone: what makes the largest weight of each group small.
 
 R = R0 (I + S)^-1 (I - S), S antisymmetric (Cayley 1846), starts at R0 and moves by Adam (Kingma and
-Ba 2015). The loss is the mean over rows x and groups of y = x R of (sum |y|^8)^(1/4), a smooth
-square of the largest magnitude. All arithmetic is that of `ops.exact`, so that every machine learns
-the same matrix.
+Ba 2015). The loss is the mean over groups of (sum |y|^8)^(1/4), a smooth square of the largest
+magnitude. A weight W that reads what is rotated becomes W R: groups are neighbours in its rows. One
+that writes it becomes R^T W: groups are neighbours in its rows too, each in as many columns. All
+arithmetic is that of `ops.exact`, so that every machine learns the same matrix.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import frexp
+from math import frexp, gcd
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ctcli.ops.bits import to_floats
 from ctcli.ops.exact import (
     BAND,
     PIECE,
@@ -37,13 +39,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ctcli.ops.bits import Floats
+    from ctcli.ops.bits import Bits, Floats
 
+    Halves = NDArray[np.float16]
     Indices = NDArray[np.int64]
 
 ROWS_A_STEP = 4096
 _RATE, _MEMORY, _SQUARES, _LEAST = 3e-3, 0.9, 0.999, 1e-12
-_ROW_BITS = 23  # rows are held as float32
+_LARGEST = 60_000.0  # that FP16 holds
 _SLAB, _LEAST_ROWS = 2**21, 1024  # elements, and rows, whose derivatives are held at once
 _TEMPORARIES = 6  # of bands
 _MATRICES = 7  # of [n, n] float64 that there are at once
@@ -65,47 +68,79 @@ class Learner:
     steps: int
     seed: int
 
-    def learn(self, rows: Floats, advance: Callable[[int], None]) -> Floats:
+    def learn(self, rows: Halves, columns: Halves, advance: Callable[[int], None]) -> Floats:
         """Q [n, n] float64, orthogonal to about 1e-12.
 
         Args:
-            rows: times R0, [m, n] float32; there may be none.
-            advance: told of the bytes of each step's rows.
+            rows: of weights that read, times R0, [m, n] float16; there may be none.
+            columns: of weights that write, likewise, [k * group, n]: neighbours in groups.
+            advance: told of the bytes of each step's rows and columns.
         """
         with _threads() as threads:
-            return _polished(self._learned(rows, advance, threads), threads)
+            return _polished(self._learned(rows, columns, advance, threads), threads)
 
-    def _learned(self, rows: Floats, advance: Callable[[int], None], threads: Executor) -> Floats:
+    def _learned(
+        self, rows: Halves, columns: Halves, advance: Callable[[int], None], threads: Executor
+    ) -> Floats:
         """Q before its last digits are mended."""
-        descent = _Descent(rows.shape[1])
-        draws = np.random.RandomState(self.seed & 0xFFFFFFFF)
-        for _ in range(self.steps if len(rows) else 0):
-            chosen = np.sort(draws.permutation(len(rows))[:ROWS_A_STEP])
+        n, every = rows.shape[1], len(rows) + len(columns)
+        descent, draws = _Descent(n), np.random.RandomState(self.seed & 0xFFFFFFFF)
+        blocks = columns.reshape(-1, self.group, n)
+        some_blocks = ROWS_A_STEP * len(columns) // max(1, every) // self.group
+        some_rows = ROWS_A_STEP - some_blocks * self.group
+        for _ in range(self.steps if every else 0):
             half = _half_turn(descent.skew, threads)
-            by_q = self._gradient(rows, chosen, _turn(half), threads)
-            descent.move(_carried(by_q, half, threads), threads)
-            advance(chosen.size * rows.shape[1] * rows.itemsize)
+            gradient = _Gradient(_turn(half), self.group, threads)
+            for at in _slabs(_drawn(draws, len(rows), some_rows), gradient.slab):
+                gradient.add(rows[at])
+            for at in _slabs(_drawn(draws, len(blocks), some_blocks), gradient.slab // self.group):
+                gradient.add(blocks[at].reshape(-1, n), of_columns=True)
+            descent.move(_carried(gradient.mean(), half, threads), threads)
+            advance(gradient.rows * n * rows.itemsize)
         return _turn(_half_turn(descent.skew, threads))
 
-    def _gradient(self, rows: Floats, chosen: Indices, q: Floats, threads: Executor) -> Floats:
-        """The derivative of the loss by each element of Q, [n, n], of the chosen rows.
 
-        They are taken in slabs, whose parts are added up in order. Q is put on a grid.
-        """
-        n, result = rows.shape[1], np.zeros_like(q)
-        slab, band = _slab(n), rows_of(BAND, n)
-        bits = bits_for(max(n, slab))
-        on_grid(q, bits, threads, q)
+class _Gradient:
+    """The derivative of the loss by each element of Q, [n, n], from slabs that are added in order.
 
-        def add(x: Floats) -> None:
-            y = of_grids(on_grid(x, bits, threads, x), q, threads)
-            in_pieces(lambda piece: differentiated(y[piece], self.group), len(y), band, threads)
-            of_grids(x.T, on_grid(y, bits, threads, y), threads, result)
+    Args:
+        q: Q, which is put on a grid.
+        group: neighbours that share a scale.
+        threads: what goes over the rows.
+    """
 
-        for at in range(0, len(chosen), slab):
-            add(rows[chosen[at : at + slab]].astype(np.float64))
-        result /= len(chosen) * (n // self.group)
-        return result
+    def __init__(self, q: Floats, group: int, threads: Executor) -> None:
+        self.slab = max(_slab(len(q)), group)
+        self.rows = 0
+        self._bits = bits_for(max(len(q), self.slab))
+        self._q = on_grid(q, self._bits, threads, q)
+        self._group, self._threads = group, threads
+        self._sum = np.zeros_like(q)
+
+    def add(self, rows: Halves, of_columns: bool = False) -> None:
+        """Of some rows; or of columns, whose groups go across them."""
+        x, bits, threads = rows.astype(np.float64), self._bits, self._threads
+        y = of_grids(on_grid(x, bits, threads, x), self._q, threads)
+        grouped = np.ascontiguousarray(y.T) if of_columns else y
+        band = rows_of(BAND, grouped.shape[1])
+        in_pieces(lambda at: differentiated(grouped[at], self._group), len(grouped), band, threads)
+        if of_columns:
+            y[:] = grouped.T
+        of_grids(x.T, on_grid(y, bits, threads, y), threads, self._sum)
+        self.rows += len(rows)
+
+    def mean(self) -> Floats:
+        """Of all groups."""
+        self._sum /= self.rows * (len(self._sum) // self._group)
+        return self._sum
+
+
+def _drawn(draws: np.random.RandomState, count: int, some: int) -> Indices:
+    return np.sort(draws.permutation(count)[:some])
+
+
+def _slabs(chosen: Indices, slab: int) -> Iterator[Indices]:
+    return (chosen[at : at + slab] for at in range(0, len(chosen), slab))
 
 
 class _Descent:
@@ -146,35 +181,41 @@ def differentiated(y: Floats, group: int) -> float:
     return float(root.sum())
 
 
-def normalise(rows: Floats) -> Floats:
-    """Rows [m, n] float32 become about as large as 1, by a power of two, and lie on a grid."""
-    band = rows_of(BAND, rows.shape[1])
-    squares = sum(in_pieces(lambda piece: _energy(rows[piece]), len(rows), band, None))
-    if squares > 0:
-        np.ldexp(rows, -(frexp(squares / rows.size)[1] // 2), out=rows)
-    return on_grid(rows, _ROW_BITS, None, rows)
+def normalise(bits: Bits) -> Halves:
+    """Rows [m, n] of BF16 become FP16 in their place, by a power of two about as large as 1."""
+    band = rows_of(BAND, bits.shape[1])
+
+    def energy_of(piece: slice) -> float:
+        wide = to_floats(bits[piece], "BF16", np.float64)
+        return float(row_sums(row_sums(wide * wide)))
+
+    squares = sum(in_pieces(energy_of, len(bits), band, None))
+    power = frexp(squares / bits.size)[1] // 2 if squares > 0 else 0
+    held = bits.view(np.float16)
+
+    def put(piece: slice) -> None:
+        scaled = np.ldexp(to_floats(bits[piece], "BF16", np.float64), -power)
+        held[piece] = np.clip(scaled, -_LARGEST, _LARGEST)
+
+    in_pieces(put, len(bits), band, None)
+    return held
 
 
-def group_of(size: int, largest: int = 128) -> int:
-    """The largest number of neighbours that divides a size, up to 128."""
-    return next(n for n in range(min(size, largest), 0, -1) if size % n == 0)
+def group_of(size: int) -> int:
+    """How many neighbours share a scale: 128, or the next power of two that divides a size."""
+    return gcd(size, 128)
 
 
 def learning_bytes(rows: int, size: int) -> int:
     """What learning holds in memory, at most: the rows, matrices, a slab, and what threads do."""
     cores = os.cpu_count() or 1
     own = max(size * min(cores * PIECE, size), cores * _TEMPORARIES * max(BAND, size))
-    floats = 8 * (_MATRICES * size * size + 2 * size * min(rows, _slab(size)) + own)
-    return 4 * size * rows + floats + _ORDER
+    floats = 8 * (_MATRICES * size * size + 3 * size * min(rows, _slab(size)) + own)
+    return 2 * size * rows + floats + _ORDER
 
 
 def _slab(size: int) -> int:
     return min(ROWS_A_STEP, max(_LEAST_ROWS, rows_of(_SLAB, size)))
-
-
-def _energy(rows: Floats) -> float:
-    wide = rows.astype(np.float64)
-    return float(row_sums(row_sums(wide * wide)))
 
 
 def _half_turn(skew: Floats, threads: Executor) -> Floats:

@@ -6,8 +6,8 @@ A plan knows what will be learned and from what; the matrices are made when a ru
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ctcli.checkpoint.value import ROTATIONS_NAME, Shard
@@ -16,12 +16,13 @@ from ctcli.lazy.nodes import Computed, Node, Output, Where, starting_point
 from ctcli.lazy.tensors import TensorSpec
 from ctcli.ops.rotation import Rotation
 from ctcli.ops.transforms import seed_for
-from ctcli.rewrites.surgery.sampling import Sample, rows_of
+from ctcli.rewrites.surgery.sampling import Sample, most_rows, rows_of
 from ctcli.units import Advance, format_bytes
 
 if TYPE_CHECKING:
     from ctcli.lazy.nodes import Block, Blocks
     from ctcli.models.architecture import AttentionRole
+    from ctcli.rewrites.surgery.edits import Gain
     from ctcli.rewrites.surgery.surgery import Surgery
 
 
@@ -32,13 +33,15 @@ class LearnedRotation:
     Attributes:
         name: as in a file of rotations.
         start: where learning begins.
-        sample: the rows that it is learned from.
+        rows: of weights that read what it rotates.
+        columns: of weights that write it.
         steps: of learning.
     """
 
     name: str
     start: Rotation
-    sample: Sample
+    rows: Sample
+    columns: Sample
     steps: int
     _found: list[Rotation] = field(default_factory=list, init=False, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
@@ -53,22 +56,27 @@ class LearnedRotation:
     @property
     def description(self) -> str:
         """For people."""
-        rows = f"{self.sample.rows:,} rows of {self.size}"
+        rows = f"{self.count:,} rows and columns of {self.size}"
         return f"learned in {self.steps} steps from {rows}, from {self.start.description} on"
+
+    @property
+    def count(self) -> int:
+        """How many rows and columns there are to learn from."""
+        return self.rows.rows + self.columns.rows
 
     @property
     def nbytes(self) -> int:
         """Bytes that go through all steps."""
         from ctcli.ops.learning import ROWS_A_STEP
 
-        return 4 * self.steps * min(self.sample.rows, ROWS_A_STEP) * self.size
+        return 2 * self.steps * min(self.count, ROWS_A_STEP) * self.size
 
     @property
     def memory(self) -> int:
         """Bytes that learning holds."""
         from ctcli.ops.learning import learning_bytes
 
-        return learning_bytes(self.sample.rows, self.size)
+        return learning_bytes(self.count, self.size)
 
     @property
     def rotation(self) -> Rotation:
@@ -98,11 +106,13 @@ class LearnedRotation:
         import numpy as np
 
         from ctcli.ops.exact import precise_product
-        from ctcli.ops.learning import Learner, group_of, normalise
+        from ctcli.ops.learning import Learner, normalise
 
-        rows = normalise(self.sample.read(self.start.apply))
-        learner = Learner(group_of(self.size), self.steps, self.sample.seed)
-        found = precise_product(self.start.matrix(), learner.learn(rows, advance))
+        rows, columns = (
+            normalise(each.read(self.start.apply)) for each in (self.rows, self.columns)
+        )
+        learner = Learner(self.columns.group, self.steps, self.rows.seed)
+        found = precise_product(self.start.matrix(), learner.learn(rows, columns, advance))
         # So it is in the file that it can be read from again.
         return Rotation(((found.astype(np.float32).astype(np.float64),),), f"learned {self.size}")
 
@@ -123,7 +133,7 @@ class Learning:
         self.rotations: dict[str, LearnedRotation] = {}
 
     def stream(self, start: Rotation) -> LearnedRotation:
-        """R1, from the linears of all blocks that read the stream.
+        """R1, from the linears of all blocks that read the stream, and those that write it.
 
         Raises:
             CtcliError: a LayerNorm does not let it pass.
@@ -137,22 +147,38 @@ class Learning:
         inputs = [block.inputs for block in parts.attentions]
         inputs += [block.inputs for block in parts.mixers]
         inputs += [block.inputs for block in parts.mlps]
-        return self._learned("R1", start, [name for names in inputs for name in names])
+        return self._learned("R1", start, [n for names in inputs for n in names], parts.writers)
 
     def values(self, attention: AttentionRole, start: Rotation) -> LearnedRotation:
         """R2 of an attention block, from the output linear, which reads the heads."""
         return self._learned(f"{attention.module}.R2", start, [attention.o])
 
-    def _learned(self, name: str, start: Rotation, modules: Sequence[str]) -> LearnedRotation:
-        surgery, nodes = self._surgery, []
+    def _learned(
+        self, name: str, start: Rotation, readers: Sequence[str], writers: Sequence[str] = ()
+    ) -> LearnedRotation:
+        from ctcli.ops.learning import group_of
+
+        transposed, seed = self._surgery.architecture.transposed, seed_for(self._seed, name)
+        size, most = start.size, most_rows(start.size)
+        rows = Sample(self._nodes(readers, transposed, self._surgery.gains), size, seed, most)
+        written = self._nodes(writers, {*writers} - {*transposed}, {})
+        columns = Sample(written, size, seed, most, group_of(size))
+        share = most * rows.every // max(1, rows.every + columns.every)
+        rows, columns = replace(rows, most=share), replace(columns, most=most - share)
+        found = LearnedRotation(name, start, rows, columns, self._steps)
+        self.rotations[name] = found
+        return found
+
+    def _nodes(
+        self, modules: Sequence[str], transposed: Collection[str], gains: Mapping[str, Gain]
+    ) -> tuple[Node, ...]:
+        """Weights behind the gains that they read, some of them transposed."""
+        found = []
         for module in dict.fromkeys(modules):
-            weight = surgery.stored.get(f"{module}.weight")
+            weight = self._surgery.stored.get(f"{module}.weight")
             if exact := starting_point(weight) if weight else None:
-                is_transposed = module in surgery.architecture.transposed
-                nodes.append(rows_of(module, exact, surgery.gains.get(module), is_transposed))
-        sample = Sample(tuple(nodes), start.size, seed_for(self._seed, name))
-        self.rotations[name] = LearnedRotation(name, start, sample, self._steps)
-        return self.rotations[name]
+                found.append(rows_of(module, exact, gains.get(module), module in transposed))
+        return tuple(found)
 
     @property
     def title(self) -> str:
