@@ -73,6 +73,7 @@ def test_it_is_said_before_anything_is_written(ctcli: Ctcli, pylm: Path, tmp_pat
         ("W4A16", "minmax", [], ["W4A16: KL divergence 0.529 on SmolLM2-135M, 0.01094 on the"]),
         ("W4A16", "signed", ["equalize", "reindex"], ["0.291 on SmolLM2-135M (to the nearest 0."]),
         ("W4A16", "signed", ["equalize", "rotate"], []),
+        ("W4A16", "minmax", ["rotate"], ["W4A16: KL divergence 0.767 on SmolLM2-135M"]),
         ("W4A16", "mse", [], []),
         ("W8A8", "minmax", [], []),
     ],
