@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -289,7 +290,12 @@ class Crew:
                 continue
             status = task.future.status
             if status == "finished":
-                answer = task.future.result(timeout=_CONNECT_SECONDS)
+                try:
+                    answer = task.future.result(timeout=_CONNECT_SECONDS)
+                except (TimeoutError, CancelledError, OSError):  # the worker died that had it
+                    self._end(name, is_lost=True)
+                    self._again(task)
+                    continue
                 self._end(name)
                 self._settle(task, answer)
             else:
