@@ -31,7 +31,7 @@ from tests.helpers.processes import HANG_SECONDS
 
 _DELAY, _FAR = 0.02, 0.05  # seconds
 _WORKERS = 4
-_FULL = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000,) * 2);"
+_FULL = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000,) * 2);"
 _FULL += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)"
 
 
