@@ -56,8 +56,11 @@ class LearnedRotation:
     @property
     def description(self) -> str:
         """For people."""
-        rows = f"{self.count:,} rows and columns of {self.size}"
-        return f"learned in {self.steps} steps from {rows}, from {self.start.description} on"
+        found = f"{self.rows.rows:,} rows"
+        if self.columns.rows:
+            found += f" and {self.columns.rows:,} columns"
+        sample = f"{found} of {self.size}"
+        return f"learned in {self.steps} steps from {sample}, from {self.start.description} on"
 
     @property
     def count(self) -> int:
