@@ -39,6 +39,15 @@ def matches(pattern: str, module: str) -> bool:
     return pattern == module
 
 
+def fault_of(pattern: str) -> str | None:
+    """Why a pattern cannot be matched; None: it can."""
+    try:
+        matches(pattern, "")
+    except re.error as error:
+        return str(error)
+    return None
+
+
 def matching(patterns: Iterable[str], modules: Collection[str]) -> set[str]:
     """The modules that one of the patterns names."""
     found: set[str] = set()

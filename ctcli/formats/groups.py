@@ -5,15 +5,13 @@ Fields: https://github.com/vllm-project/compressed-tensors, `QuantizationConfig`
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ctcli.errors import CtcliError
-from ctcli.expressions import expression
 from ctcli.models.config import shown, table
-from ctcli.patterns import matches
+from ctcli.patterns import fault_of, matches
 from ctcli.schemes import check, default_format, format_of
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.parsing import TargetedScheme
@@ -162,7 +160,7 @@ class GroupReader:
         if not isinstance(given, list):
             raise ValueError(f"{key} is {shown(value)}, and not a list of names")
         # A user's own expressions are checked when they are matched.
-        good = [p for p in given if isinstance(p, str) and (self._writes or _is_readable(p))]
+        good = [p for p in given if isinstance(p, str) and (self._writes or not fault_of(p))]
         for pattern in (p for p in given if p not in good):
             self.has_unreadable_patterns = True
             self._note(f"{shown(pattern)} is no name and no regular expression")
@@ -185,17 +183,6 @@ def _typed(entry: Any, types: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
         if key in types and type(value) not in types[key]:
             raise ValueError(f"{key} cannot be {shown(value)}")
     return given
-
-
-def _is_readable(pattern: str) -> bool:
-    """Whether a pattern is a name, or an expression that can be matched in time."""
-    if not pattern.startswith("re:"):
-        return True
-    try:
-        expression(pattern.removeprefix("re:"))
-    except re.error:
-        return False
-    return True
 
 
 def _check_classes(targets: Iterable[str]) -> None:

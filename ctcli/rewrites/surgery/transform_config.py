@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ctcli.errors import CtcliError
 from ctcli.models.modules import modules_of
 from ctcli.models.protected import is_embedding
-from ctcli.patterns import check_patterns, matches
+from ctcli.patterns import check_patterns, fault_of, matches
 from ctcli.rewrites.surgery.kernels import RowMap
 from ctcli.rewrites.surgery.matrices import made
 from ctcli.rewrites.surgery.online import matrix
@@ -264,6 +264,13 @@ def _place_problems(place: object, block: object) -> list[str]:
             isinstance(texts, list) and all(isinstance(text, str) for text in texts)
         ):
             problems.append(f"{key} {texts!r} are no names")
+            continue
+        faults = {text: fault_of(text) for text in _texts(texts)}
+        problems += [
+            f"{key}: pattern {text!r} cannot be matched: {fault}"
+            for text, fault in faults.items()
+            if fault
+        ]
     if not place.get("targets"):
         problems.append("apply: no targets")
     return problems
