@@ -13,6 +13,7 @@ from ctcli.redaction import redact
 
 EventKind = Literal[
     "started",
+    "preparing",
     "compiling",
     "progress",
     "shard_fetched",

@@ -147,6 +147,9 @@ def test_the_rate_is_that_of_the_last_seconds_and_the_phase_is_told() -> None:
     meter = Meter("quantize", 1_000_000, 2, clock=lambda: now)
     meter.notify(Event("compiling"))
     assert meter.phase == "quantize (compiling)"
+    meter.notify(Event("preparing", message="learning, 3 %"))
+    meter(0)
+    assert meter.phase == "quantize (learning, 3 %)"
     for now in range(1, 101):  # noqa: B007 (the clock reads it)
         meter(1000)
     assert (meter.phase, meter.words()) == (

@@ -18,7 +18,7 @@ from ctcli.cli.running import preparations_of, result_of
 from ctcli.cli.worker import Planned, check, make, plan_of
 from ctcli.console import Terminal
 from ctcli.engine.cluster import Crew, connected
-from ctcli.engine.plan import Plan, Settings, check_resources
+from ctcli.engine.plan import Plan, Settings, check_budget, check_resources
 from ctcli.engine.shares import Meeting, agree, check_destination_of, plan_share
 from ctcli.engine.work import Work
 from ctcli.errors import CtcliError
@@ -51,11 +51,16 @@ def run_cluster(command: str, step: Step, source: str, target: Destination, shar
         plan = plan_share(
             layout, [*agreement.files], attempt, settings, None if is_done else meeting
         )
-        if not (is_done or target.repo):
+        if target.repo:
+            check_budget(plan, preparations_of(made))
+        elif not is_done:
             check_destination_of(layout, target.path, settings)
             check_resources(plan, preparations_of(made))
         if not (is_done or shared.dry_run):
             work = _work(source, target, shared, step, settings, agreement.key)
+            if not (work.stream or work.repo):
+                place = folder_of(Path(work.destination), layout, agreement)
+                plan_of.keep(work, Planned(layout, agreement, place, preparations_of(made)))
             report = report.with_errors(
                 _write(terminal, command, plan, work, meeting, agreement, shared)
             )
@@ -96,9 +101,6 @@ def _write(
 ) -> ErrorSums:
     assert shared.cluster, "without one, `run_step` makes all"
     start, nbytes = time.monotonic(), bytes_to_move(plan)
-    if not (work.stream or work.repo):
-        folder = folder_of(Path(work.destination), plan.layout, agreement)
-        plan_of.keep(work, Planned(plan.layout, agreement, folder))
     with connected(shared.cluster, shared.num_workers) as client:
         crew = Crew(
             client,

@@ -68,7 +68,7 @@ def _run_part(
     if not shared.dry_run:
         errors: ErrorSums = {}
         if not is_done:
-            prepare(terminal, made)
+            prepare(terminal, made, plan)
             errors = _write(terminal, f"{command} {part}", plan, meeting)
         if not (missing := meeting.missing()):
             errors = meeting.publish() or errors

@@ -67,7 +67,7 @@ def run_step(command: str, step: Step, source: str, target: Destination, shared:
             if repo:
                 assert isinstance(made, Checkpoint), "what a hub does not take was refused"
                 publication, plan = begin_push(repo, made, plan, shared)
-            prepare(terminal, made)
+            prepare(terminal, made, plan)
             report = report.with_errors(_execute(terminal, command, plan, publication))
         seconds = time.monotonic() - start
         compiled = terminal.has_compiled
@@ -126,9 +126,9 @@ def preparations_of(made: Made) -> Iterable[Preparation]:
     return made.preparations if isinstance(made, Checkpoint) else ()
 
 
-def prepare(terminal: Terminal, made: Made) -> None:
-    """Do what a run of it begins with."""
-    for each in preparations_of(made):
+def prepare(terminal: Terminal, made: Made, plan: Plan) -> None:
+    """Do what a run of it begins with, if there are shards to be written."""
+    for each in preparations_of(made) if any(file.is_shard for file in plan.files) else ():
         with terminal.progress(each.title, each.nbytes) as advance:
             each.run(advance)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, Generic, TypeVar
 
+from ctcli.checkpoint.value import Preparation
 from ctcli.engine.work import Failure
 from ctcli.errors import CtcliError
 from ctcli.events import Event
@@ -89,8 +91,22 @@ class Teller:
 
     def notify(self, event: Event) -> None:
         """Tell of an event, from any thread."""
-        told = {"event": event.kind, "name": event.name, "nbytes": event.nbytes}
-        self._worker.log_event(self._topic, {"task": self._task, **told})
+        self._worker.log_event(self._topic, {"task": self._task, "event": asdict(event)})
+
+    def prepare(self, preparation: Preparation) -> None:
+        """Do what files need first, unless it was done, and tell of every percent."""
+        done = told = 0
+
+        def advance(nbytes: int) -> None:
+            nonlocal done, told
+            if not self.is_wanted:
+                raise EndedError
+            done += nbytes
+            if (percent := 100 * done // preparation.nbytes) > told:
+                told = percent
+                self.notify(Event("preparing", message=f"{preparation.title}, {percent} %"))
+
+        preparation.run(advance)
 
     def beat(self) -> None:
         """Tell how many bytes there were since the last time, and that this worker lives."""

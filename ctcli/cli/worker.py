@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
+from ctcli.checkpoint.value import Preparation
 from ctcli.cli.layouts import layout_of
 from ctcli.cli.meetings import attempt_at, folder_of, for_target
 from ctcli.cli.options import Destination
 from ctcli.cli.run import chain
+from ctcli.cli.running import preparations_of
 from ctcli.cli.telling import Kept, check_memory, first_look, telling, this_worker
 from ctcli.engine.plan import Settings
 from ctcli.engine.shares import Meeting, agree, plan_share, write_share
@@ -31,6 +33,7 @@ class Planned:
     layout: Layout
     agreement: Agreement
     meeting: Meeting
+    preparations: Iterable[Preparation]
 
 
 def check(work: Work, expected: bytes, task: str, topic: str) -> Failure | None:
@@ -69,6 +72,9 @@ def make(work: Work, names: Sequence[str], task: str, topic: str) -> Failure | N
             settings = Settings(**{**work.settings, "workers": threads})
             attempt = attempt_at(_target(work), label)
             plan = plan_share(made.layout, names, attempt, settings, made.meeting)
+            if any(file.is_shard for file in plan.files):
+                for each in made.preparations:
+                    teller.prepare(each)
             if plan.files:
                 write_share(plan, made.meeting, teller.advance, teller.notify)
         except CtcliError as error:
@@ -86,7 +92,8 @@ def _make_plan(work: Work) -> Planned:
     made = for_target(made, target, work.include)
     layout = layout_of(made, target.path)
     agreement = agree(layout, Settings(**work.settings), made.origin, work.tables, 0, ())
-    return Planned(layout, agreement, _meeting(work, layout, agreement))
+    meeting = _meeting(work, layout, agreement)
+    return Planned(layout, agreement, meeting, preparations_of(made))
 
 
 def _target(work: Work) -> Destination:

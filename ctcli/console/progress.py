@@ -36,14 +36,15 @@ class Meter:
         self.title, self.total, self.shards, self.done = title, total, shards, 0
         self._clock, self._lock = clock, threading.Lock()
         self._complete = self._pushed = 0
-        self._is_compiling = False
+        self._aside = ""
         self._marks = deque([(clock(), 0)])
 
     def __call__(self, nbytes: int) -> None:
         """So many more bytes are done."""
         with self._lock:
+            if nbytes:
+                self._aside = ""
             self.done += nbytes
-            self._is_compiling = False
             now = self._clock()
             if now - self._marks[-1][0] >= _WINDOW / 20:
                 self._marks.append((now, self.done))
@@ -51,16 +52,17 @@ class Meter:
                 self._marks.popleft()
 
     def notify(self, event: Event) -> None:
-        """Count the shards that events tell of."""
+        """Count the shards that events tell of, and note what takes time before bytes move."""
         self._complete += event.kind == "shard_written"
         self._pushed += event.kind == "shard_pushed"
-        self._is_compiling |= event.kind == "compiling"
+        if event.kind in ("compiling", "preparing"):
+            self._aside = event.message if event.kind == "preparing" else event.kind
 
     @property
     def phase(self) -> str:
         """What is done, and the part of it that takes the time."""
-        if self._is_compiling:
-            return f"{self.title} (compiling)"
+        if self._aside:
+            return f"{self.title} ({self._aside})"
         if self._pushed and self._complete >= self.shards:
             return f"{self.title} (uploading)"
         return self.title
@@ -73,7 +75,7 @@ class Meter:
         if self.shards:
             done = min(self._complete, self.shards)
             parts.append(f"{done} of {self.shards} shard{'' if self.shards == 1 else 's'}")
-        if self._is_compiling or now - self._marks[-1][0] > _WINDOW:
+        if self._aside or now - self._marks[-1][0] > _WINDOW:
             return ", ".join(parts)  # nothing moves: a rate would say when it did
         parts.append(f"{format_bytes(rate)}/s")
         if rate > 0:

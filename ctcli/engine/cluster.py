@@ -292,7 +292,7 @@ class Crew:
             if status == "finished":
                 try:
                     answer = task.future.result(timeout=_CONNECT_SECONDS)
-                except (TimeoutError, CancelledError, OSError):  # the worker died that had it
+                except (TimeoutError, CancelledError, OSError):  # the worker died, or is cut off
                     self._end(name, is_lost=True)
                     self._again(task)
                     continue
@@ -355,8 +355,11 @@ class Crew:
                 self._again(task)
 
     def _again(self, task: _Task) -> None:
-        """Have another worker make the files of a task that came to nothing."""
-        if not task.names or any(task.names == other.names for other in self._tasks.values()):
+        """Have another worker make the files of a task that came to nothing, or check it again."""
+        if not task.names:
+            self._seen.discard(task.worker)
+            return
+        if any(task.names == other.names for other in self._tasks.values()):
             return
         self._lost[task.names] += 1
         if self._lost[task.names] > _MOST_LOSSES:
@@ -395,9 +398,8 @@ class Crew:
             task.nbytes += told.get("advance", 0)
             worker = task.worker
         if "event" in told:
-            event = Event(told["event"], told["name"], told["nbytes"], worker=worker)
-            self._notify(event)
-        elif told["advance"]:
+            self._notify(Event(**{**told["event"], "worker": worker}))
+        else:
             self._advance(told["advance"])
 
 

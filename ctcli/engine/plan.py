@@ -236,6 +236,16 @@ def check_resources(plan: Plan, preparations: Iterable[Preparation] = ()) -> Non
         raise CtcliError(problems, " ".join(dict.fromkeys(hints)))
 
 
+def check_budget(plan: Plan, preparations: Iterable[Preparation]) -> None:
+    """Refuse a plan that the memory budget cannot hold, as `check_resources` does.
+
+    Raises:
+        CtcliError: says what is needed.
+    """
+    if problems := [*_memory_problems(plan, preparations)]:
+        raise CtcliError(problems, MORE_MEMORY)
+
+
 def _memory_problems(plan: Plan, preparations: Iterable[Preparation]) -> Iterator[str]:
     if too_little := memory_problem(plan.largest_tasks, plan.settings.max_memory):
         yield too_little

@@ -196,6 +196,22 @@ def test_events_name_the_workers(
     assert len({event["worker"] for event in written.values()}) > 1
 
 
+def test_workers_tell_how_far_they_are_with_learning(
+    four: Cluster, cli: Ctcli, pylm: Path, tmp_path: Path
+) -> None:
+    words = ("rotate", pylm, tmp_path / "out", "--transform-type", "learned", "--steps", "2")
+    where = ("--cluster", four.address)
+    done = cli(*words, "--rotations", "R1", *where, "--log-format", "json")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    learning = [event for event in events if event["event"] == "preparing"]
+    assert {event["message"] for event in learning} == {
+        *("learning rotations, 50 %", "learning rotations, 100 %")
+    }
+    writers = {event["worker"] for event in events if event["event"] == "shard_written"}
+    assert writers <= {event["worker"] for event in learning}
+
+
 @pytest.mark.parametrize(("by", "count"), [(SIGKILL, 1), (SIGTERM, 4)])
 def test_a_worker_that_dies_is_made_up_for(
     by: signal.Signals,

@@ -195,6 +195,9 @@ def test_commits_of_others_and_lost_answers_are_borne(
 def test_what_is_refused(hub: Hub, here: Run, work: Path) -> None:
     none = here("finish", DST)
     assert (none.returncode, "no model that" in none.stderr) == (1, False)
+    learned = ("--transform-type", "learned", "--rotations", "R1", "--max-memory", "16MB")
+    large = here("rotate", REPO, DST, *learned, "--stream", "--cluster", "local:1")
+    assert (large.returncode, "learning rotations needs" in large.stderr) == (1, True)
     planned = here(*TO_HUB, "--part", "1/2", "--dry-run", "--json")
     assert json.loads(planned.stdout)["parts_missing"] == ["1/2", "2/2"]
     assert MADE not in hub.repos
@@ -240,8 +243,13 @@ def test_a_cluster_that_pushes(
         assert done.returncode == 0, done.stderr
         assert not [*cluster.folder.rglob("*.safetensors")]
         assert hub.token not in cluster.log()
+        verify = ("verify", DST, "--against", REPO, "--json")
+        many, one = (here(*verify, *where) for where in (("--cluster", cluster.address), ()))
     assert_made(hub, whole)
     assert f"hf://{MADE}, branch main, commit" in done.stdout
+    assert [told.returncode for told in (many, one)] == [0, 0], many.stderr
+    found, expected = ({**json.loads(told.stdout), "seconds": 0} for told in (many, one))
+    assert found == expected
     assert not [*work.iterdir()]
 
 
