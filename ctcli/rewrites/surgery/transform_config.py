@@ -81,6 +81,8 @@ def parse_transform_config(name: str, data: Mapping[str, Any]) -> tuple[Transfor
     if not isinstance(groups, dict) or not groups:
         raise CtcliError(f"{name}: no config_groups.", _HINT)
     for group, scheme in groups.items():
+        if not group.isprintable():  # tensors are called after it
+            problems.append(f"{name}: {group!r} is no name for a group.")
         problems += [f"{name}: {group}: {what}." for what in _problems(scheme)]
     if problems:
         raise CtcliError(problems, _HINT)
