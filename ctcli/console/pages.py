@@ -65,8 +65,12 @@ def show_page(text: str) -> None:
     class Table(TableElement):
         def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
             for table in super().__rich_console__(console, options):
-                for column in getattr(table, "columns", ()):
+                columns = getattr(table, "columns", ())
+                cells = [[str(each) for each in (c.header, *c.cells)] for c in columns]
+                widths = _widths(cells, options.max_width - 2 * len(cells) - 2)
+                for column, width in zip(columns, widths, strict=True):
                     column.overflow = "fold"  # rather than leave out what does not fit
+                    column.width = width
                 yield table
 
     class Page(Markdown):
@@ -79,6 +83,19 @@ def show_page(text: str) -> None:
     width = min(console.width, _WIDEST)
     text = refitted(text, width - 2)  # a column stays free on either side of them
     console.print(Page(text, code_theme="ansi_dark", hyperlinks=False), width=width)
+
+
+def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int | None]:
+    """Widths in which no word breaks, if there is room for them; None: as rich has it."""
+    needed = [max(len(word) for cell in cells for word in cell.split()) for cells in columns]
+    wanted = [max(map(len, cells)) for cells in columns]
+    left = room - sum(needed)
+    if left < 0 or sum(wanted) <= room:
+        return [None] * len(columns)
+    lacking = sum(wanted) - sum(needed)
+    return [
+        least + left * (most - least) // lacking for least, most in zip(needed, wanted, strict=True)
+    ]
 
 
 def _lines(term: str, words: str, column: int, width: int, indent: str) -> Iterator[Text]:

@@ -13,7 +13,7 @@ from ctcli.cli.program import COMMANDS
 from ctcli.options import PANELS, options_of
 from ctcli.schemes.advice import FAMILIES, WITHOUT_CALIBRATION, advice_on
 from ctcli.schemes.presets import PRESETS, preset
-from tests.conftest import Ctcli
+from tests.conftest import ROOT, Ctcli
 
 _LINES = 60
 WIDTHS = (60, 100, 200)
@@ -55,10 +55,15 @@ def test_full_help_has_every_words_of_every_option(cli: Ctcli, command: str, col
             assert each.is_argument or f"Default: {each.words}." in shown
 
 
-def test_no_cell_of_a_page_is_cut_off(cli: Ctcli) -> None:
-    shown = cli("help", "schemes", env={"COLUMNS": "60"}).stdout
+@pytest.mark.parametrize("page", ["schemes", "machines"])
+def test_no_cell_of_a_page_is_cut_off_and_no_word_breaks(cli: Ctcli, page: str) -> None:
+    shown = cli("help", page, env={"COLUMNS": "60"}).stdout
     assert "…" not in shown
     assert max(map(len, shown.splitlines())) <= 60
+    cells = re.findall(r"\|([^|\n]+)", (ROOT / f"ctcli/guide/{page}.md").read_text())
+    words = {word for cell in cells for word in re.findall(r"[\w-]+", cell) if word.strip("-")}
+    assert words
+    assert words <= {*re.findall(r"[\w-]+", shown)}
 
 
 def test_parts_come_in_their_order() -> None:

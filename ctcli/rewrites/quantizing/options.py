@@ -101,7 +101,7 @@ class QuantizeOptions(RewriteOptions):
     )
     default_ignore: bool = option(
         True,
-        "Leave the default modules alone.",
+        "Whether the default modules are left alone.",
         flags="--default-ignore/--no-default-ignore",
         panel="What",
     )

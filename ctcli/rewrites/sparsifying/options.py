@@ -43,7 +43,9 @@ class SparsifyOptions(RewriteOptions):
         metavar="PATTERN",
     )
     default_ignore: bool = option(
-        True, "Leave the default modules alone.", flags="--default-ignore/--no-default-ignore"
+        True,
+        "Whether the default modules are left alone.",
+        flags="--default-ignore/--no-default-ignore",
     )
     max_shard_size: int | None = shard_size()
 
