@@ -21,6 +21,8 @@ __all__ = ["FAMILIES", "Attention", "Family", "Mixer", "Mlp", "Norm", "family_of
 _ROWS = (decoders.ROWS, decoders.TEXT_ROWS, experts.ROWS, hybrids.ROWS, pioneers.ROWS)
 FAMILIES: Mapping[str, Family] = dict(sorted(row for rows in _ROWS for row in rows.items()))
 
+_UNKNOWN = "unknown"
+
 WITHOUT_RECORD: Mapping[str, str] = {
     "axk2": "a gate of the stream follows each norm",
     "deepseek_v4": "several streams are mixed",
@@ -41,7 +43,7 @@ def model_type(config: Mapping[str, Any]) -> str:
     text = text_config(config)
     if named := text.get("model_type"):
         return str(named)
-    name = (*classes(config), "unknown")[0].removesuffix("ForCausalLM")
+    name = (*classes(config), _UNKNOWN)[0].removesuffix("ForCausalLM")
     known = {found.replace("_", ""): found for found in FAMILIES}
     return known.get(name.lower(), name)
 
@@ -58,13 +60,19 @@ def family_of(config: Mapping[str, Any]) -> Family:
             f"config.json: of model type {name!r} it is not known what is exact: {why}.",
             "Describe what of it is in a file and give --mapping FILE.",
         )
+    hint = (
+        f"{len(FAMILIES)} types are known; for others, describe the model in a file and give "
+        "--mapping FILE: `ctcli help rotations` shows one."
+    )
+    if name == _UNKNOWN:
+        what = "it names no model_type" if config else "there is none"
+        raise CtcliError(f"config.json, which says what is exact of a model: {what}.", hint)
     if name not in FAMILIES:
         near = difflib.get_close_matches(name, FAMILIES, n=3, cutoff=0.5)
         like = f" (near it: {', '.join(near)})" if near else ""
         raise CtcliError(
             f"config.json: model type {name!r} is not one whose architecture is known{like}.",
-            f"{len(FAMILIES)} types are known; for others, describe the model in a file and give "
-            "--mapping FILE: `ctcli help rotations` shows one.",
+            hint,
         )
     family = FAMILIES[name]
     return _variant(family, text_config(config))

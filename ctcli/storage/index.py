@@ -8,13 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from ctcli.checkpoint.sharding import is_numbered, natural_key
+from ctcli.checkpoint.sharding import natural_key
 from ctcli.checkpoint.value import INDEX_SUFFIX, Checkpoint, Shard
 from ctcli.errors import CtcliError
 from ctcli.storage.problems import Problem
 from ctcli.storage.strict_json import parse_json
 
 DEFAULT_INDEX = f"model{INDEX_SUFFIX}"
+# Names under which loaders of transformers, diffusers and Mistral look for a file that is alone.
+NAMES_ALONE = (
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors",
+    "consolidated.safetensors",
+)
 _HINT = "Repair the index, or delete it: without one it is made anew from the files' headers."
 
 
@@ -130,8 +136,8 @@ def apply_index(
 
 
 def encode_index(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The index file that belongs to the checkpoint's shards; none for one plain file."""
-    if len(checkpoint.shards) == 1 and not is_numbered(checkpoint.shards[0].name):
+    """The index file that belongs to the checkpoint's shards; none for one that is found alone."""
+    if [shard.name for shard in checkpoint.shards] in [[name] for name in NAMES_ALONE]:
         return {}
     metadata = {**checkpoint.index_metadata, "total_size": checkpoint.nbytes}
     # json's own indenting takes most of a second for a hundred thousand names.

@@ -14,13 +14,13 @@ from ctcli.checkpoint.value import CONFIG_NAME, INDEX_SUFFIX, RECIPE_NAME
 from ctcli.lazy.tensors import Stored, content_of
 from ctcli.models.modules import Module, modules_of
 from ctcli.storage.destination import DIRECTORY, partial_of
-from ctcli.storage.index import Index
+from ctcli.storage.index import NAMES_ALONE, Index
 from ctcli.storage.leftover import is_published
 from ctcli.storage.local import LocalFile, list_local
 from ctcli.storage.problems import Problem
 from ctcli.storage.recipe import parse_recipe
 from ctcli.storage.strict_json import parse_json
-from ctcli.storage.weights import DEFAULT_WEIGHTS, Weights, read_weights, strays_of
+from ctcli.storage.weights import Weights, read_weights, strays_of
 from ctcli.verifying.findings import Finding
 
 # What downloads and editors leave behind while they are at work.
@@ -107,7 +107,7 @@ def _names(weights: Weights, files: Mapping[str, LocalFile]) -> Iterator[Finding
     """Names of weights files that no loader looks for, or that speak of others."""
     names = weights.names
     indexes = [name for name in files if name.endswith(INDEX_SUFFIX) and "/" not in name]
-    if names and names[0] != DEFAULT_WEIGHTS and not indexes:
+    if names and names[0] not in NAMES_ALONE and not indexes:
         yield Finding("index", names[0], "it has no index, and loaders look for its name in one.")
     totals = {int(match[1]) for name in names if (match := _TOTAL.fullmatch(name))}
     numbered = [name for name in names if is_numbered(name)]

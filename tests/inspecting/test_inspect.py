@@ -431,6 +431,23 @@ def test_unknown_families_and_checkpoints_without_config_are_told(tmp_path: Path
     assert look(folder)["family"] is None
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("rotate", "config.json, which says what is exact of a model: there is none."),
+        ("export-bin", "it has no config.json, which describes the model."),
+    ],
+)
+def test_a_missing_config_is_named(
+    ctcli: Ctcli, pylm: Path, tmp_path: Path, command: str, said: str
+) -> None:
+    source = shutil.copytree(pylm, tmp_path / "source")
+    (source / "config.json").unlink()
+    told = ctcli(command, source, tmp_path / "out")
+    assert told.returncode == 1
+    assert said in told.stderr
+
+
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     with Hub() as running:

@@ -195,6 +195,19 @@ def test_several_files_without_an_index_get_one(cli: Ctcli, tmp_path: Path) -> N
     assert tensor_hashes(tmp_path / "out") == tensor_hashes(source)
 
 
+@pytest.mark.parametrize(
+    ("name", "is_found"), [("weights", False), ("consolidated", True), ("model", True)]
+)
+def test_one_file_gets_an_index_where_no_loader_looks_for_its_name(
+    cli: Ctcli, tmp_path: Path, name: str, is_found: bool
+) -> None:
+    shards = {f"{name}.safetensors": {"a": array(3)}}
+    source = write_checkpoint(tmp_path / "source", shards, index=False)
+    assert cli("reindex", source, tmp_path / "out").returncode == 0
+    assert (tmp_path / "out" / "model.safetensors.index.json").exists() != is_found
+    assert "it has no index" not in cli("verify", tmp_path / "out").stdout
+
+
 def test_link_shares_unchanged_shards_and_copies_the_rest(cli: Ctcli, tmp_path: Path) -> None:
     source = straddling(tmp_path / "source")
     assert cli("reindex", source, tmp_path / "out", "--link").returncode == 0

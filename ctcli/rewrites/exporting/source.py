@@ -56,6 +56,11 @@ def read_llama(checkpoint: Checkpoint) -> Llama:
             "Only Llamas in Hugging Face's or Meta's layout can be exported.",
         )
     if naming is HUGGING_FACE:
+        if not checkpoint.config:
+            raise CtcliError(
+                f"{name}: it has no config.json, which describes the model.",
+                "Put it beside the weights.",
+            )
         config = from_config_json(checkpoint.config)
     else:
         config = from_params_json(_params_of(checkpoint))
