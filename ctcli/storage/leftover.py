@@ -110,7 +110,9 @@ def look_for_leftover(
     journal = read_journal(root / JOURNAL, key) if there else Journal({}, {})
     if there and has_published(destination, form):
         if is_published(destination, form, key):
-            return Leftover(Journal(journal.complete, {}), 0, is_published=True)
+            # Of a journal that is gone already, or cannot be read, only the errors are missing.
+            made = {name: journal.complete.get(name, {}) for name in sizes}
+            return Leftover(Journal(made, {}), 0, is_published=True)
         journal = Journal({}, {})
     found = _files_in(root / CHECKPOINT)
     sound = {name for name in found if found[name].st_size == sizes.get(name)}

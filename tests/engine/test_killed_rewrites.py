@@ -83,3 +83,19 @@ def test_a_killed_run_continues_to_the_same_bytes(
     done = ctcli(*arguments, "--json")
     assert json.loads(done.stdout)["files_continued"] == 3
     assert file_hashes(destination) == file_hashes(tmp_path / "undisturbed")
+
+
+def test_a_published_dst_is_left_alone_where_its_journal_is_gone(
+    source: Path, tmp_path: Path, cli: Ctcli
+) -> None:
+    out, partial = tmp_path / "out", tmp_path / ".out.ctcli-partial"
+    command = (*COMMANDS["quantize"], str(source), str(out))
+    assert end_at(Moment("published", 1), *command).returncode == -SIGKILL
+    made = {path.name: path.stat().st_ino for path in out.iterdir()}
+    hashes = file_hashes(out)
+    (partial / "journal").unlink()  # what clears up may be killed behind this
+    done = cli(*command)
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.stat().st_ino for path in out.iterdir()} == made
+    assert file_hashes(out) == hashes
+    assert not partial.exists()
