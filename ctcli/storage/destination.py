@@ -15,6 +15,7 @@ from ctcli.errors import CtcliError, os_errors_of
 from ctcli.storage.exchange import exchange
 
 _HINT_ELSEWHERE = "Choose another DST."
+_OF_A_CHECKPOINT = (".safetensors", ".index.json", "config.json", "ctcli_recipe.toml")
 
 
 def partial_of(destination: Path) -> Path:
@@ -123,7 +124,7 @@ def _check_apart(destination: Path, target: Path, source: Path) -> None:
 
 
 class _Directory:
-    """A checkpoint: a directory that replaces an empty one, or any by `--overwrite`."""
+    """A checkpoint: a directory that replaces an empty one, or by `--overwrite` a checkpoint."""
 
     is_checkpoint = True
 
@@ -132,8 +133,14 @@ class _Directory:
         if not destination.is_dir():
             raise CtcliError(f"{destination}: a file of this name exists.", _HINT_ELSEWHERE)
         with os_errors_of(str(destination), "reading"):
-            is_empty = not any(destination.iterdir())
-        if not is_empty and not overwrite:
+            names = sorted(path.name for path in destination.iterdir())
+        if names and not any(name.endswith(_OF_A_CHECKPOINT) for name in names):
+            others = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+            raise CtcliError(
+                f"{destination}: DST exists, and holds no checkpoint to replace: {others}.",
+                "Move it away, or choose another DST.",
+            )
+        if names and not overwrite:
             raise CtcliError(
                 f"{destination}: DST exists and is not empty.",
                 "Give --overwrite to replace it, or choose another DST.",

@@ -120,8 +120,8 @@ def main(rounds: int, seed: int) -> None:
             for path in (place, partial := place.with_name(f".{place.name}.ctcli-partial")):
                 shutil.rmtree(path, ignore_errors=True)
                 path.unlink(missing_ok=True)
-            (place if place.suffix else place / "old.bin").parent.mkdir(exist_ok=True)
-            (place if place.suffix else place / "old.bin").write_bytes(b"old")
+            (place if place.suffix else place / "config.json").parent.mkdir(exist_ok=True)
+            (place if place.suffix else place / "config.json").write_bytes(b"old")
             old, crowd = content(place), Round(place, random.Random(seed + number))
             problems = crowd.crowd()
             # Killed between two renames, where two folders cannot change places at once.

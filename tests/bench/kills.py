@@ -129,7 +129,7 @@ class Run:
         """Put there what is to be replaced, and return what lies there."""
         if "--overwrite" in self.words:
             self.out.mkdir()
-            (self.out / "old.txt").write_text("old")
+            (self.out / "config.json").write_text("{}")
         return self.found
 
     @property

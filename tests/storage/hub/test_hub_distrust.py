@@ -149,7 +149,7 @@ def test_a_portal_that_comes_up_in_the_middle_of_a_push_ends_in_one_line(
 
 def _folder(path: Path) -> Path:
     path.mkdir()
-    (path / "old.txt").write_text("old")
+    (path / "config.json").write_text("{}")
     return path
 
 
