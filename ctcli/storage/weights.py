@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 
-from ctcli.checkpoint.sharding import natural_key
+from ctcli.checkpoint.sharding import is_numbered, natural_key
 from ctcli.checkpoint.value import ROTATIONS_NAME, Shard
 from ctcli.errors import CtcliError
 from ctcli.lazy.tensors import SourceFile, content_of
@@ -16,6 +17,7 @@ from ctcli.storage.problems import Problem, Sink, problems_of
 from ctcli.storage.safetensors import WeightsFile, read_weights_file
 
 DEFAULT_WEIGHTS = "model.safetensors"
+_TOTAL = re.compile(r".*-of-([0-9]+)\.safetensors")
 OTHER_WEIGHTS = (".bin", ".pth", ".pt", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf")
 _HEADER_READERS = 8  # on a hub each header is a round trip
 
@@ -53,6 +55,7 @@ def read_weights(source: str, files: Mapping[str, SourceFile], sink: Sink) -> We
     index = _index(files, sink)
     names = index.files if index else _unindexed(files)
     sink(missing_files(index, files) if index else [])
+    sink([*_wrong_totals(names)])
     if not names:
         sink([_no_weights(source, files, is_indexed=index is not None)])
     weights = _read_headers([files[name] for name in names if name in files], sink)
@@ -82,6 +85,16 @@ def _unindexed(files: Iterable[str]) -> list[str]:
     """The weights files of a checkpoint without an index."""
     names = [name for name in files if name.endswith(".safetensors") and "/" not in name]
     return [DEFAULT_WEIGHTS] if DEFAULT_WEIGHTS in names else sorted(names, key=natural_key)
+
+
+def _wrong_totals(names: Sequence[str]) -> Iterator[Problem]:
+    """Names that tell of more files, or fewer, than there are."""
+    totals = {int(match[1]) for name in names if (match := _TOTAL.fullmatch(name))}
+    numbered = [name for name in names if is_numbered(name)]
+    for total in sorted(totals - {len(numbered)}):
+        message = f"the name says that there are {total} such files, and there are {len(numbered)}."
+        line = f"{numbered[0]}: {message}"
+        yield Problem("file", numbered[0], message, line, is_warning=True)
 
 
 def _no_weights(source: str, files: Iterable[str], *, is_indexed: bool) -> Problem:

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ctcli.checkpoint.sharding import is_numbered
 from ctcli.checkpoint.value import CONFIG_NAME, INDEX_SUFFIX, RECIPE_NAME
 from ctcli.lazy.tensors import Stored, content_of
 from ctcli.models.modules import Module, modules_of
@@ -25,7 +24,6 @@ from ctcli.verifying.findings import Finding
 
 # What downloads and editors leave behind while they are at work.
 _UNFINISHED = re.compile(r".*\.(incomplete|part|tmp|crdownload|aria2)")
-_TOTAL = re.compile(r".*-of-([0-9]+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -104,16 +102,11 @@ def _half_written(directory: Path, files: Mapping[str, LocalFile]) -> Iterator[F
 
 
 def _names(weights: Weights, files: Mapping[str, LocalFile]) -> Iterator[Finding]:
-    """Names of weights files that no loader looks for, or that speak of others."""
+    """A weights file that no loader looks for by its name."""
     names = weights.names
     indexes = [name for name in files if name.endswith(INDEX_SUFFIX) and "/" not in name]
     if names and names[0] not in NAMES_ALONE and not indexes:
         yield Finding("index", names[0], "it has no index, and loaders look for its name in one.")
-    totals = {int(match[1]) for name in names if (match := _TOTAL.fullmatch(name))}
-    numbered = [name for name in names if is_numbered(name)]
-    for total in sorted(totals - {len(numbered)}):
-        message = f"the name says that there are {total} such files, and there are {len(numbered)}."
-        yield Finding("file", numbered[0], message)
 
 
 def _tensors(weights: Weights) -> dict[str, Stored]:

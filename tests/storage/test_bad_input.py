@@ -284,7 +284,11 @@ def test_folders_nested_too_deep_are_refused(refused: Run, src: Path, dst: Path)
 
 # What is done to a DST that does not exist yet, what is named instead, and what is said.
 BAD_DESTINATIONS: Mapping[str, tuple[Callable[[Path], Path], str]] = {
-    "with content": (lambda d: file_at(d / "thesis.txt").parent, "DST exists and is not empty"),
+    "a checkpoint": (lambda d: file_at(d / "config.json").parent, "DST exists and is not empty"),
+    "with content": (
+        lambda d: file_at(d / "thesis.txt").parent,
+        "no checkpoint to replace: thesis.txt.",
+    ),
     "a file": (file_at, "a file of this name exists"),
     "below a file": (lambda d: file_at(d) / "out", "cannot write into"),
     "link to itself": (loop_at, "/out: "),
@@ -303,7 +307,25 @@ BAD_DESTINATIONS: Mapping[str, tuple[Callable[[Path], Path], str]] = {
 def test_a_bad_dst_is_refused_and_untouched(refused: Run, src: Path, dst: Path, case: str) -> None:
     prepare, said = BAD_DESTINATIONS[case]
     done = refused(src, prepare(dst), said=(said,))
-    assert ("--overwrite" in done.stderr) == (case == "with content")
+    assert ("--overwrite" in done.stderr) == (case == "a checkpoint")
+
+
+def test_what_is_no_checkpoint_is_not_replaced(ctcli: Ctcli, pylm: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes"
+    (notes / "more").mkdir(parents=True)
+    (notes / "thesis.txt").write_text("years")
+    for options in (("--dry-run",), ()):
+        done = ctcli("reindex", pylm, notes, "--overwrite", *options)
+        assert done.returncode == 1
+        assert "holds no checkpoint to replace: more, thesis.txt." in done.stderr
+    assert (notes / "thesis.txt").read_text() == "years"
+
+
+def test_one_of_several_shards_is_told(ctcli: Ctcli, pylm: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model-00002-of-00006.safetensors"):
+        shutil.copy(pylm / name, tmp_path)
+    done = ctcli("inspect", tmp_path)
+    assert "says that there are 6 such files, and there are 1." in done.stdout
 
 
 def test_a_dst_that_another_run_writes_is_refused(
