@@ -60,7 +60,7 @@ def _print(console: Console, blocks: Sequence[Block]) -> None:
 
 def show_page(text: str) -> None:
     """Print a page in Markdown on stdout."""
-    from rich.markdown import Markdown, TableElement  # not free, and for pages only
+    from rich.markdown import CodeBlock, Markdown, TableElement  # not free, and for pages only
 
     class Table(TableElement):
         def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -73,8 +73,18 @@ def show_page(text: str) -> None:
                     column.width = width
                 yield table
 
+    class Code(CodeBlock):
+        def __rich_console__(self, _console: Console, _options: ConsoleOptions) -> RenderResult:
+            for line in str(self.text).rstrip().split("\n"):  # whole, however long, to be copied
+                yield Text(f" {line}".rstrip(), no_wrap=True, overflow="ignore")
+
     class Page(Markdown):
-        elements: ClassVar = {**Markdown.elements, "table_open": Table}
+        elements: ClassVar = {
+            **Markdown.elements,
+            "table_open": Table,
+            "fence": Code,
+            "code_block": Code,
+        }
 
     console = Console(highlight=False)
     if not console.encoding.lower().startswith("utf"):  # which has neither bullets nor lines
@@ -82,7 +92,7 @@ def show_page(text: str) -> None:
         return
     width = min(console.width, _WIDEST)
     text = refitted(text, width - 2)  # a column stays free on either side of them
-    console.print(Page(text, code_theme="ansi_dark", hyperlinks=False), width=width)
+    console.print(Page(text, hyperlinks=False), width=width, crop=False)
 
 
 def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int | None]:
