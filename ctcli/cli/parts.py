@@ -14,7 +14,7 @@ from ctcli.cli.meetings import attempt_at, check_shared, for_target, meeting_of
 from ctcli.cli.options import Destination, Shared
 from ctcli.cli.pushing import with_push
 from ctcli.cli.running import preparations_of, prepare, result_of
-from ctcli.console import Result, Terminal
+from ctcli.console import Result, ResultSection, Terminal
 from ctcli.engine.plan import Plan, check_resources
 from ctcli.engine.shares import Meeting, agree, check_destination_of, plan_share, write_share
 from ctcli.events import Event
@@ -115,7 +115,11 @@ def _with_part(
         "published": not lacking,
         "parts_missing": lacking,
     }
-    return replace(result, rows=rows, data=data)
+    sections = result.sections
+    if lacking and not shared.dry_run:
+        todo = [(command_of(made, each),) for each in lacking]
+        sections = [*(s for s in sections if s.heading != "next"), ResultSection("next", todo)]
+    return replace(result, rows=rows, data=data, sections=sections)
 
 
 def lacking_parts(missing: Sequence[str], made: Agreement) -> list[str]:

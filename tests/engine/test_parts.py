@@ -326,7 +326,9 @@ def test_finish_names_the_missing_parts_and_a_command(
     nothing = cli("finish", destination)
     assert nothing.returncode == 1
     assert "no parts of it lie in" in nothing.stderr
-    assert cli(*words, "--part", "2/3").returncode == 0
+    made = cli(*words, "--part", "2/3")
+    assert made.returncode == 0
+    assert [line[-10:] for line in made.stdout.splitlines()[-2:]] == ["--part 1/3", "--part 3/3"]
     done = cli("finish", destination)
     assert done.returncode == 1
     assert "part 1/3 is missing" in done.stderr
