@@ -19,6 +19,7 @@ from ctcli.console.progress import Meter
 from ctcli.events import Event
 from ctcli.units import format_bytes, format_seconds, parse_bytes
 from tests.conftest import Ctcli
+from tests.helpers.processes import HANG_SECONDS, environment
 
 
 def run_in_terminal(columns: int, *arguments: str | Path, status: int = 0) -> str:
@@ -72,6 +73,26 @@ def test_a_stdout_that_cannot_be_written_is_no_traceback(
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == int(says)
     assert done.stderr.startswith("error: stdout: the disk") if says else not done.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)], ids=str)
+def test_a_reader_that_has_seen_enough_changes_no_status(
+    pylm: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    gone, stdout = os.pipe()
+    os.close(gone)
+    command = ("quantize", pylm, tmp_path / "out", "--scheme", "W4A16", "--group-size", "64")
+    done = subprocess.run(
+        [sys.executable, "-m", "ctcli", *map(str, command), *words],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=HANG_SECONDS,
+        env=environment(),
+    )
+    os.close(stdout)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out").is_dir()
 
 
 def test_quiet_prints_nothing(ctcli: Ctcli, pylm: Path, tmp_path: Path) -> None:
@@ -158,6 +179,7 @@ def test_the_rate_is_that_of_the_last_seconds_and_the_phase_is_told() -> None:
     for now in range(101, 121):  # noqa: B007
         meter(10_000)
     assert "10 KB/s, 1 min 10 s left" in meter.words()
+    assert meter.words(50) == "30 % of 1 MB, 0 of 2 shards, 1 min 10 s left"
     now = 131  # nothing has moved for a while
     assert meter.words() == "30 % of 1 MB, 0 of 2 shards"
     for _ in range(2):

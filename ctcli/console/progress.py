@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.text import Text
 
 from ctcli.events import Event, Notify
 from ctcli.units import Advance, format_bytes, format_seconds
@@ -67,8 +68,12 @@ class Meter:
             return f"{self.title} (uploading)"
         return self.title
 
-    def words(self) -> str:
-        """Share, shards, rate of the last seconds, and the time that is left at this rate."""
+    def words(self, room: int = 1000) -> str:
+        """Share, shards, rate of the last seconds, and the time that is left at this rate.
+
+        Args:
+            room: columns; where there are too few, the rate is left out.
+        """
         now, (start, before) = self._clock(), self._marks[0]
         rate = (self.done - before) / max(now - start, 1e-3)
         parts = [f"{100 * self.done // max(self.total, 1)} % of {format_bytes(self.total)}"]
@@ -80,6 +85,8 @@ class Meter:
         parts.append(f"{format_bytes(rate)}/s")
         if rate > 0:
             parts.append(f"{format_seconds((self.total - self.done) / rate)} left")
+            if len(", ".join(parts)) > room:
+                del parts[-2]
         return ", ".join(parts)
 
 
@@ -115,16 +122,22 @@ def logging(notify: Notify, meter: Meter) -> Iterator[Advance]:
 def _bar(console: Console, meter: Meter) -> Iterator[Advance]:
     from rich import progress  # not needed, and not free, without a terminal
 
-    columns: list[progress.ProgressColumn]
-    columns = [progress.TextColumn("{task.description}  {task.fields[words]}")]
+    class Words(progress.ProgressColumn):
+        """What the meter says now, though nothing may have moved for a while."""
+
+        def render(self, _task: progress.Task) -> Text:
+            """See `ProgressColumn`."""
+            return Text(f"{meter.phase}  {meter.words(console.width - len(meter.phase) - 2)}")
+
+    columns: list[progress.ProgressColumn] = [Words()]
     if console.width >= _ROOM_FOR_BAR:
         columns.insert(0, progress.BarColumn(_BAR))
     with progress.Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(meter.title, total=meter.total, words="")
+        task = bar.add_task(meter.title, total=meter.total)
 
         def advance(nbytes: int) -> None:
             meter(nbytes)
-            bar.update(task, advance=nbytes, description=meter.phase, words=meter.words())
+            bar.update(task, advance=nbytes)
 
         yield advance
 

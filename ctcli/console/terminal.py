@@ -7,7 +7,7 @@ import math
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +24,14 @@ _LONGEST = 600  # characters of a line
 _NARROWEST = 30  # columns in which the last cell of a line is worth wrapping
 
 
+class _Output(Console):
+    """Stdout, of which rich would end the process where nobody reads it."""
+
+    def on_broken_pipe(self) -> None:
+        """See `Console`."""
+        raise BrokenPipeError
+
+
 class Terminal:
     """The two output streams of a command.
 
@@ -37,7 +45,7 @@ class Terminal:
         self._log = EventLog(sys.stderr) if logs else None
         self._meter: Meter | None = None
         self.has_compiled = False
-        self._out = Console(highlight=False, soft_wrap=True)
+        self._out = _Output(highlight=False, soft_wrap=True)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def notify(self, event: Event) -> None:
@@ -67,7 +75,8 @@ class Terminal:
         Raises:
             CtcliError: stdout cannot be written.
         """
-        with os_errors_of("stdout", "writing"):
+        # A reader such as `head`, which has seen enough, does not change the exit status.
+        with os_errors_of("stdout", "writing"), suppress(BrokenPipeError):
             self._show(result)
             if sys.stdout:
                 sys.stdout.flush()
