@@ -89,8 +89,8 @@ def _unindexed(files: Iterable[str]) -> list[str]:
 
 def _wrong_totals(names: Sequence[str]) -> Iterator[Problem]:
     """Names that tell of more files, or fewer, than there are."""
-    totals = {int(match[1]) for name in names if (match := _TOTAL.fullmatch(name))}
     numbered = [name for name in names if is_numbered(name)]
+    totals = {int(match[1]) for name in numbered if (match := _TOTAL.fullmatch(name))}
     for total in sorted(totals - {len(numbered)}):
         message = f"the name says that there are {total} such files, and there are {len(numbered)}."
         line = f"{numbered[0]}: {message}"
