@@ -17,7 +17,7 @@ from ctcli.cli.pushing import with_push
 from ctcli.cli.running import preparations_of, result_of
 from ctcli.cli.worker import Planned, check, make, plan_of
 from ctcli.console import Terminal
-from ctcli.engine.cluster import Crew, connected
+from ctcli.engine.cluster import Crew, check_installed, connected
 from ctcli.engine.plan import Plan, Settings, check_budget, check_resources
 from ctcli.engine.shares import Meeting, agree, check_destination_of, plan_share
 from ctcli.engine.work import Work
@@ -34,6 +34,7 @@ def run_cluster(command: str, step: Step, source: str, target: Destination, shar
     """Have the workers of a cluster make the files; then publish DST."""
     terminal = Terminal(shared.quiet, shared.json, shared.log_format == "json")
     with terminal.logging_errors():
+        check_installed()
         check_shared(terminal, source, target, shared, step.form)
         attempt = attempt_at(target, "client")
         folder = stream_folder_of(attempt) if shared.stream else None

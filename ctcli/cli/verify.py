@@ -61,6 +61,8 @@ def verify(options: VerifyOptions, reading: VerifyPlaces) -> None:
     terminal, start = Terminal(reading.quiet, reading.json), time.monotonic()
     if html:
         _check_page(html)
+    if options.sha256 and not options.sha256.exists():
+        _check_writable(options.sha256)
     tell_of_compiling(terminal.notify)
     directory, commit = directory_of(reading.destination, None, terminal.progress)
     source = None
@@ -116,6 +118,10 @@ def _check_page(path: Path) -> None:
             is_page = file.read(len(PAGE_START)) in (b"", PAGE_START.encode())
         if not is_page:
             raise CtcliError(f"{path}: it exists, and is no page.", "Name another FILE.")
+    _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
     place = path if path.exists() else path.resolve().parent
     if path.is_dir() or not os.access(place, os.W_OK):
         raise CtcliError(f"{path}: a file cannot be written there.", "Name another FILE.")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -65,6 +66,16 @@ class _Task:
         return time.monotonic() - self.heard > _SILENT_SECONDS
 
 
+def check_installed() -> None:
+    """Refuse to go on without Dask.
+
+    Raises:
+        CtcliError: names the extra that brings it.
+    """
+    if not find_spec("distributed"):
+        raise CtcliError("--cluster needs Dask's package distributed.", _EXTRA)
+
+
 @contextmanager
 def connected(where: str, threads: int | None) -> Iterator[Any]:
     """A client of the cluster.
@@ -76,10 +87,9 @@ def connected(where: str, threads: int | None) -> Iterator[Any]:
     Raises:
         CtcliError: Dask is not installed, or no scheduler answers.
     """
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise CtcliError("--cluster needs Dask's package distributed.", _EXTRA) from error
+    check_installed()
+    from distributed import Client
+
     silence()
     count = int(where.removeprefix(_LOCAL)) if where.startswith(_LOCAL) else 0
     share = threads or max(1, cores() // max(1, count))

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ctcli.checkpoint.value import Checkpoint
+from ctcli.checkpoint.value import RECIPE_NAME, Checkpoint
 from ctcli.schemes import words
 from ctcli.verifying.against import error_findings
 from ctcli.verifying.checks import Check, Seen
@@ -58,6 +58,8 @@ def verify(
         *demands,
     ]
     notes = [*subject.notes, *unchecked, *pairing.notes, *unknown]
+    if source and RECIPE_NAME not in snapshot.files and "quantization_config" in source.config:
+        notes.append("the source is quantized, and this is not: are they meant the other way?")
     hashes_are = None
     if manifest := options.sha256:
         if manifest.exists():

@@ -524,9 +524,10 @@ def test_without_dask_the_message_names_the_extra(
     cli: Ctcli, monkeypatch: pytest.MonkeyPatch, pylm: Path, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    done = cli("reindex", pylm, tmp_path / "out", "--cluster", "local:2")
-    assert done.returncode == 1
-    assert "pip install 'ctcli[dask]'" in done.stderr
+    for options in ((), ("--dry-run",)):
+        done = cli("reindex", pylm, tmp_path / "out", "--cluster", "local:2", *options)
+        assert done.returncode == 1
+        assert "pip install 'ctcli[dask]'" in done.stderr
     assert not any(tmp_path.iterdir())
 
 

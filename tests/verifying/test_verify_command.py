@@ -114,6 +114,22 @@ def test_a_folder_without_a_checkpoint_is_one_big_difference(cli: Ctcli, tmp_pat
     assert "*.safetensors: there are no weights files." in done.stdout
 
 
+@pytest.mark.parametrize("option", ["--sha256", "--html"])
+def test_where_nothing_can_be_written_is_told_first(
+    cli: Ctcli, made: Path, tmp_path: Path, option: str
+) -> None:
+    (made / "config.json").unlink()
+    done = cli("verify", made, option, tmp_path / "none" / "file")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "a file cannot be written there" in done.stderr
+
+
+def test_sides_that_may_be_the_wrong_way_round_are_told(cli: Ctcli, made: Path, pylm: Path) -> None:
+    done = cli("verify", pylm, "--against", made)
+    assert done.returncode == 3
+    assert "are they meant the other way?" in done.stdout
+
+
 def test_hashes_are_written_once_and_compared_from_then_on(made: Path, tmp_path: Path) -> None:
     sums = tmp_path / "sums"
     found = run_verify(made, sha256=sums)
