@@ -21,7 +21,7 @@ SOURCES = {
 COMMANDS = (
     *("reindex", "reindex --link", "reindex --fsync", "fuse-norms", "rotate", "equalize", "run"),
     *("quantize --scheme FP8_DYNAMIC", "quantize --scheme NVFP4A16"),
-    *("quantize --scheme W4A16 --fsync", "dequantize", "convert"),
+    *("quantize --scheme W4A16 --group-size 32 --fsync", "dequantize", "convert"),
     *("export-bin", "export-bin --fsync", "export-bin --tokenizer"),
 )
 # `nox -s calls` disturbs all calls of all commands: an error, of one kind or the other, a signal to
