@@ -84,16 +84,19 @@ def floor(samples: Mapping[str, Sequence[Sample]], read: int, written: int, core
     """How fast ours can be here: start-up, computing, and its bytes on all cores.
 
     Args:
-        samples: of a race that `_computing` made.
+        samples: of a race that `_computing` made; or like one that only reads.
         read: bytes of the source.
-        written: bytes of the output.
+        written: bytes of the output; or of the other side that is read.
         cores: how many there are.
     """
     ours = next(iter(samples))
     wall = {name: median(run.wall for run in runs) for name, runs in samples.items()}
     processor = {name: median(run.processor for run in runs) for name, runs in samples.items()}
     reading = processor[READING]
-    writing = processor[COPYING] - reading * written / read
+    if COPYING in processor:
+        writing = processor[COPYING] - reading * written / read
+    else:
+        read, written, writing = read + written, 0, 0.0
     least = wall[COMPUTING] + (reading + writing) / cores
     return (
         f"at best {least:.2f} s: {wall[START]:.2f} start-up and plan, "
@@ -151,6 +154,7 @@ def _source(method: str, command: str, **peers: str) -> Race:
     )
 
 
+_VERIFY = "verify {made} --against {src} --quiet"
 _MACHINES = f"{_CTCLI} quantize {{src}} {{dst}} --scheme NVFP4A16 --quiet"
 _SCHEMES = (
     *("FP8_DYNAMIC", "FP8_BLOCK", "W8A8", "W4A16"),
@@ -171,11 +175,14 @@ RACES = {
     "verify-against": Race(
         _LLAMA_1B,
         {
-            "ctcli verify --against": f"{_CTCLI} verify {{made}} --against {{src}} --quiet",
-            "cat both": "sh -c 'cat {src}/* {made}/* >/dev/null'",
+            "ctcli verify --against": f"{_CTCLI} {_VERIFY}",
+            START: f"{_CTCLI} inspect {{made}} --quiet",
+            COMPUTING: f"{{python}} -m tests.bench.computing {_VERIFY}",
+            READING: "sh -c 'cat {src}/* {made}/* > /dev/null'",
         },
         made=f"{_CTCLI} quantize {{src}} {{made}} --scheme W4A16 --quiet --overwrite",
     ),
+    "run": _computing("run", f"run {_RECIPES}/rotate-W4A16.toml {{src}} {{dst}}", _LLAMA_1B),
     **{
         f"run-{scheme}": _run(f"rotate-{scheme}", scheme)
         for scheme in ("W4A16", "FP8_DYNAMIC", "NVFP4A16")
