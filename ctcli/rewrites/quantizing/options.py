@@ -150,7 +150,9 @@ class QuantizeOptions(RewriteOptions):
     device: str = device()
 
     def __post_init__(self) -> None:
-        """Hash, parse and read what the options name."""
+        """Refuse what would have no effect; hash, parse and read what the options name."""
+        if "Linear" in self.targets:
+            raise OptionError("--targets Linear: all linears are the default; leave it out.")
         _ = self.recipe, self.choice
         self._check_observer()
         self._check_constant_scale()
