@@ -69,12 +69,12 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     if options.max_shard_size:
         result = cut_to_size(result, options.max_shard_size)
     result = result.with_config({**untied.config, "quantization_config": config})
-    warnings = takers(result, linears, selection.schemes, options.target)
+    loaders, warnings = takers(result, linears, selection.schemes, options.target)
     result = replace(result, warnings=(*result.warnings, *warnings))
     methods = {module: coded.method for module, coded in as_stored.items()}
     constant = len(scales) if options.constant_input_scale else 0
     sizes = checkpoint.nbytes, result.nbytes
-    return result, QuantizeReport(selection, *sizes, methods, {}, constant, measured)
+    return result, QuantizeReport(selection, *sizes, methods, {}, constant, measured, loaders)
 
 
 def _unchanged(

@@ -12,6 +12,7 @@ from typing import Any
 from ctcli.models.familiar import unfamiliar
 from ctcli.patterns import alike
 from ctcli.rewrites.quantizing.selection import Selection
+from ctcli.rewrites.quantizing.targets import Takers
 from ctcli.schemes import words
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.parsing import UNNAMED
@@ -32,6 +33,7 @@ class QuantizeReport:
         errors: relative root mean square error by module, once it is known.
         constant: how many modules have a constant scale of their activations.
         measured: what is known of other models that were quantized so, line by line.
+        loaders: which loaders take the result; None: nobody asked.
     """
 
     selection: Selection
@@ -41,6 +43,7 @@ class QuantizeReport:
     errors: Mapping[str, float]
     constant: int = 0
     measured: Sequence[str] = ()
+    loaders: Takers | None = None
 
     @cached_property
     def unfamiliar(self) -> Mapping[str, int]:
@@ -75,6 +78,7 @@ class QuantizeReport:
             patterns, modules = counted(len(strange), "pattern"), sum(strange.values())
             found = f"{patterns}, {counted(modules, 'module')}, quantized as linears"
             rows.append(("unfamiliar", found))
+        rows += self.loaders.rows() if self.loaders else []
         share = self.bytes_after / self.bytes_before
         before, after = format_bytes(self.bytes_before), format_bytes(self.bytes_after)
         return [*rows, ("tensor bytes", f"{before} -> {after} ({100 * share:.0f} %)")]
@@ -108,6 +112,7 @@ class QuantizeReport:
             "unfamiliar": dict(self.unfamiliar),
             "constant_input_scales": self.constant,
             "measured_loss": list(self.measured),
+            "loaders": self.loaders.data() if self.loaders else None,
             "tensor_bytes_before": self.bytes_before,
             "tensor_bytes_after": self.bytes_after,
         }
