@@ -117,8 +117,8 @@ class QuantizeOptions(RewriteOptions):
     )
     rest: Literal["keep", "dense"] = option(
         "keep",
-        "Where SRC is quantized already: modules that are left alone stay as they are stored, or "
-        "become floats.",
+        "Where SRC is quantized already: modules that are left alone stay as they are stored, if "
+        "compressed-tensors has a scheme for them, or all become floats.",
         recorded="unless default",
         panel="What",
     )
