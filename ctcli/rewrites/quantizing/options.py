@@ -75,7 +75,10 @@ class QuantizeOptions(RewriteOptions):
         parse=_parse_block,
     )
     symmetric: bool | None = option(
-        None, "Without a zero point?", _SCHEME_S, flags="--symmetric/--asymmetric"
+        None,
+        "Integers without a zero point, or with one.",
+        _SCHEME_S,
+        flags="--symmetric/--asymmetric",
     )
     format: str | None = option(
         None,
