@@ -94,11 +94,12 @@ def _check_reached(texts: Sequence[str], patterns: Sequence[str | None]) -> None
     Raises:
         UsageError: names each with the earlier one.
     """
+    first: dict[str | None, int] = {}
     problems = [
         f"--scheme {text}: it would have no effect: --scheme {texts[earlier]} takes "
         f"{f'what {pattern} matches' if pattern else 'all linears'} before it."
         for number, (text, pattern) in enumerate(zip(texts, patterns, strict=False))
-        if (earlier := patterns.index(pattern)) < number
+        if (earlier := first.setdefault(pattern, number)) < number
     ]
     if problems:
         raise UsageError(problems, "Give one scheme, or each a pattern: --scheme 'PATTERN=NAME'.")
