@@ -13,7 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from ctcli import __version__
 from ctcli.cli.commands import REWRITES, Step
 from ctcli.cli.options import FilePlaces, Places, Shared
-from ctcli.cli.signatures import help_of, make_command
+from ctcli.cli.signatures import TYPED, help_of, make_command
 from ctcli.rewrites.options import RewriteOptions
 
 Performer = tuple[Callable[..., None], tuple[type, ...]]
@@ -25,6 +25,11 @@ class _Writer(Protocol):
 
 class _Command(TyperCommand):
     """A command whose help is ours."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep the words for options that do something in place of the command."""
+        ctx.meta[TYPED] = [*args]
+        return super().parse_args(ctx, args)
 
     def format_help(self, ctx: object, formatter: _Writer) -> None:  # noqa: ARG002
         """Write it."""

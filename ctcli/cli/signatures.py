@@ -12,6 +12,9 @@ import typer
 
 from ctcli.options import Option, OptionError, options_of, parse_value
 
+TYPED = "ctcli.typed"
+"""Where the context of a command keeps the words behind its name."""
+
 
 def make_command(perform: Callable[..., None], *classes: type) -> Callable[..., None]:
     """A function whose parameters are the options of all classes.
@@ -81,15 +84,25 @@ def _parameter(option: Option) -> inspect.Parameter:
     )
 
 
-def _ending(instead: Callable[[str], None]) -> Callable[[str | None], None]:
+def _ending(instead: Callable[[str], None]) -> Callable[[typer.Context, str | None], None]:
     """What does an option's work in place of the command, before its places are missed."""
 
-    def callback(value: str | None) -> None:
+    def callback(ctx: typer.Context, value: str | None) -> None:
         if value is not None:
+            if places := _places(ctx):
+                raise typer.BadParameter(f"takes its value alone: {' '.join(places)} is too much.")
             instead(value)
             raise typer.Exit
 
     return callback
+
+
+def _places(ctx: typer.Context) -> list[str]:
+    """The words that were typed for the command's places, and those behind them."""
+    command = ctx.command
+    given, others, _ = command.make_parser(ctx).parse_args([*ctx.meta[TYPED]])
+    names = [each.name for each in command.params if each.param_type_name == "argument"]
+    return [*(str(given[name]) for name in names if given.get(name)), *others]
 
 
 def _parser(option: Option) -> Callable[[str], Any] | None:

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from ctcli.formats import sglang
 from ctcli.formats.declared import Declaration
 from ctcli.formats.groups import Group
+from ctcli.lazy.tensors import TensorSpec
 from ctcli.models.experts import EXPERT, is_expert
 from ctcli.models.fused import FusedSet, fused_sets
 from ctcli.models.protected import is_embedding, is_head
@@ -76,6 +77,14 @@ class Contents:
             if name.endswith(leaf) and len(shape) == 2
         }
         return cls(declared, shapes, names)
+
+    @classmethod
+    def stored(cls, declared: Declaration, specs: Mapping[str, TensorSpec]) -> Contents:
+        """The same from tensors as they are stored: of packed weights, rows alone are right."""
+        unpacked = {
+            name.replace(".weight_packed", ".weight"): spec.shape for name, spec in specs.items()
+        }
+        return cls.of(declared, unpacked, specs.keys())
 
     def is_quantized(self, module: str) -> bool:
         """Whether a module's weight is stored quantized: every format has scales."""
@@ -167,6 +176,15 @@ def capability(uses: Iterable[tuple[Scheme, bool]]) -> str | None:
     found = [need for need in needs if need]
     complete = found and len(found) == len(needs)
     return f"a GPU of compute capability {max(found)}" if complete else None
+
+
+def machine_for(schemes: Iterable[Scheme], declared: Declaration) -> str | None:
+    """What vLLM needs to run all schemes; None: it cannot, or there is nothing to run."""
+    needs = [machine(scheme) for scheme in schemes]
+    if any("input" in places for places in declared.transforms.values()):
+        needs.append(ONLINE)
+    found = [need for need in needs if need]
+    return max(found, key=MACHINES.index, default=None) if len(found) == len(needs) else None
 
 
 def machine(scheme: Scheme) -> str | None:

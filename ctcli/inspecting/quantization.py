@@ -12,12 +12,10 @@ from ctcli.formats.declared import QUANT_METHOD, Declaration
 from ctcli.formats.groups import Group
 from ctcli.formats.loaders import (
     LOADERS,
-    MACHINES,
-    ONLINE,
     Contents,
     Loader,
     capability,
-    machine,
+    machine_for,
     problems,
     uses,
 )
@@ -33,6 +31,7 @@ class QuantizationSummary:
         groups: the groups, and how many modules each quantizes.
         left_alone: modules with a matrix that none quantizes.
         transforms: rotations at run time, with their locations.
+        machine: what vLLM needs to run all groups; None: it cannot, or there are none.
         capability: what SGLang needs to run all groups; None: it cannot, or there are none.
         refusals: why each loader does not take it; empty if the rules for it are not known.
         strangers: for each loader, a line if it has no class for the architecture.
@@ -42,18 +41,10 @@ class QuantizationSummary:
     groups: tuple[tuple[Group, int], ...]
     left_alone: int
     transforms: Mapping[str, tuple[str, ...]]
+    machine: str | None
     capability: str | None
     refusals: Mapping[Loader, list[str]]
     strangers: Mapping[Loader, str]
-
-    @property
-    def machine(self) -> str | None:
-        """What vLLM needs to run all groups; None if it cannot, or there is nothing to run."""
-        needs = [machine(group.scheme) for group, _ in self.groups]
-        if any("input" in places for places in self.transforms.values()):
-            needs.append(ONLINE)
-        found = [need for need in needs if need]
-        return max(found, key=MACHINES.index, default=None) if len(found) == len(needs) else None
 
 
 def quantization(
@@ -82,6 +73,7 @@ def quantization(
         tuple((group, counts[group.name]) for group in declared.groups),
         len(contents.shapes) - len(found),
         declared.transforms,
+        machine_for((group.scheme for group in declared.groups), declared),
         capability(uses(contents)),
         {loader: problems(loader, contents) for loader in LOADERS}
         if declared.method == QUANT_METHOD

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from ctcli.console import ResultSection
 from ctcli.formats.declared import QUANT_METHOD
 from ctcli.formats.loaders import NAMES
+from ctcli.formats.wide import wide_inputs
 from ctcli.inspecting.abilities import Ability
 from ctcli.inspecting.inspection import Inspection
 from ctcli.inspecting.offers import Offer
@@ -134,6 +135,8 @@ def _quantization(found: QuantizationSummary) -> Iterator[ResultSection]:
         else:
             machine = {"vllm": found.machine, "sglang": found.capability}.get(loader)
             on = f", on {machine}" if machine else ""
+            if wide := wide_inputs(loader, (group.scheme for group, _ in found.groups)):
+                on += f"; {wide}"
             if loader in found.strangers:
                 on += "; the architecture: not known to it"
             loaders.append((NAMES[loader], f"yes{on}"))

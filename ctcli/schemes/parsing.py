@@ -44,12 +44,15 @@ def parse_schemes(texts: Sequence[str], overrides: Overrides) -> tuple[TargetedS
         overrides: the single arguments.
 
     Raises:
-        UsageError: unknown presets, or arguments that do not go together; lists them all.
+        UsageError: unknown presets, arguments that do not go together, or what would have no
+            effect; lists them all.
     """
     if not texts and not overrides.given():
         raise UsageError(
             "no scheme is given.", f"Give --scheme, --config or --bits. {_COMMON} {_ALL}"
         )
+    if idle := _idle_arguments(overrides):
+        raise UsageError(idle, "Leave it out.")
     found: list[TargetedScheme] = []
     problems: list[str] = []
     hints: list[str] = []
@@ -68,7 +71,38 @@ def parse_schemes(texts: Sequence[str], overrides: Overrides) -> tuple[TargetedS
     if problems:
         advice = " ".join(hint for hint in dict.fromkeys(hints) if hint)
         raise UsageError(problems, f"{advice or _COMMON} {_ALL}")
+    _check_reached(texts, [pattern for pattern, _ in found])
     return tuple(found)
+
+
+def _idle_arguments(overrides: Overrides) -> list[str]:
+    """Why single arguments would have no effect beside a strategy."""
+    strategy, block = overrides.strategy, overrides.block_structure
+    problems = []
+    if overrides.group_size and strategy not in (None, "group", "tensor_group"):
+        problems.append(f"--group-size: it would have no effect: --strategy {strategy} has none.")
+    elif overrides.group_size and block:
+        problems.append("--group-size: it would have no effect: --block says what shares a scale.")
+    if block and strategy not in (None, "block"):
+        problems.append(f"--block: it would have no effect: --strategy {strategy} has none.")
+    return problems
+
+
+def _check_reached(texts: Sequence[str], patterns: Sequence[str | None]) -> None:
+    """Refuse schemes of modules that an earlier scheme takes.
+
+    Raises:
+        UsageError: names each with the earlier one.
+    """
+    first: dict[str | None, int] = {}
+    problems = [
+        f"--scheme {text}: it would have no effect: --scheme {texts[earlier]} takes "
+        f"{f'what {pattern} matches' if pattern else 'all linears'} before it."
+        for number, (text, pattern) in enumerate(zip(texts, patterns, strict=False))
+        if (earlier := first.setdefault(pattern, number)) < number
+    ]
+    if problems:
+        raise UsageError(problems, "Give one scheme, or each a pattern: --scheme 'PATTERN=NAME'.")
 
 
 def _scheme(name: str, overrides: Overrides) -> Scheme:
@@ -84,6 +118,8 @@ def _scheme(name: str, overrides: Overrides) -> Scheme:
             "strategy", base.weights.strategy if base.weights.group_size else "group"
         )
     weights = replace(base.weights, **changes)
+    if weights.type == "float" and overrides.symmetric is False:
+        raise ValueError("floats have no zero point: leave --asymmetric out")
     if weights.strategy not in ("group", "tensor_group"):
         weights = replace(weights, group_size=None)
     if weights.strategy != "block":

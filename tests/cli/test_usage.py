@@ -34,6 +34,8 @@ CASES: tuple[tuple[str, str, str], ...] = (
     ("export-bin a b.gguf", "what is written is llama2.c's format; name it .bin.", "--help"),
     ("quantize a hf:/o/n", "a repository is named hf://ORG/NAME.", "--help"),
     ("inspect a --stats", "--stats goes with --tensors.", "--help"),
+    ("run --init a b", "--init takes its value alone: b is too much.", "--help"),
+    ("run a b c d --init e", "--init takes its value alone: a b c d is too much.", "--help"),
     ("quantize a b", "no scheme is given.", "FP8_DYNAMIC"),
     ("quantize a b --scheme int4", "there is no preset 'int4'.", "W4A16 is INT4"),
     ("quantize a b --scheme nf4", "there is no preset 'nf4'.", "NVFP4A16"),

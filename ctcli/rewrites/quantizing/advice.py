@@ -8,11 +8,13 @@ outlier channels, SmolLM2-135M and Gemma-3-270M.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ctcli.checkpoint.value import StepTable
 from ctcli.schemes import format_of
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Observer
+from ctcli.schemes.presets import preset
 
 # What scales of norms, or rotations, do to rounding that no activations share.
 _HARM = {
@@ -50,6 +52,7 @@ _LOSSES: Mapping[str, Mapping[tuple[str | None, Observer], tuple[float | None, f
         ("equalize", "minmax"): (0.399, None),
     },
 }
+_GROUPS = (32, 64, 128)  # sizes that were measured; smaller ones where 128 does not divide
 
 
 def measured_loss(
@@ -58,8 +61,8 @@ def measured_loss(
     """What was measured of small models that were quantized so, a line for each scheme."""
     method = _last_change(steps), observer
     lines = []
-    for name in dict.fromkeys(scheme.name for scheme in schemes):
-        losses = _LOSSES.get(name, {})
+    for name in dict.fromkeys(each.name for each in schemes if _was_measured(each)):
+        losses = _LOSSES[name]
         pairs = zip(_MODELS, losses.get(method, ()), losses.get(_NEAREST, ()), strict=False)
         found = [
             f"{loss} on {model}" + (f" (to the nearest {nearest})" if method != _NEAREST else "")
@@ -69,6 +72,16 @@ def measured_loss(
         if found:
             lines.append(f"{name}: KL divergence {', '.join(found)}")
     return lines
+
+
+def _was_measured(scheme: Scheme) -> bool:
+    """Whether it is a preset that was measured, no option having changed more than its groups."""
+    if scheme.name not in _LOSSES:
+        return False
+    measured, size = preset(scheme.name), scheme.weights.group_size
+    weights = replace(measured.weights, group_size=size)
+    is_near = size == measured.weights.group_size or size in _GROUPS
+    return is_near and replace(measured, weights=weights) == scheme
 
 
 def _last_change(steps: Sequence[StepTable]) -> str | None:

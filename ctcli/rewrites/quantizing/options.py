@@ -75,7 +75,10 @@ class QuantizeOptions(RewriteOptions):
         parse=_parse_block,
     )
     symmetric: bool | None = option(
-        None, "Without a zero point?", _SCHEME_S, flags="--symmetric/--asymmetric"
+        None,
+        "Integers without a zero point, or with one.",
+        _SCHEME_S,
+        flags="--symmetric/--asymmetric",
     )
     format: str | None = option(
         None,
@@ -117,8 +120,8 @@ class QuantizeOptions(RewriteOptions):
     )
     rest: Literal["keep", "dense"] = option(
         "keep",
-        "Where SRC is quantized already: modules that are left alone stay as they are stored, or "
-        "become floats.",
+        "Where SRC is quantized already: modules that are left alone stay as they are stored, if "
+        "compressed-tensors has a scheme for them, or all become floats.",
         recorded="unless default",
         panel="What",
     )
@@ -150,7 +153,9 @@ class QuantizeOptions(RewriteOptions):
     device: str = device()
 
     def __post_init__(self) -> None:
-        """Hash, parse and read what the options name."""
+        """Refuse what would have no effect; hash, parse and read what the options name."""
+        if "Linear" in self.targets:
+            raise OptionError("--targets Linear: all linears are the default; leave it out.")
         _ = self.recipe, self.choice
         self._check_observer()
         self._check_constant_scale()

@@ -25,6 +25,7 @@ from ctcli.rewrites.quantizing.targets import takers
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.family import Execution, Numerics
 from ctcli.schemes.weights import Quantizer, largest_magnitude, value
+from ctcli.units import format_bytes
 
 
 def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoint, QuantizeReport]:
@@ -69,12 +70,35 @@ def quantize(checkpoint: Checkpoint, options: QuantizeOptions) -> tuple[Checkpoi
     if options.max_shard_size:
         result = cut_to_size(result, options.max_shard_size)
     result = result.with_config({**untied.config, "quantization_config": config})
-    warnings = takers(result, linears, selection.schemes, options.target)
-    result = replace(result, warnings=(*result.warnings, *warnings))
+    loaders, warnings = takers(result, linears, selection.schemes, options.target)
+    sizes = checkpoint.nbytes, result.nbytes
+    result = replace(result, warnings=(*result.warnings, *warnings, *_growth(*sizes)))
     methods = {module: coded.method for module, coded in as_stored.items()}
     constant = len(scales) if options.constant_input_scale else 0
-    sizes = checkpoint.nbytes, result.nbytes
-    return result, QuantizeReport(selection, *sizes, methods, {}, constant, measured)
+    floats = _as_floats(reading, selection)
+    report = QuantizeReport(
+        selection, *sizes, methods, {}, constant, measured, loaders=loaders, as_floats=floats
+    )
+    return result, report
+
+
+def _as_floats(reading: Reading | None, selection: Selection) -> dict[str, str]:
+    """The modules that were quantized and are floats now: what they were and are, by name."""
+    coded = reading.coded.values() if reading else ()
+    return {
+        leaf.module: f"{leaf.method} -> {leaf.weight.spec.dtype}"
+        for each in coded
+        for leaf in (each, *each.linears)
+        if leaf.module in selection.kept
+    }
+
+
+def _growth(before: int, after: int) -> tuple[str, ...]:
+    """A warning where the result is larger than the source."""
+    if after <= before:
+        return ()
+    sizes = f"{format_bytes(before)} -> {format_bytes(after)}"
+    return (f"The result is larger than the source: {sizes} of tensors.",)
 
 
 def _unchanged(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from ctcli.models.familiar import unfamiliar
 from ctcli.patterns import alike
 from ctcli.rewrites.quantizing.selection import Selection
+from ctcli.rewrites.quantizing.targets import Takers
 from ctcli.schemes import words
 from ctcli.schemes.arguments import Scheme
 from ctcli.schemes.parsing import UNNAMED
@@ -32,6 +33,8 @@ class QuantizeReport:
         errors: relative root mean square error by module, once it is known.
         constant: how many modules have a constant scale of their activations.
         measured: what is known of other models that were quantized so, line by line.
+        loaders: which loaders take the result; None: nobody asked.
+        as_floats: what modules were and are that lose their quantization, by name.
     """
 
     selection: Selection
@@ -41,6 +44,8 @@ class QuantizeReport:
     errors: Mapping[str, float]
     constant: int = 0
     measured: Sequence[str] = ()
+    loaders: Takers | None = None
+    as_floats: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def unfamiliar(self) -> Mapping[str, int]:
@@ -63,9 +68,11 @@ class QuantizeReport:
         for scheme, count in Counter(new).items():
             said = words(scheme.weights)
             schemes[said if scheme.name == UNNAMED else f"{scheme.name} ({said})"] += count
-        kept, stored = Counter(self.selection.kept.values()), Counter(self.as_stored.values())
+        kept = Counter(why for m, why in self.selection.kept.items() if m not in self.as_floats)
+        stored, floats = Counter(self.as_stored.values()), Counter(self.as_floats.values())
         rows = [("quantized", f"{counted(n, 'module')}: {name}") for name, n in schemes.items()]
         rows += [("as stored", f"{counted(n, 'module')}: {method}") for method, n in stored.items()]
+        rows += [("as floats", f"{counted(n, 'module')}: {what}") for what, n in floats.items()]
         rows += [("left alone", f"{counted(n, 'module')}: {why}") for why, n in kept.items()]
         if self.constant:
             made = counted(self.constant, "module")
@@ -75,6 +82,7 @@ class QuantizeReport:
             patterns, modules = counted(len(strange), "pattern"), sum(strange.values())
             found = f"{patterns}, {counted(modules, 'module')}, quantized as linears"
             rows.append(("unfamiliar", found))
+        rows += self.loaders.rows() if self.loaders else []
         share = self.bytes_after / self.bytes_before
         before, after = format_bytes(self.bytes_before), format_bytes(self.bytes_after)
         return [*rows, ("tensor bytes", f"{before} -> {after} ({100 * share:.0f} %)")]
@@ -84,7 +92,8 @@ class QuantizeReport:
         names = {module: _short_name(scheme) for module, scheme in self.selection.schemes.items()}
         kept = {module: f"left alone: {why}" for module, why in self.selection.kept.items()}
         stored = {module: f"as stored: {how}" for module, how in self.as_stored.items()}
-        told = alike(names | stored | kept)
+        floats = {module: f"as floats: {what}" for module, what in self.as_floats.items()}
+        told = alike(names | stored | kept | floats)
         width = max((len(pattern) for pattern, _, _ in told), default=0)
         # NaN, which is in no order with anything, comes first.
         worst = sorted(self.errors.items(), key=lambda item: (not math.isnan(item[1]), -item[1]))
@@ -105,9 +114,11 @@ class QuantizeReport:
                 for module, scheme in self.selection.schemes.items()
             },
             "left_alone": dict(self.selection.kept),
+            "as_floats": dict(self.as_floats),
             "unfamiliar": dict(self.unfamiliar),
             "constant_input_scales": self.constant,
             "measured_loss": list(self.measured),
+            "loaders": self.loaders.data() if self.loaders else None,
             "tensor_bytes_before": self.bytes_before,
             "tensor_bytes_after": self.bytes_after,
         }

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ctcli.checkpoint.value import Modules
-from ctcli.errors import CtcliError
+from ctcli.errors import CtcliError, UsageError
 from ctcli.lazy.nodes import LazyTensor
 from ctcli.models.experts import EXPERT
 from ctcli.models.fused import FusedSet, fused_sets
@@ -17,6 +17,7 @@ from ctcli.models.protected import REASONS
 from ctcli.ops.dtypes import WEIGHT_FLOATS
 from ctcli.patterns import check_patterns, matching
 from ctcli.schemes.arguments import Scheme
+from ctcli.schemes.presets import PRESETS
 
 OnIndivisible = Literal["error", "skip", "smaller-group"]
 
@@ -65,11 +66,12 @@ def select(linears: Modules, choice: Choice, known: Collection[str]) -> Selectio
         known: names that patterns may match.
 
     Raises:
-        CtcliError: patterns without a match, group sizes that do not divide, fused sets whose
-            members disagree; each lists all cases.
+        CtcliError: patterns without a match, targets without an effect, group sizes that do not
+            divide, fused sets whose members disagree; each lists all cases.
     """
     patterns = [pattern for pattern, _ in choice.schemes if pattern is not None]
     check_patterns((*patterns, *choice.targets, *choice.ignore), known)
+    _check_targets(linears, choice)
     schemes: dict[str, Scheme] = {}
     kept: dict[str, str] = {}
     ranked = sorted(choice.schemes, key=lambda entry: _rank(entry[0]))
@@ -98,6 +100,31 @@ def select(linears: Modules, choice: Choice, known: Collection[str]) -> Selectio
             "no module is left to quantize.", "Look at --dry-run, --targets and --ignore."
         )
     return Selection(schemes, kept, fused)
+
+
+def _check_targets(linears: Modules, choice: Choice) -> None:
+    """Refuse targets that are all quantized by default: --targets adds modules, and restricts none.
+
+    Raises:
+        UsageError: names each.
+    """
+    idle = [
+        pattern
+        for pattern in choice.targets
+        if (found := matching([pattern], linears))
+        and not any(reason_to_keep(linears[name], True, False) for name in found)
+    ]
+    if idle:
+        names = [scheme.name for _, scheme in choice.schemes if scheme.name in PRESETS]
+        raise UsageError(
+            [
+                f"--targets {pattern}: it would have no effect: none of the modules that it names "
+                "is protected by default."
+                for pattern in idle
+            ],
+            f"Leave it out; or, to quantize these alone, give --scheme '{idle[0]}="
+            f"{names[0] if names else 'W4A16'}'.",
+        )
 
 
 def _rank(pattern: str | None) -> int:

@@ -2,17 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from ctcli.checkpoint.value import Checkpoint, Modules
 from ctcli.errors import CtcliError
 from ctcli.formats.architectures import strangers
 from ctcli.formats.declared import read_declaration
-from ctcli.formats.loaders import LOADERS, NAMES, Contents, Loader, problems
+from ctcli.formats.loaders import (
+    LOADERS,
+    NAMES,
+    Contents,
+    Loader,
+    capability,
+    machine_for,
+    problems,
+    uses,
+)
+from ctcli.formats.wide import wide_inputs
 from ctcli.schemes.arguments import Scheme
 
 LoaderChoice = Literal["vllm", "transformers", "sglang", "none"]
+
+
+@dataclass(frozen=True)
+class Takers:
+    """Which loaders take a result.
+
+    Attributes:
+        needs: of those that take it, what they need and do otherwise, in words; empty: nothing.
+        refusals: of the others, why they do not.
+    """
+
+    needs: Mapping[Loader, str]
+    refusals: Mapping[Loader, Sequence[str]]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Labels and values, for people."""
+        taken = [
+            ("loads in", f"{NAMES[loader]}{f': {needs}' if needs else ''}")
+            for loader, needs in self.needs.items()
+        ]
+        refused = [
+            ("not in", f"{NAMES[loader]}: {each[0]}") for loader, each in self.refusals.items()
+        ]
+        return taken + refused
+
+    def data(self) -> dict[str, Any]:
+        """Everything, for programs."""
+        return {
+            loader: {"loads": loader in self.needs, "problems": [*self.refusals.get(loader, ())]}
+            for loader in (*self.needs, *self.refusals)
+        }
 
 
 def takers(
@@ -20,7 +62,7 @@ def takers(
     linears: Modules,
     schemes: Mapping[str, Scheme],
     target: LoaderChoice | None,
-) -> tuple[str, ...]:
+) -> tuple[Takers | None, tuple[str, ...]]:
     """What a user should know of the loaders of a result.
 
     Args:
@@ -30,30 +72,42 @@ def takers(
         target: the loader that has to take it; None: one of them should; none: nobody has to.
 
     Returns:
-        A warning where no loader takes it, or has a class for its architecture.
+        Which loaders take it, unless nobody has to; and a warning where none does, or the target
+        has no class for its architecture.
 
     Raises:
         CtcliError: the target does not take it; with all reasons.
     """
     declared = read_declaration(checkpoint.config)
     if target == "none" or declared is None:
-        return ()
-    shapes = _unlike(linears, schemes)
-    contents = Contents(declared, shapes, checkpoint.specs.keys())
-    if target:
-        if found := problems(target, contents):
-            raise CtcliError(
-                [f"{NAMES[target]} does not take the result: {problem}" for problem in found],
-                "Choose another scheme, or give --target none to make it all the same.",
-            )
-        return tuple(strangers(checkpoint.config, (target,)))
-    reasons: dict[Loader, list[str]] = {}
-    for loader in LOADERS:
-        if not (found := problems(loader, contents)):
-            return ()
-        reasons[loader] = found
-    words = "; ".join(f"{NAMES[loader]}: {found[0]}" for loader, found in reasons.items())
-    return (f"No loader that is known takes the result. {words}",)
+        return None, ()
+    contents = Contents(declared, _unlike(linears, schemes), checkpoint.specs.keys())
+    found = {loader: problems(loader, contents) for loader in LOADERS}
+    if target and found[target]:
+        raise CtcliError(
+            [f"{NAMES[target]} does not take the result: {problem}" for problem in found[target]],
+            "Choose another scheme, or give --target none to make it all the same.",
+        )
+    warnings = tuple(strangers(checkpoint.config, (target,))) if target else ()
+    if all(found.values()):
+        reasons = "; ".join(f"{NAMES[loader]}: {each[0]}" for loader, each in found.items())
+        warnings = (f"No loader that is known takes the result. {reasons}",)
+    found = {
+        loader: each or [*strangers(checkpoint.config, (loader,))] for loader, each in found.items()
+    }
+    needs = {loader: _needs(loader, contents) for loader, each in found.items() if not each}
+    return Takers(needs, {loader: each for loader, each in found.items() if each}), warnings
+
+
+def _needs(loader: Loader, contents: Contents) -> str:
+    """What a loader needs, and does otherwise than the scheme says, in words; empty: nothing."""
+    declared = contents.declared
+    schemes = [group.scheme for group in declared.groups]
+    machine = {
+        "vllm": machine_for(schemes, declared),
+        "sglang": capability(uses(contents)),
+    }.get(loader)
+    return "; ".join(each for each in (machine, wide_inputs(loader, schemes)) if each)
 
 
 def _unlike(linears: Modules, schemes: Mapping[str, Scheme]) -> dict[str, tuple[int, ...]]:

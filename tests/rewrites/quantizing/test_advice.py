@@ -16,6 +16,7 @@ from ctcli.rewrites.quantizing.advice import (
     advice,
     measured_loss,
 )
+from ctcli.schemes.parsing import Overrides, parse_schemes
 from ctcli.schemes.presets import preset
 from tests.conftest import ROOT, Ctcli
 
@@ -82,6 +83,22 @@ def test_measured_losses(scheme: str, observer: Any, steps: list[str], words: li
     found = measured_loss([preset(scheme)] * 2, observer, [{"use": step} for step in steps])
     assert len(found) == len(words)
     assert all(word in line for word, line in zip(words, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_told"),
+    [
+        ({}, True),
+        ({"group_size": 64}, True),
+        ({"group_size": 16}, False),
+        ({"num_bits": 8, "group_size": 64}, False),
+        ({"strategy": "channel"}, False),
+        ({"symmetric": False}, False),
+    ],
+)
+def test_losses_are_those_of_the_preset_itself(changes: dict[str, Any], is_told: bool) -> None:
+    ((_, scheme),) = parse_schemes(["W4A16"], Overrides(**changes))
+    assert bool(measured_loss([scheme], "minmax", [])) == is_told
 
 
 def test_the_guide_has_the_losses_that_are_told() -> None:
