@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.cli.commands import Made
+from ctcli.cli.layouts import card_of
 from ctcli.cli.options import Destination, Shared
 from ctcli.cli.pushing import push_target
 from ctcli.cli.running import check_options
@@ -16,7 +17,6 @@ from ctcli.console import Terminal
 from ctcli.engine.shares import Meeting, is_made
 from ctcli.options import OptionError
 from ctcli.storage.agreement import Agreement
-from ctcli.storage.card import model_card
 from ctcli.storage.destination import Form
 from ctcli.storage.gathering import Gathering, attempt_in, attempt_of
 from ctcli.storage.hub.kinds import publishable
@@ -67,7 +67,7 @@ def meeting_of(
 
     assert isinstance(made, Checkpoint), "what a hub does not take was refused"
     typed = shlex.join(agreement.command)
-    card = model_card(made, typed, target.repo, token())
+    card = card_of(made, typed, target.repo, token())
     return HubGathering(push_target(target.repo, shared), agreement, card)
 
 

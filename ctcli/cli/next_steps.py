@@ -6,10 +6,8 @@ import shlex
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.cli.commands import Made
+from ctcli.cli.layouts import is_served
 from ctcli.console import ResultSection
-from ctcli.formats.architectures import strangers
-from ctcli.formats.declared import QUANT_METHOD, read_declaration
-from ctcli.formats.loaders import Contents, problems
 
 _ON_HUB = "hf://"
 
@@ -26,18 +24,10 @@ def next_steps(command: str, source: str, place: str, made: Made) -> list[Result
     if not isinstance(made, Checkpoint):
         return []
     lines = [f"ctcli verify {shlex.quote(place)} --against {shlex.quote(source)}"]
-    if _is_served(made):
+    is_quantized = bool(made.config.get("quantization_config"))
+    if is_quantized and is_served(made):
         lines.append(f"vllm serve {shlex.quote(place.removeprefix(_ON_HUB))}")
     elif command == "equalize":
         scheme = "--scheme W4A16 --observer signed"
         lines.append(f"ctcli quantize {shlex.quote(place)} QUANTIZED {scheme}")
     return [ResultSection("next", [(line,) for line in lines])]
-
-
-def _is_served(made: Checkpoint) -> bool:
-    """Whether vLLM takes what is quantized, as far as its rules are known."""
-    declared = read_declaration(made.config)
-    if declared is None or any(strangers(made.config, ("vllm",))):
-        return False
-    is_known = declared.method == QUANT_METHOD
-    return not is_known or not problems("vllm", Contents.stored(declared, made.specs))

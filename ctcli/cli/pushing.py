@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ctcli.checkpoint.value import Checkpoint
+from ctcli.cli.layouts import card_of
 from ctcli.cli.options import Destination, Shared
 from ctcli.console import Result
 from ctcli.engine.plan import Plan, check_resources, make_plan
 from ctcli.errors import CtcliError
 from ctcli.options import OptionError
-from ctcli.storage.card import model_card
 from ctcli.storage.destination import Form, partial_of
 from ctcli.storage.journal import read_journal
 
@@ -69,7 +69,7 @@ def begin_push(
 
     made_here = read_journal(partial_of(plan.destination) / "journal", plan.key).complete
     typed = shlex.join(["ctcli", *sys.argv[1:]])
-    card = model_card(checkpoint, typed, repo, token())
+    card = card_of(checkpoint, typed, repo, token())
     publication = open_publication(push_target(repo, shared), plan.key, card)
     pushed = publication.pushed
     strange = pushed.keys() - made_here.keys()

@@ -28,18 +28,27 @@ _LONGEST_FRONT = 100_000  # characters
 _RECIPE_ONLY = "reindex"  # a step that changes no weight
 
 
-def with_card(checkpoint: Checkpoint) -> Checkpoint:
+def with_card(checkpoint: Checkpoint, is_served: bool = True) -> Checkpoint:
     """A result on this disk with its card, if its weights are other than the source's.
 
     The card is the same wherever the result lies and however often it is made.
+
+    Args:
+        checkpoint: the result.
+        is_served: whether vLLM takes it.
     """
     if all(step["use"] == _RECIPE_ONLY for step in checkpoint.steps):
         return checkpoint
-    return replace(checkpoint, files={**checkpoint.files, CARD: model_card(checkpoint)})
+    card = model_card(checkpoint, is_served=is_served)
+    return replace(checkpoint, files={**checkpoint.files, CARD: card})
 
 
 def model_card(
-    checkpoint: Checkpoint, command: str | None = None, name: str = ".", token: str | None = None
+    checkpoint: Checkpoint,
+    command: str | None = None,
+    name: str = ".",
+    token: str | None = None,
+    is_served: bool = True,
 ) -> bytes:
     """The model card of what `checkpoint` will be, UTF-8.
 
@@ -52,6 +61,7 @@ def model_card(
         command: the command as it was typed; None: the recipe beside the card tells it.
         name: what the checkpoint is loaded by.
         token: a secret that must not appear.
+        is_served: whether vLLM takes it.
     """
     source = checkpoint.files.get(CARD, b"")
     content = source if isinstance(source, bytes) else content_of(source)
@@ -60,7 +70,8 @@ def model_card(
     front |= _facts(checkpoint, known)
     lines = ["---", _as_yaml(front).strip(), "---", ""]
     lines += [
-        redact(line, token) for line in (*_use(checkpoint, name), *_made(checkpoint, command))
+        redact(line, token)
+        for line in (*_use(checkpoint, name, is_served), *_made(checkpoint, command))
     ]
     lines += _measured(checkpoint)
     if text.strip():
@@ -118,12 +129,14 @@ def _schemes(steps: Sequence[StepTable]) -> Iterator[str]:
             yield str(text).rpartition("=")[2].lower().replace("_", "-")
 
 
-def _use(checkpoint: Checkpoint, name: str) -> Iterator[str]:
+def _use(checkpoint: Checkpoint, name: str, is_served: bool) -> Iterator[str]:
     """How to load it, where vLLM and transformers are the tools for it."""
     if not (checkpoint.config.get("architectures") and checkpoint.config.get("model_type")):
         return
     place = " in this folder" if name == "." else ""
-    yield from ("## Use", "", f"With vLLM{place}:", "", f"    vllm serve {name}", "")
+    yield from ("## Use", "")
+    if is_served:
+        yield from (f"With vLLM{place}:", "", f"    vllm serve {name}", "")
     yield from ("With transformers:", "", "    from transformers import AutoModelForCausalLM")
     yield from (f"    model = AutoModelForCausalLM.from_pretrained({json.dumps(name)})", "")
 

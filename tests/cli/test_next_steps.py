@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ctcli.checkpoint.value import Checkpoint
+from ctcli.cli.layouts import card_of
 from ctcli.cli.next_steps import next_steps
 from ctcli.rewrites.quantizing.options import QuantizeOptions
 from ctcli.rewrites.quantizing.quantize import quantize
@@ -37,6 +38,8 @@ def test_vllm_is_named_where_it_takes_the_scheme(
     options = QuantizeOptions(scheme=(scheme,), group_size=group_size)
     made, report = quantize(open_checkpoint(str(pylm)), options)
     assert told("quantize", made) == [VERIFIED, *["vllm serve DST"] * is_served]
+    card = card_of(made, "", "DST", None).decode()
+    assert ("vllm serve DST" in card) == is_served
     rows = report.rows()
     taken = [value for label, value in rows if label == "loads in"]
     assert [value.partition(":")[0] for value in taken if "SGLang" not in value] == (

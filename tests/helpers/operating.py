@@ -8,6 +8,7 @@ from typing import Any
 
 from ctcli.checkpoint.value import Checkpoint
 from ctcli.cli.commands import Made
+from ctcli.cli.layouts import layout_of
 from ctcli.cli.recipes import make_steps
 from ctcli.engine.plan import Settings, make_plan
 from ctcli.engine.run import execute
@@ -16,7 +17,6 @@ from ctcli.rewrites.equalizing.options import EqualizeOptions
 from ctcli.rewrites.surgery.fuse_norms import SurgeryReport, fuse_norms
 from ctcli.rewrites.surgery.options import FuseOptions, RotateOptions
 from ctcli.rewrites.surgery.rotate import rotate
-from ctcli.storage.card import with_card
 from ctcli.storage.layout import lay_out
 from ctcli.storage.opening import open_checkpoint
 
@@ -58,9 +58,6 @@ def run_steps(source: Path, destination: Path, *steps: Mapping[str, Any], worker
     for rewrite in rewrites:
         assert isinstance(made, Checkpoint)
         made, _ = rewrite(made)
-    written = with_card(made) if isinstance(made, Checkpoint) else made
-    execute(
-        make_plan(lay_out(written, destination.name), destination, Settings(workers, 2 * 10**9)),
-        _ignore,
-    )
+    layout = layout_of(made, destination)
+    execute(make_plan(layout, destination, Settings(workers, 2 * 10**9)), _ignore)
     return destination
