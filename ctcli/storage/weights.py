@@ -55,7 +55,7 @@ def read_weights(source: str, files: Mapping[str, SourceFile], sink: Sink) -> We
     index = _index(files, sink)
     names = index.files if index else _unindexed(files)
     sink(missing_files(index, files) if index else [])
-    sink([*_wrong_totals(names)])
+    sink([*_wrong_totals(names, is_indexed=index is not None)])
     if not names:
         sink([_no_weights(source, files, is_indexed=index is not None)])
     weights = _read_headers([files[name] for name in names if name in files], sink)
@@ -87,13 +87,13 @@ def _unindexed(files: Iterable[str]) -> list[str]:
     return [DEFAULT_WEIGHTS] if DEFAULT_WEIGHTS in names else sorted(names, key=natural_key)
 
 
-def _wrong_totals(names: Sequence[str]) -> Iterator[Problem]:
-    """Names that tell of more files, or fewer, than there are."""
+def _wrong_totals(names: Sequence[str], *, is_indexed: bool) -> Iterator[Problem]:
+    """Names that tell of more files, or fewer, than there are: an index knows better."""
     numbered = [name for name in names if is_numbered(name)]
     totals = {int(match[1]) for name in numbered if (match := _TOTAL.fullmatch(name))}
     for total in sorted(totals - {len(numbered)}):
         message = f"the name says that there are {total} such files, and there are {len(numbered)}."
-        line = f"{numbered[0]}: {message}"
+        line = "" if is_indexed else f"{numbered[0]}: {message}"
         yield Problem("file", numbered[0], message, line, is_warning=True)
 
 

@@ -269,7 +269,7 @@ def _touch(source: Path) -> Sequence[str]:
 def _other(source: Path) -> Sequence[str]:
     shutil.rmtree(source)
     write_checkpoint(source, {"model.safetensors": {"model.x_proj.weight": array(64, 64)}})
-    return ("--scheme", "W4A16")
+    return ()
 
 
 DIFFERENT: Mapping[str, tuple[Spoil, str]] = {
