@@ -49,10 +49,10 @@ def decode_pushed(content: bytes, key: str, there: Mapping[str, HubFile]) -> dic
         first, *entries = map(json.loads, content.decode().splitlines())
         if first != key:
             return {}
-        files = [Pushed(name, size, sha256, errors) for name, size, sha256, errors in entries]
+        files = [Pushed(name, size, sha256, dict(errors)) for name, size, sha256, errors in entries]
+        return {file.name: file for file in files if _is(file, there.get(file.name))}
     except (ValueError, TypeError, RecursionError):
         return {}
-    return {file.name: file for file in files if _is(file, there.get(file.name))}
 
 
 def _is(file: Pushed, found: HubFile | None) -> bool:
