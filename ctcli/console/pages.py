@@ -97,7 +97,8 @@ def show_page(text: str) -> None:
 
 def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int | None]:
     """Widths in which no word breaks, if there is room for them; None: as rich has it."""
-    needed = [max(len(word) for cell in cells for word in cell.split()) for cells in columns]
+    words = [[len(word) for cell in cells for word in cell.split()] for cells in columns]
+    needed = [max(lengths, default=0) for lengths in words]
     wanted = [max(map(len, cells)) for cells in columns]
     left = room - sum(needed)
     if left < 0 or sum(wanted) <= room:
