@@ -15,7 +15,7 @@ from ctcli.errors import CtcliError, os_errors_of
 from ctcli.storage.exchange import exchange
 
 _HINT_ELSEWHERE = "Choose another DST."
-_OF_A_CHECKPOINT = (".safetensors", ".index.json", "config.json", "ctcli_recipe.toml")
+_WEIGHTS, _OF_A_CHECKPOINT = (".safetensors", ".index.json"), ("config.json", "ctcli_recipe.toml")
 
 
 def partial_of(destination: Path) -> Path:
@@ -134,7 +134,8 @@ class _Directory:
             raise CtcliError(f"{destination}: a file of this name exists.", _HINT_ELSEWHERE)
         with os_errors_of(str(destination), "reading"):
             names = sorted(path.name for path in destination.iterdir())
-        if names and not any(name.endswith(_OF_A_CHECKPOINT) for name in names):
+        is_one = any(name in _OF_A_CHECKPOINT or name.endswith(_WEIGHTS) for name in names)
+        if names and not is_one:
             others = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
             raise CtcliError(
                 f"{destination}: DST exists, and holds no checkpoint to replace: {others}.",

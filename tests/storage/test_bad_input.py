@@ -314,10 +314,11 @@ def test_what_is_no_checkpoint_is_not_replaced(ctcli: Ctcli, pylm: Path, tmp_pat
     notes = tmp_path / "notes"
     (notes / "more").mkdir(parents=True)
     (notes / "thesis.txt").write_text("years")
+    (notes / "tsconfig.json").write_text("{}")
     for options in (("--dry-run",), ()):
         done = ctcli("reindex", pylm, notes, "--overwrite", *options)
         assert done.returncode == 1
-        assert "holds no checkpoint to replace: more, thesis.txt." in done.stderr
+        assert "holds no checkpoint to replace: more, thesis.txt, tsconfig.json." in done.stderr
     assert (notes / "thesis.txt").read_text() == "years"
 
 
