@@ -21,6 +21,7 @@ from ctcli.verifying.targets import loader_findings
 from ctcli.verifying.values import shared_findings
 
 Results = Sequence[tuple[Check, Seen]]
+_DECLARED = "quantization_config"
 
 
 def verify(
@@ -58,7 +59,8 @@ def verify(
         *demands,
     ]
     notes = [*subject.notes, *unchecked, *pairing.notes, *unknown]
-    if source and RECIPE_NAME not in snapshot.files and "quantization_config" in source.config:
+    is_known = RECIPE_NAME in snapshot.files or _DECLARED in snapshot.config
+    if source and _DECLARED in source.config and not is_known:
         notes.append("the source is quantized, and this is not: are they meant the other way?")
     hashes_are = None
     if manifest := options.sha256:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping
 from html.parser import HTMLParser
@@ -124,10 +125,15 @@ def test_where_nothing_can_be_written_is_told_first(
     assert "a file cannot be written there" in done.stderr
 
 
-def test_sides_that_may_be_the_wrong_way_round_are_told(cli: Ctcli, made: Path, pylm: Path) -> None:
+def test_sides_that_may_be_the_wrong_way_round_are_told(
+    cli: Ctcli, made: Path, pylm: Path, tmp_path: Path
+) -> None:
     done = cli("verify", pylm, "--against", made)
     assert done.returncode == 3
     assert "are they meant the other way?" in done.stdout
+    copy = shutil.copytree(made, tmp_path / "copy")  # both are quantized, whoever did it
+    (copy / RECIPE_NAME).unlink()
+    assert "the other way" not in cli("verify", copy, "--against", made).stdout
 
 
 def test_hashes_are_written_once_and_compared_from_then_on(made: Path, tmp_path: Path) -> None:
