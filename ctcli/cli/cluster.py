@@ -52,7 +52,7 @@ def run_cluster(command: str, step: Step, source: str, target: Destination, shar
         plan = plan_share(
             layout, [*agreement.files], attempt, settings, None if is_done else meeting
         )
-        if target.repo:
+        if target.repo and not is_done:
             check_budget(plan, preparations_of(made))
         elif not is_done:
             check_destination_of(layout, target.path, settings)

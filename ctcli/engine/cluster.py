@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -72,8 +72,10 @@ def check_installed() -> None:
     Raises:
         CtcliError: names the extra that brings it.
     """
-    if not find_spec("distributed"):
-        raise CtcliError("--cluster needs Dask's package distributed.", _EXTRA)
+    try:
+        import_module("distributed")
+    except ImportError as error:
+        raise CtcliError("--cluster needs Dask's package distributed.", _EXTRA) from error
 
 
 @contextmanager
