@@ -65,8 +65,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
         "--mapping FILE: `ctcli help rotations` shows one."
     )
     if name == _UNKNOWN:
-        what = "it names no model_type" if config else "there is none"
-        raise CtcliError(f"config.json, which says what is exact of a model: {what}.", hint)
+        what = "config.json: it names no model_type" if config else "there is no config.json"
+        raise CtcliError(f"{what}, which says what type of model this is.", hint)
     if name not in FAMILIES:
         near = difflib.get_close_matches(name, FAMILIES, n=3, cutoff=0.5)
         like = f" (near it: {', '.join(near)})" if near else ""

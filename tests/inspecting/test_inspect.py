@@ -434,7 +434,7 @@ def test_unknown_families_and_checkpoints_without_config_are_told(tmp_path: Path
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("rotate", "config.json, which says what is exact of a model: there is none."),
+        ("rotate", "there is no config.json, which says what type of model this is."),
         ("export-bin", "it has no config.json, which describes the model."),
     ],
 )
