@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy as np
 from numpy import float32
 
 from ctcli.ops.bits import from_floats, to_floats
+from ctcli.ops.comparing import Deviation, worst
 from ctcli.ops.elements import F16, F32, KINDS
 from ctcli.ops.jit import kernel
 from ctcli.ops.native import Prepared
@@ -84,46 +84,35 @@ class Compiled:
         return found
 
 
-@dataclass(frozen=True, eq=False)
-class ReadBlock:
-    """What a reader computes.
-
-    Attributes:
-        values: float32 [rows, columns].
-        bounds: float32 [row tiles, column tiles]: the sum of the squares of half the step at each
-            value, which is the largest error that rounding to the nearest leaves.
-    """
-
-    values: Array
-    bounds: Array
-
-
-def read(
+def compare(
+    block: Array,
+    tag: str,
     codes: Array,
     scales: Array,
     zeros: Array | None,
-    shape: tuple[int, int],
     rounding: Rounding,
-) -> ReadBlock:
-    """Read a quantized block.
+) -> Deviation:
+    """Compare a quantized block, as a reader computes it in float32, with what it should be.
 
     Args:
+        block: what it should be, [rows, columns]; see `quantized.Body`.
+        tag: its dtype.
         codes: uint8 [rows, bytes].
         scales: float32, [row tiles, column tiles] or 1 in their place; those of nvfp4 over its
             global scale, and those of mx as powers.
         zeros: zero points, likewise.
-        shape: of the block, [rows, columns].
         rounding: how it was quantized.
     """
-    settings = _settings(shape, rounding)
+    settings = _settings(block.shape, rounding)
     tiles = _tiles(settings, None)
     tiles.scales[:] = scales
     tiles.marks[:] = 0 if zeros is None else zeros
-    values, bounds = np.empty(shape, np.float32), np.zeros(tiles.scales.shape, np.float32)
+    squares, bounds = np.zeros((2, *tiles.scales.shape))
     if settings.packed != _spacing(rounding):
         codes = unpack_words(codes.view(np.uint32), rounding.bits, settings.columns)
-    _kernels(rounding).decode(codes, settings, _work(settings.symmetric), tiles, values, bounds)
-    return ReadBlock(values, bounds)
+    work, source = _work(settings.symmetric), _source(block, tag)
+    sums = _kernels(rounding).compare(source, codes, settings, work, tiles, squares, bounds)
+    return worst(squares, bounds, sums, block.size, (settings.height, settings.width))
 
 
 def global_scale(largest: float, dtype: str) -> float32:

@@ -6,6 +6,7 @@ Sums of squares are taken in float64, sixteen at a time, which are added up in p
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,32 +94,16 @@ class Deviation:
     column: int
 
 
-def errors_of(
-    values: Floats, expected: Floats, tile: tuple[int | None, int | None], bounds: Floats
-) -> Deviation:
-    """Compare a block of values with what they should be.
+def errors_of(values: Floats, expected: Floats) -> Deviation:
+    """Compare a block of values with what they should be, as one group without a bound.
 
     Args:
-        values: [rows, columns] float32 or float64.
+        values: [rows, columns] float32.
         expected: likewise.
-        tile: rows and columns of a group; None: all there are. The last ones may be smaller.
-        bounds: by group, the sum of the squares of the largest errors that rounding leaves:
-            [row tiles, column tiles].
     """
-    rows, columns = values.shape
-    height, width = tile[0] or max(1, rows), tile[1] or max(1, columns)
-    squares = np.zeros((-(-rows // height), -(-columns // width)))
-    sums = np.zeros(2)
-    _errors(
-        np.ascontiguousarray(values),
-        np.ascontiguousarray(expected, values.dtype),
-        height,
-        width,
-        np.zeros(_ALL_LANES),
-        squares,
-        sums,
-    )
-    return _worst(squares, bounds.reshape(squares.shape), sums, values.size, (height, width))
+    lanes, error = np.zeros(_ALL_LANES), np.zeros((1, 1))
+    sums = _errors(values.reshape(-1), expected.reshape(-1), lanes, error)
+    return worst(error, np.full((1, 1), np.inf), sums, values.size, values.shape)
 
 
 def rounding_errors(found: NDArray[Any], tag: str, expected: Floats) -> tuple[Deviation, int]:
@@ -135,23 +120,27 @@ def rounding_errors(found: NDArray[Any], tag: str, expected: Floats) -> tuple[De
     """
     elements, kind = operand(found, tag)
     rows, columns = elements.shape
-    squares, bounds, sums = np.zeros((rows, 1)), np.zeros((rows, 1)), np.zeros(2)
+    squares, bounds = np.zeros((2, rows, 1))
     mantissa, smallest = _FORMATS[tag]
     exact = np.ascontiguousarray(expected, np.float64)
     work = np.zeros(_ALL_LANES + _LANES + _PIECE)
-    nonfinite = _rounding(elements, kind, mantissa, smallest, exact, work, squares, bounds, sums)
-    errors = _worst(squares, bounds, sums, elements.size, (1, max(1, columns)))
+    *sums, nonfinite = _rounding(elements, kind, mantissa, smallest, exact, work, squares, bounds)
+    errors = worst(squares, bounds, sums, elements.size, (1, max(1, columns)))
     return errors, int(nonfinite)
 
 
-def _worst(
-    squares: Floats, bounds: Floats, sums: Floats, count: int, tile: tuple[int, int]
+def worst(
+    squares: Floats,
+    bounds: Floats,
+    sums: Sequence[float],
+    count: int,
+    tile: tuple[int, ...],
 ) -> Deviation:
     """The errors of groups as one.
 
     Args:
-        squares: by group, [row tiles, column tiles].
-        bounds: likewise.
+        squares: by group, the sum of the squares of errors: [row tiles, column tiles].
+        bounds: likewise, that of the squares of the largest errors that rounding leaves.
         sums: the energy, and the largest error.
         count: of values.
         tile: rows and columns of a group.
@@ -193,21 +182,13 @@ def _count_from(bits: NDArray[Any], magnitude: Any, first: Any) -> int:
 def _errors(
     values: NDArray[Any],
     expected: NDArray[Any],
-    height: int,
-    width: int,
     lanes: NDArray[np.float64],
-    squares: NDArray[np.float64],
-    sums: NDArray[np.float64],
-) -> None:
-    """Add to the squares of tiles, and set the energy and the largest error; lanes are zeros."""
-    rows, columns = values.shape
-    for row in range(rows):
-        for start in range(0, columns, width):
-            stop = min(columns, start + width)
-            lanes[:_LANES] = 0.0
-            _add_squares(values[row, start:stop], expected[row, start:stop], lanes)
-            squares[row // height, start // width] += _total(lanes)
-    _finish(lanes, sums)
+    error: NDArray[np.float64],
+) -> tuple[float64, float64]:
+    """Set the sum of squared errors; the energy, and the largest error. Lanes are zeros."""
+    _add_squares(values, expected, lanes)
+    error[0, 0] = _total(lanes)
+    return _finish(lanes)
 
 
 @kernel
@@ -220,9 +201,8 @@ def _rounding(
     work: NDArray[np.float64],
     squares: NDArray[np.float64],
     bounds: NDArray[np.float64],
-    sums: NDArray[np.float64],
-) -> int:
-    """Set squares and bounds of rows, the energy and the largest error; count the nonfinite.
+) -> tuple[float64, float64, float64]:
+    """Set squares and bounds of rows; the energy, the largest error and how many are not finite.
 
     The work is zeros.
     """
@@ -242,8 +222,8 @@ def _rounding(
             nonfinite += _add_steps(exponents[: stop - start], mantissa, smallest, steps)
         squares[row, 0] = _total(lanes)
         bounds[row, 0] = _total(steps)
-    _finish(lanes, sums)
-    return nonfinite
+    energy, largest = _finish(lanes)
+    return energy, largest, float64(nonfinite)
 
 
 @inlined
@@ -313,8 +293,9 @@ def _total(lanes: NDArray[np.float64]) -> float64:
 
 
 @inlined
-def _finish(lanes: NDArray[np.float64], sums: NDArray[np.float64]) -> None:
-    """Set the energy and the largest error from the lanes of `_add_squares`."""
-    sums[0] = _total(lanes[_LANES : 2 * _LANES])
+def _finish(lanes: NDArray[np.float64]) -> tuple[float64, float64]:
+    """The energy and the largest error from the lanes of `_add_squares`."""
+    largest = float64(0)
     for i in range(2 * _LANES, _ALL_LANES):
-        sums[1] = max(sums[1], lanes[i])
+        largest = max(largest, lanes[i])
+    return _total(lanes[_LANES : 2 * _LANES]), largest

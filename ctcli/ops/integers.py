@@ -152,11 +152,16 @@ def _encode_elements(
 
 @inlined
 def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:
-    values, zeros, codes, offset = work.values, work.zeros, work.codes, settings.offset
+    values, zeros, codes, squares = work.values, work.zeros, work.codes, work.squares
+    offset = float32(settings.offset)
+    if settings.offset:
+        for i in range(count):
+            values[i] = float32(int32(codes[i])) - offset
+    else:  # two's complement
+        for i in range(count):
+            values[i] = float32(int32(int8(codes[i])))
     for i in range(count):
-        # Codes without an offset are two's complement.
-        values[i] = float32(int32(codes[i]) - int32(offset)) if offset else float32(int8(codes[i]))
-        work.squares[i] = _QUARTER
+        squares[i] = _QUARTER
     if not settings.symmetric:
         for i in range(count):
             values[i] -= zeros[i]

@@ -1,4 +1,4 @@
-"""Quantizing and reading back a block tile by tile: the loops that all numeric formats share."""
+"""Quantizing a block tile by tile, and comparing: the loops that all numeric formats share."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from ctcli.ops.pieces import (
     PIECE,
     PieceBuffers,
     PieceInput,
+    add_to_tiles,
+    compare_piece,
     exact_squares,
     fetch,
     load,
     store,
     take_squares,
-    total,
 )
 from ctcli.ops.tiles import KernelSettings, Tiles, find_ranges, spread_all
 
@@ -29,14 +30,16 @@ if TYPE_CHECKING:
 
 _ADDED = 64
 """Pieces whose squares are added up in float32, before the sums go to float64."""
+_LEAST = float64(2.0**-60)
+"""Of sums of squares: float32's smallest, 2**-126 and less, are nothing beside them."""
 
 
 class Kernels(NamedTuple):
-    """A format's: see `_encoder`, `searches.searcher`, `_decoder`."""
+    """A format's: see `_encoder`, `searches.searcher`, `_comparer`."""
 
     encode: Callable[..., tuple[float, float]]
     search: Callable[..., None]
-    decode: Callable[..., None]
+    compare: Callable[..., tuple[float, float]]
 
 
 def kernels(
@@ -61,7 +64,7 @@ def kernels(
     return Kernels(
         CompiledKernel(_encoder(scale_of, encode), f"{name}.encode"),
         search,
-        CompiledKernel(_decoder(decode), f"{name}.decode"),
+        CompiledKernel(_comparer(decode), f"{name}.compare"),
     )
 
 
@@ -158,7 +161,7 @@ def _area_encoder(encode: Callable[..., Any]) -> Callable[..., Any]:
                 store(work.codes, count, settings.packed, codes[row], start)
                 added += 1
                 if is_exact:
-                    found = exact_squares(work, count)
+                    found = exact_squares(work, 0, count)
                     error, energy = error + found[0], energy + found[1]
                 elif added == _ADDED:
                     found = take_squares(work)
@@ -183,47 +186,104 @@ def _scaler(scale_of: Callable[..., Any]) -> Callable[..., Any]:
     return scale_all
 
 
-def _decoder(decode: Callable[..., Any]) -> Callable[..., Any]:
-    def decode_tiles(
+def _comparer(decode: Callable[..., Any]) -> Callable[..., Any]:
+    compare_all = _compare_once(decode)
+
+    def compare_tiles(
+        source: PieceInput,
         codes: Array,
         settings: KernelSettings,
         work: PieceBuffers,
         tiles: Tiles,
-        values: Array,
+        squares: Array,
         bounds: Array,
-    ) -> None:
-        """Read a block of a weight.
+    ) -> tuple[float64, float64]:
+        """Compare what a reader computes with a block of a weight.
 
         Args:
+            source: the block.
             codes: uint8 [rows, bytes].
             settings: how it was quantized.
-            work: scratch.
+            work: scratch, zeros at first.
             tiles: scales and zero points.
-            values: float32 [rows, columns], written.
-            bounds: float32 [row tiles, column tiles], written: sums of squares of half the step at
-                each value.
+            squares: float64 [row tiles, column tiles], written: sums of squared errors.
+            bounds: likewise: sums of squares of half the step at each value.
+
+        Returns:
+            The sum of squares of the weight, and the largest error.
         """
-        for top in range(0, settings.rows, settings.height):
-            for left in range(0, settings.columns, settings.step):
-                right = min(left + settings.step, settings.columns)
-                down, across = top // settings.height, left // settings.width
-                spread_all(settings, work, tiles, top, left)
-                for row in range(top, min(top + settings.height, settings.rows)):
-                    for start in range(left, right, PIECE):
-                        count = min(PIECE, right - start)
-                        fetch(codes[row], start, count, settings.packed, work.codes)
-                        decode(work, count, settings)
-                        some, scales = values[row, start : start + count], work.scales
-                        for i in range(count):
-                            some[i] = work.values[i] * scales[i]
-                        width = min(settings.width, PIECE)
-                        for tile in range((count + width - 1) // width):
-                            last = min((tile + 1) * width, count)
-                            found = total(work.squares, tile * width, last)
-                            bounds[down, across + tile] += float32(found)
+        energy, largest = float64(0), float32(0)
+        for is_exact in (False, True):
+            squares[:] = 0.0
+            bounds[:] = 0.0
+            found = compare_all(source, codes, settings, work, tiles, squares, bounds, is_exact)
+            energy, largest = found
+            if energy > _LEAST and isfinite(energy) and isfinite(squares.sum()):
+                break  # else squares are too large for float32, or too small
+        take_squares(work)
         for down in range(bounds.shape[0]):
             for across in range(bounds.shape[1]):
-                scale = tiles.scales[down, across]
-                bounds[down, across] *= float32(scale * scale)
+                scale = float64(tiles.scales[down, across])
+                bounds[down, across] *= scale * scale
+        return energy, float64(largest)
 
-    return decode_tiles
+    return compare_tiles
+
+
+def _compare_once(decode: Callable[..., Any]) -> Callable[..., Any]:
+    compare_area = _area_comparer(decode)
+
+    @inlined
+    def compare_all(
+        source: PieceInput,
+        codes: Array,
+        settings: KernelSettings,
+        work: PieceBuffers,
+        tiles: Tiles,
+        squares: Array,
+        bounds: Array,
+        is_exact: bool,
+    ) -> tuple[float64, float32]:
+        """See `compare_tiles`; with exact sums of squares, or in float32."""
+        energy, largest = float64(0), float32(0)
+        for top in range(0, settings.rows, settings.height):
+            for left in range(0, settings.columns, settings.step):
+                down, across = top // settings.height, left // settings.width
+                spread_all(settings, work, tiles, top, left)
+                sums = squares[down, across:], bounds[down, across:]
+                some = compare_area(source, codes, settings, work, top, left, *sums, is_exact)
+                energy, largest = energy + some[0], max(largest, some[1])
+        return energy, largest
+
+    return compare_all
+
+
+def _area_comparer(decode: Callable[..., Any]) -> Callable[..., Any]:
+    @inlined
+    def compare_area(
+        source: PieceInput,
+        codes: Array,
+        settings: KernelSettings,
+        work: PieceBuffers,
+        top: int,
+        left: int,
+        squares: Array,
+        bounds: Array,
+        is_exact: bool,
+    ) -> tuple[float64, float32]:
+        """Compare an area, and add to the sums of its tiles; the same of it alone."""
+        energy, largest = float64(0), float32(0)
+        right = min(left + settings.step, settings.columns)
+        for row in range(top, min(top + settings.height, settings.rows)):
+            for start in range(left, right, PIECE):
+                count = min(PIECE, right - start)
+                fetch(codes[row], start, count, settings.packed, work.codes)
+                decode(work, count, settings)
+                load(source, row, start, count, work.weights)
+                some = compare_piece(work, count)
+                energy += exact_squares(work, 0, count)[1] if is_exact else some[0]
+                largest = max(largest, some[1])
+                add_to_tiles(work, count, settings.width, is_exact, squares, bounds)
+        return energy, largest
+
+    return compare_area

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from numpy import float32, float64, uint8, uint64
+from numpy import float32, float64, uint8, uint32, uint64
 
-from ctcli.ops.elements import BF16, F16, from_bf16, from_f16, round_to
+from ctcli.ops.elements import BF16, F16, bits_of, float_of, from_bf16, from_f16, round_to
 from ctcli.ops.jit import inlined, merged
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PIECE = 1024  # elements
 _ZERO = float32(0)
+_MAGNITUDE = uint32(0x7FFFFFFF)
 
 
 class PieceInput(NamedTuple):
@@ -148,15 +149,72 @@ def take_squares(work: PieceBuffers) -> tuple[float64, float64]:
 
 
 @inlined
-def exact_squares(work: PieceBuffers, count: int) -> tuple[float64, float64]:
+def exact_squares(work: PieceBuffers, start: int, stop: int) -> tuple[float64, float64]:
     """Sums of the squares of the errors of the values, and of the weights, in float64."""
     error, energy = float64(0), float64(0)
-    for i in range(count):
+    for i in range(start, stop):
         weight = float64(work.weights[i])
         difference = float64(work.values[i]) - weight
         error += difference * difference
         energy += weight * weight
     return error, energy
+
+
+@inlined
+def compare_piece(work: PieceBuffers, count: int) -> tuple[float64, float32]:
+    """Scale the values, and square their errors; the weights' squares, and the largest error."""
+    weights, scales, values, errors = work.weights, work.scales, work.values, work.errors
+    energies, largest = work.energies, uint32(0)
+    for i in range(count):
+        values[i] *= scales[i]
+    for i in range(count):
+        errors[i] = values[i] - weights[i]
+    for i in range(count):
+        magnitude = uint32(bits_of(errors[i]) & _MAGNITUDE)
+        largest = magnitude if magnitude > largest else largest  # noqa: FURB136 (vectors)
+    for i in range(count):
+        errors[i] *= errors[i]
+    for i in range(count):
+        energies[i] = weights[i] * weights[i]
+    return total(energies, 0, count), float_of(largest)
+
+
+@inlined
+def add_to_tiles(
+    work: PieceBuffers, count: int, width: int, is_exact: bool, squares: Array, bounds: Array
+) -> None:
+    """Add a piece's squares of errors, and of half the steps, to the sums of its tiles, float64."""
+    width = min(width, PIECE)
+    tiles = (count + width - 1) // width
+    if is_exact:
+        for tile in range(tiles):
+            squares[tile] += exact_squares(work, tile * width, min((tile + 1) * width, count))[0]
+    else:
+        _fold(work.errors, work.values, count, width)
+        for tile in range(tiles):
+            squares[tile] += work.errors[tile]
+    _fold(work.squares, work.values, count, width)
+    for tile in range(tiles):
+        bounds[tile] += work.squares[tile]
+
+
+@inlined
+def _fold(x: Array, other: Array, count: int, width: int) -> None:
+    """The sums of so many neighbours each, in front; the last ones are made up with zeros."""
+    stop = (count + width - 1) // width * width
+    for i in range(count, stop):
+        x[i] = _ZERO
+    while width % 4 == 0:
+        stop, width = stop // 4, width // 4
+        for i in range(stop):
+            other[i] = float32(x[4 * i] + x[4 * i + 1]) + float32(x[4 * i + 2] + x[4 * i + 3])
+        for i in range(stop):
+            x[i] = other[i]
+    for i in range(stop // width):
+        found = x[i * width]
+        for j in range(1, width):
+            found += x[i * width + j]
+        x[i] = found
 
 
 @inlined

@@ -15,6 +15,7 @@ from ctcli.schemes.family import Execution, Numerics, Observer
 from ctcli.schemes.tiles import granule_of, tile_of
 
 if TYPE_CHECKING:
+    from ctcli.ops.comparing import Deviation
     from ctcli.ops.decoding import Codes, Elements
     from ctcli.ops.quantized import Array, Body, FormatName, QuantizedBlock, Rounding, Search
 
@@ -23,23 +24,6 @@ if TYPE_CHECKING:
 Whole = Literal["range", "largest"]
 
 _HINT = "Repair the checkpoint, leave the module out with --ignore, or give --allow-nonfinite."
-
-
-@dataclass(frozen=True, eq=False)
-class Restored:
-    """Some rows of a quantized weight, or some columns, as a reader computes them.
-
-    compressed-tensors multiplies likewise, and rounds the product to the dtype of the scales or to
-    bfloat16.
-
-    Attributes:
-        values: float32 [rows, columns].
-        bounds: float32 [row tiles, column tiles]: the sum of the squares of half the step at each
-            value, which is the largest error that rounding to the nearest leaves.
-    """
-
-    values: Array
-    bounds: Array
 
 
 @dataclass(frozen=True)
@@ -191,28 +175,38 @@ class NumericFormat(ABC):
             raise NonFiniteError(_HINT)
         return self._stored(found, shape, numerics, whole), (found.error, found.energy)
 
-    def decode(
+    def compare(
+        self, tensors: Mapping[str, Array], expected: Array, tag: str, scheme: Scheme, dtype: str
+    ) -> Deviation:
+        """Compare what `encode` wrote, as a reader computes it, with what it should be; on the CPU.
+
+        compressed-tensors multiplies likewise, and rounds the product to the dtype of the scales or
+        to bfloat16.
+
+        Args:
+            tensors: rows (columns) of each output, as unsigned integers.
+            expected: the weights that they should stand for, as `encode` takes them.
+            tag: the dtype of these.
+            scheme: how they are quantized.
+            dtype: of their scales, where these are floats of the weight's dtype.
+        """
+        from ctcli.ops.blocks import compare
+
+        numerics = Numerics(scheme, dtype, "float32", "minmax")
+        codes, scales, zeros = self._read(tensors, expected.shape, numerics)
+        return compare(expected, tag, codes, scales, zeros, self._rounding(numerics, 0.0))
+
+    def codes(
         self, tensors: Mapping[str, Array], shape: tuple[int, int], scheme: Scheme, dtype: str
-    ) -> Restored:
-        """Read what `encode` wrote, on the CPU.
+    ) -> Codes:
+        """What `encode` wrote, as `ops.decoding` takes it.
 
         Args:
             tensors: rows (columns) of each output, as unsigned integers.
             shape: of the weights that they stand for, [rows, columns].
             scheme: how these are quantized.
-            dtype: of their scales, where these are floats of the weight's dtype.
+            dtype: see `compare`.
         """
-        from ctcli.ops.blocks import read
-
-        numerics = Numerics(scheme, dtype, "float32", "minmax")
-        codes, scales, zeros = self._read(tensors, shape, numerics)
-        found = read(codes, scales, zeros, shape, self._rounding(numerics, 0.0))
-        return Restored(found.values, found.bounds)
-
-    def codes(
-        self, tensors: Mapping[str, Array], shape: tuple[int, int], scheme: Scheme, dtype: str
-    ) -> Codes:
-        """What `encode` wrote, as `ops.decoding` takes it; arguments as `decode`'s."""
         from ctcli.ops.decoding import Codes
 
         numerics = Numerics(scheme, dtype, "float32", "minmax")

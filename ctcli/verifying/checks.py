@@ -29,7 +29,7 @@ from ctcli.lazy.tensors import Known, Stored, TensorSpec
 from ctcli.ops.dtypes import DTYPES, WEIGHT_FLOATS
 from ctcli.schemes import format_of
 from ctcli.schemes.format import StoredPart
-from ctcli.schemes.tiles import each_of, stored_inputs, tile_of
+from ctcli.schemes.tiles import each_of, stored_inputs
 from ctcli.verifying.linear import QuantizedModule
 from ctcli.verifying.values import NOT_FINITE
 
@@ -279,21 +279,11 @@ class CheckModule:
             for what, count in form.faults(part, module.shape, module.scheme):
                 seen.fault(f"{module.name}.{suffix}", what, count)
         if self.expected:
-            seen.error(where, self._errors(blocks["expected"], self.expected, stored, where))
+            scales = module.tensors["weight_scale"].spec.dtype
+            dtype = scales if scales in WEIGHT_FLOATS else "BF16"
+            scheme, expected = module.scheme, blocks["expected"]
+            seen.error(where, form.compare(stored, expected, self.expected, scheme, dtype))
         return {}, (seen,)
-
-    def _errors(self, expected: Block, tag: str, stored: Blocks, where: Where) -> Deviation:
-        from ctcli.ops.comparing import errors_of
-        from ctcli.ops.edits import edited
-
-        scheme, shape = self.module.scheme, (len(where.rows), len(where.columns))
-        scales = self.module.tensors["weight_scale"].spec.dtype
-        restored = format_of(scheme).decode(
-            stored, shape, scheme, scales if scales in WEIGHT_FLOATS else "BF16"
-        )
-        wanted, _ = edited(expected, tag, "F32")
-        tile = tile_of(scheme.weights)
-        return errors_of(restored.values, wanted.view("f4"), tile, restored.bounds)
 
 
 @dataclass(frozen=True)
@@ -329,9 +319,7 @@ class CheckCoded:
         seen.fault(self.name, "scales are negative", int((codes.scales < 0).sum()))
         if self.expected:
             wanted, _ = edited(blocks["expected"], self.expected, "F32")
-            # What rounding leaves at most is not known of every format.
-            bounds = np.full((1, 1), np.inf, np.float32)
-            seen.error(where, errors_of(values, wanted.view("f4"), (None, None), bounds))
+            seen.error(where, errors_of(values, wanted.view("f4")))
         return {}, (seen,)
 
 

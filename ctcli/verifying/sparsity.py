@@ -109,11 +109,14 @@ class CheckPattern:
 
     def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[Seen]]:
         """See `Kernel`."""
+        from ctcli.ops.decoding import decoded
+
         seen, scheme = Seen(), self.module.scheme
         stored = {name: b.view(f"u{b.itemsize}") for name, b in blocks.items()}
         scales = self.module.tensors["weight_scale"].spec.dtype
         dtype = scales if scales in WEIGHT_FLOATS else "BF16"
         shape = len(where.rows), len(where.columns)
-        values = format_of(scheme).decode(stored, shape, scheme, dtype).values
+        codes = format_of(scheme).codes(stored, shape, scheme, dtype)
+        values, _ = decoded(codes, shape[1], "F32")
         _fault(seen, self.module.name, self.sparsity, self.sparsity.excess(values))
         return {}, (seen,)

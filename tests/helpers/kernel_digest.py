@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ctcli.ops.backend import body
-from ctcli.ops.blocks import read
+from ctcli.ops.blocks import compare
 from ctcli.ops.quantized import LEAST_SQUARES, Rounding, Search
 
 ROUNDINGS = (
@@ -31,7 +31,7 @@ ROUNDINGS = (
 
 
 def main(formats: Sequence[str]) -> None:
-    """Quantize and read small blocks of each dtype, in some formats or all."""
+    """Quantize small blocks of each dtype, and compare them, in some formats or all."""
     compiled = body("cpu")
     weight = np.random.default_rng(1).standard_t(3, (7, 96)).astype(np.float32)
     weight[1] = 0
@@ -47,10 +47,12 @@ def main(formats: Sequence[str]) -> None:
             how = replace(rounding, search=search or rounding.search)
             found = compiled.quantize(blocks[how.dtype], how.dtype, how, None)
             zeros = None if how.symmetric else found.marks
-            restored = read(found.codes, found.scales, zeros, weight.shape, how)
-            arrays = (found.codes, found.scales, found.marks, restored.values, restored.bounds)
+            arrays = (found.codes, found.scales, found.marks)
             print(*(array.tobytes().hex() for array in arrays))  # noqa: T201
-            print(float(found.error).hex(), float(found.energy).hex())  # noqa: T201
+            block = blocks[how.dtype]
+            again = compare(block, how.dtype, found.codes, found.scales, zeros, how)
+            sums = (found.error, found.energy, again.error, again.energy, again.excess)
+            print(*(float(each).hex() for each in sums), again)  # noqa: T201
 
 
 if __name__ == "__main__":

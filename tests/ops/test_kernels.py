@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 
 from ctcli.ops import compiling, elements, jit, objects
 from ctcli.ops.backend import body
-from ctcli.ops.blocks import read as read_block
+from ctcli.ops.blocks import compare
 from ctcli.ops.device.blocks import Torch
 from ctcli.ops.quantized import LEAST_SQUARES, Rounding, Search
 from tests.conftest import ROOT
 from tests.helpers import reference
+from tests.helpers.kernel_digest import ROUNDINGS
 from tests.helpers.reference import E2M1, E4M3, around
+from tests.helpers.restoring import half_steps, values_of
 
 AVX512 = ["skylake-avx512"] if binding.get_host_cpu_features().get("avx512vl") else []
 CPUS = ["nehalem", "haswell", *AVX512] if platform.machine() in ("x86_64", "AMD64") else []
@@ -173,8 +175,7 @@ def test_a_search_finds_the_part_with_the_least_error(rounding: Rounding) -> Non
     def error_with(search: Search | None) -> tuple[NDArray[np.float64], float]:
         how = replace(rounding, search=search)
         found = body("cpu").quantize(bits, "BF16", how, None)
-        zeros = None if how.symmetric else found.marks
-        values = read_block(found.codes, found.scales, zeros, weight.shape, how).values
+        values = values_of(found, how, (32, 1152))
         squares = np.square(values - reference.from_bits(bits, "BF16"), dtype=np.float64)
         down, across = found.scales.shape
         tiles = squares.reshape(down, 32 // down, across, 1152 // across)
@@ -216,11 +217,66 @@ def test_sums_of_squares_hold_for_many_pieces_and_where_float32_overflows(
         Rounding("mx", "F32", False, (1, 32), 4),
     ):
         found = body("cpu").quantize(weight, "F32", rounding, None)
-        zeros = None if rounding.symmetric else found.marks
-        values = read_block(found.codes, found.scales, zeros, weight.shape, rounding).values
+        values = values_of(found, rounding, shape)
         exact = weight.astype(np.float64)
         assert found.energy == pytest.approx(float((exact**2).sum()), rel=64 * 2.0**-24)
         assert found.error == pytest.approx(float(((values - exact) ** 2).sum()), rel=64 * 2.0**-24)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-25, 1e25])
+@pytest.mark.parametrize("shape", [(7, 96), (5, 2112)])
+@pytest.mark.parametrize(
+    "rounding", ROUNDINGS, ids=lambda how: f"{how.format}-{how.bits}-{how.tile}-{how.dtype}"
+)
+def test_errors_are_those_of_each_tile(
+    rounding: Rounding, shape: tuple[int, int], size: float
+) -> None:
+    generator = np.random.default_rng(2)
+    weight = generator.normal(0, size, shape).astype(np.float32)
+    if rounding.dtype == "F16":
+        weight = np.clip(weight, -60000, 60000)
+    how = replace(rounding, dtype="F32" if size != 1 else rounding.dtype, total=3 * size)
+    found = body("cpu").quantize(weight, "F32", how, None)
+    values = values_of(found, how, shape)
+    block = (values + generator.normal(0, size / 8, shape)).astype(np.float32)
+    zeros = None if how.symmetric else found.marks
+    errors = compare(block, "F32", found.codes, found.scales, zeros, how)
+
+    height, width = how.tile[0] or shape[0], how.tile[1] or shape[1]
+    starts = np.arange(0, shape[0], height), np.arange(0, shape[1], width)
+
+    def sums(x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.add.reduceat(np.add.reduceat(x, starts[0], 0), starts[1], 1)
+
+    difference = (values - block).astype(np.float64)
+    squares = sums(difference**2)
+    bounds = np.maximum(sums(half_steps(values, found, how) ** 2), 1e-30)
+    # Differences, squares and sums of up to 1,024 of them are float32.
+    near = 16 * 2.0**-24
+    assert errors.count == values.size
+    assert errors.error == pytest.approx(squares.sum(), rel=near)
+    assert errors.energy == pytest.approx((block.astype(np.float64) ** 2).sum(), rel=near)
+    assert errors.largest == abs(difference).max()
+    excess = np.sqrt(squares / bounds)
+    assert errors.excess == pytest.approx(excess.max(), rel=near)
+    assert excess[errors.row // height, errors.column // width] >= excess.max() * (1 - near)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_errors_that_are_not_finite_show(wrong: float) -> None:
+    how = Rounding("float8", "F32", False, (1, 32), 8)
+    weight = np.random.default_rng(1).normal(size=(4, 96)).astype(np.float32)
+    found = body("cpu").quantize(weight, "F32", how, None)
+    weight[2, 40] = wrong
+    errors = compare(weight, "F32", found.codes, found.scales, None, how)
+    assert not np.isfinite(errors.error)
+    assert np.isnan(errors.energy) if np.isnan(wrong) else np.isinf(errors.energy)
+    assert np.isnan(errors.largest) if np.isnan(wrong) else np.isinf(errors.largest)
+    if np.isinf(wrong):
+        assert (errors.excess, errors.row, errors.column) == (np.inf, 2, 32)
+    # The scratch that kernels share is left as it was.
+    again = body("cpu").quantize(np.ones((1, 32), np.float32), "F32", how, None)
+    assert (again.error, again.energy) == (0.0, 32.0)
 
 
 @pytest.fixture

@@ -31,12 +31,12 @@ from ctcli.lazy.nodes import (
 )
 from ctcli.lazy.tensors import Stored, TensorSpec
 from ctcli.ops import packing
+from ctcli.ops.decoding import decoded
 from ctcli.ops.device import rounding, sums
 from ctcli.ops.quantized import LEAST_SQUARES
 from ctcli.schemes import format_of
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
 from ctcli.schemes.family import Execution, Numerics
-from ctcli.schemes.format import Restored
 from ctcli.schemes.weights import Quantizer, largest_magnitude, value
 from ctcli.storage.local import local_file
 from tests.helpers import reference
@@ -187,12 +187,13 @@ def quantize(
             lengths = [part.shape[axis] for part in parts]
             places = [node.place(name, node.axis, start) for start in starts]
             assert places == [sum(lengths[:i]) for i in range(len(parts))], name
-    return outputs, restore(how, stored, weight.shape).values
+    return outputs, restore(how, stored, weight.shape)
 
 
-def restore(how: Numerics, stored: Mapping[str, Any], shape: tuple[int, ...]) -> Restored:
+def restore(how: Numerics, stored: Mapping[str, Any], shape: tuple[int, ...]) -> F32:
     rows, columns = shape
-    return format_of(how.scheme).decode(stored, (rows, columns), how.scheme, how.dtype)
+    codes = format_of(how.scheme).codes(stored, (rows, columns), how.scheme, how.dtype)
+    return decoded(codes, columns, "F32")[0]
 
 
 def assert_equal(outputs: Mapping[str, Tensor], values: F32, expected: Quantized) -> None:
@@ -391,19 +392,11 @@ def test_compressed_tensors_writes_the_same_bytes_and_reads_them_back(
     np.testing.assert_array_equal(result.float().numpy(), rounded)
 
     stored = {name: bits_of(tensor) for name, tensor in outputs.items()}
-    restored = restore(how, stored, weight.shape)
-    np.testing.assert_array_equal(restored.values, values)
-    assert_bounds_hold(weight, how, restored)
-
-
-def assert_bounds_hold(weight: F32, how: Numerics, restored: Restored) -> None:
-    """Rounding leaves at most half a step; what is cut off at the ends of a range may err more."""
-    tiles = Tiles(weight.shape, for_reference(how).tile)
-    errors = tiles.sums((restored.values.astype(np.float64) - weight) ** 2)
-    bounds = restored.bounds
+    np.testing.assert_array_equal(restore(how, stored, weight.shape), values)
+    errors = format_of(how.scheme).compare(stored, weight, "F32", how.scheme, how.dtype)
     # The quotient was rounded to the weight's dtype, in whose steps the codes are counted.
     slack = {"F32": 1.001, "F16": 1.01, "BF16": 1.5}[how.dtype]
-    assert (errors <= bounds * slack + 1e-12).all()
+    assert errors.excess**2 <= slack, "rounding leaves at most half a step"
 
 
 def assert_least_error(weight: F32, how: Numerics) -> None:
@@ -468,7 +461,7 @@ def test_sums_of_squares_come_with_the_outputs_and_nonfinite_weights_are_refused
     weight = np.random.default_rng(1).normal(size=(6, 32)).astype(np.float32) * np.float32(size)
     reader = InMemory(weight, "F32")
     (found,) = Evaluator(reader, {}).compute(node, 0, 6)
-    values = restore(how, found.outputs, (6, 32)).values
+    values = restore(how, found.outputs, (6, 32))
     expected = [(x.astype(np.float64) ** 2).sum() for x in (values - weight, weight)]
     # In float32: a difference, its square, and the sum of all 192 of them.
     np.testing.assert_allclose(found.measures[0], expected, rtol=194 * 2.0**-24)
