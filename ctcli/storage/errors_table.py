@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,9 +43,10 @@ def errors_table(modules: Iterable[str], errors: ErrorSums | None = None) -> lis
         modules: their names.
         errors: sums of squares of the error and of the weight, by module; None: not known yet.
     """
-    kinds: dict[str, list[str]] = {}
-    for module, kind in _kinds([*modules]).items():
-        kinds.setdefault(kind, []).append(module)
+    return _table(_kinds([*modules]), errors)
+
+
+def _table(kinds: Mapping[str, list[str]], errors: ErrorSums | None) -> list[str]:
     return [
         f"| modules | number | {'error':>{_WIDTH}} | {'largest':>{_WIDTH}} |",
         "| --- | ---: | ---: | ---: |",
@@ -55,7 +57,8 @@ def errors_table(modules: Iterable[str], errors: ErrorSums | None = None) -> lis
 def filled(card: bytes, errors: ErrorSums) -> bytes:
     """A card with what was measured, if its table is of these modules and still blank."""
     known = {module: found for module, found in errors.items() if len(found) == 2}
-    blank, table = ("\n".join(errors_table(known, of)).encode() for of in (None, known))
+    kinds = _kinds([*known])
+    blank, table = ("\n".join(_table(kinds, of)).encode() for of in (None, known))
     return card.replace(blank, table, 1)
 
 
@@ -77,13 +80,18 @@ def fill(path: Path, errors: ErrorSums, fsync: bool) -> None:
     fresh.replace(path)
 
 
-def _kinds(modules: list[str]) -> dict[str, str]:
-    """What each module is told as: a pattern, or in a model of very many, its last word."""
+def _kinds(modules: list[str]) -> dict[str, list[str]]:
+    """The modules by what they are told as: a pattern, or in a model of very many, a last word."""
     for kind in (numberless, lambda name: f"*.{name.split('.')[-1]}"):
-        kinds = {module: _legible(kind(module)) for module in modules}
-        if len({*kinds.values()}) <= _MOST_KINDS:
+        found: dict[str, list[str]] = defaultdict(list)
+        for module in modules:
+            found[kind(module)].append(module)
+        if len(found) <= _MOST_KINDS:
+            kinds: dict[str, list[str]] = defaultdict(list)
+            for name, alike in found.items():
+                kinds[_legible(name)] += alike
             return kinds
-    return dict.fromkeys(modules, "*")
+    return {"*": modules} if modules else {}
 
 
 def _legible(name: str) -> str:
