@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
     from ctcli.ops.bits import Floats
     from ctcli.ops.kronecker import Array
+    from ctcli.ops.walsh import RowTransform
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class Centring:
     def resized(self, size: int) -> Centring:
         """The mean over so many coordinates."""
         return Centring(size)
+
+    def of_rows(self, dtype: DTypeLike) -> RowTransform | None:  # noqa: ARG002 (maps are alike)
+        """It is no product with Sylvester's matrices."""
+        return None
 
     def apply(self, x: Array, out: Floats | None = None) -> Array:
         """X M for x [rows, n]; `out`, C-contiguous, takes an array's result and may be x."""

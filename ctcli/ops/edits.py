@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ctcli.ops.elements import BF16, F16, F32, KINDS, to_bf16, to_f16, to_odd
 from ctcli.ops.jit import inlined, kernel
 from ctcli.ops.loading import load, operand
+from ctcli.ops.walsh import RowTransform, transform_row
 
 if TYPE_CHECKING:
     from ctcli.ops.bits import Bits, Floats
@@ -33,10 +34,13 @@ def edited(
     gain: Floats | None = None,
     divides: bool = False,
     by_row: Floats | None = None,
+    transform: RowTransform | None = None,
     in_float32: bool = False,
     device: str = "cpu",
 ) -> tuple[Bits, bool]:
     """Multiply columns by a gain, or divide them; multiply rows; round once to what is stored.
+
+    A row may be transformed before it is rounded; that is done on the CPU alone.
 
     Args:
         block: [rows, columns], stored or floats.
@@ -45,6 +49,7 @@ def edited(
         gain: [columns]; None: only the dtype changes.
         divides: divide by the gain.
         by_row: factors of the rows [rows], after the gain; None: they have none.
+        transform: of each row, in the floats that are computed in; None: there is none.
         in_float32: compute in float32, in which products of two 16-bit floats are exact (but below
             2**-126), instead of float64.
         device: `cpu`, or what torch calls another one.
@@ -72,8 +77,9 @@ def edited(
         factors = nothing if gain is None else np.ascontiguousarray(gain, dtype)
         of_rows = nothing if by_row is None else np.ascontiguousarray(by_row, dtype)
     out = np.empty(elements.shape, _RESULTS[target])
-    buffer = np.empty(_PIECE, dtype)
-    is_finite = _edit(elements, kind, factors, divides, of_rows, buffer, out, KINDS[target])
+    turn = transform or RowTransform(nothing, np.empty((0, 2), np.int64), nothing)
+    buffer = np.empty(elements.shape[1] if transform else _PIECE, dtype)
+    is_finite = _edit(elements, kind, factors, divides, of_rows, turn, buffer, out, KINDS[target])
     return out.view(f"u{out.itemsize}"), bool(is_finite)
 
 
@@ -113,6 +119,7 @@ def _edit(
     factors: NDArray[Any],
     divides: bool,
     of_rows: NDArray[Any],
+    transform: RowTransform,
     buffer: NDArray[Any],
     out: NDArray[Any],
     target: int,
@@ -121,8 +128,8 @@ def _edit(
     rows, columns = elements.shape
     is_finite = True
     for i in range(rows):
-        for start in range(0, columns, _PIECE):
-            stop = min(columns, start + _PIECE)
+        for start in range(0, columns, max(1, buffer.size)):
+            stop = min(columns, start + buffer.size)
             line, result = buffer[: stop - start], out[i, start:stop]
             load(line, elements[i, start:stop], kind)
             if factors.size:
@@ -131,6 +138,8 @@ def _edit(
                 factor = of_rows[i]
                 for j in range(line.size):
                     line[j] *= factor
+            if transform.first.size:
+                transform_row(line, transform)
             if factors.itemsize == 8:
                 _store_wide(result, line, target)
             else:

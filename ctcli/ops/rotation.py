@@ -17,10 +17,12 @@ import numpy as np
 from ctcli.ops.kronecker import Array, merged, order, transposed_times
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
     from torch import Tensor
 
     from ctcli.ops.bits import Floats
     from ctcli.ops.stages import Stages
+    from ctcli.ops.walsh import RowTransform
 
     Signs = Floats
     Factors = tuple[Floats, ...]
@@ -107,6 +109,10 @@ class Rotation:
         blocks = w.reshape(self.repeats, self.block_size, w.shape[1])
         return _turn(self._tensors(w), blocks).reshape(w.shape)
 
+    def of_rows(self, dtype: DTypeLike) -> RowTransform | None:
+        """X Q as one fast transform of each row, float32 or float64; None: it is more than that."""
+        return self._stages_in(dtype).of_rows(self.repeats)
+
     def matrix(self, start: int = 0, stop: int | None = None) -> Floats:
         """Rows start to stop of Q, [stop - start, size] float64."""
         rows = np.zeros(((self.size if stop is None else stop) - start, self.size))
@@ -133,15 +139,19 @@ class Rotation:
 
     def _in_stages(self, name: str, x: Floats, out: Floats | None) -> Floats:
         """A method of `Stages`, on x or a C-contiguous copy of it."""
-        from ctcli.ops.stages import stages_of  # loads kernels, which plans do without
-
-        if x.dtype not in self._stages:
-            self._stages[x.dtype] = stages_of(self.steps, self.block_size, x.dtype)
         source = np.ascontiguousarray(x)
         result = np.empty(x.shape, x.dtype) if out is None else out
         with np.errstate(all="ignore"):  # infinities show in the result
-            getattr(self._stages[x.dtype], name)(source, result)
+            getattr(self._stages_in(x.dtype), name)(source, result)
         return result
+
+    def _stages_in(self, dtype: DTypeLike) -> Stages:
+        from ctcli.ops.stages import stages_of  # loads kernels, which plans do without
+
+        key = np.dtype(dtype)
+        if key not in self._stages:
+            self._stages[key] = stages_of(self.steps, self.block_size, key)
+        return self._stages[key]
 
     def _tensors(self, like: Tensor) -> tuple[Any, ...]:
         """The steps as tensors like another, made once."""

@@ -17,7 +17,7 @@ from ctcli.ops.hadamard import sylvester
 from ctcli.ops.kronecker import merged
 from ctcli.ops.products import Product, product_of
 from ctcli.ops.transposing import transpose
-from ctcli.ops.walsh import transform_columns, transform_rows
+from ctcli.ops.walsh import RowTransform, transform_columns, transform_rows
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -91,8 +91,12 @@ class Walsh:
 
     def rows(self, x: Floats, out: Floats) -> None:
         """See `Stage`."""
+        transform_rows(x, out, self.of_rows(1))
+
+    def of_rows(self, repeats: int) -> RowTransform:
+        """What it does with a row that has its coordinates so many times over."""
         strides = np.array([(after, count * after) for count, after in self.groups])
-        transform_rows(x, out, self.first, strides, self.last)
+        return RowTransform(np.tile(self.first, repeats), strides, np.tile(self.last, repeats))
 
     def columns(self, w: Floats, out: Floats) -> None:
         """See `Stage`."""
@@ -184,6 +188,12 @@ class Stages:
     order: int
     by_rows: tuple[Stage, ...] | None
     by_columns: tuple[Stage, ...]
+
+    def of_rows(self, repeats: int) -> RowTransform | None:
+        """What they do with a row of so many times the order, if it is one fast transform."""
+        if self.by_rows and len(self.by_rows) == 1 and isinstance(self.by_rows[0], Walsh):
+            return self.by_rows[0].of_rows(repeats)
+        return None
 
     def apply(self, x: Floats, out: Floats) -> None:
         """X diag(P, ..., P) for x [rows, size]; `out`, C-contiguous, may be x."""

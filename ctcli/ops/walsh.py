@@ -7,7 +7,7 @@ in cache. Sums are added in one order whatever rows and columns a block has.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import uint64
@@ -21,32 +21,48 @@ _4, _5, _6, _7, _8 = uint64(4), uint64(5), uint64(6), uint64(7), uint64(8)
 _16, _24, _32, _40, _48, _56, _64 = (uint64(8 * k) for k in range(2, 9))
 
 
+class RowTransform(NamedTuple):
+    """diag(first) K diag(last), K a Kronecker product of Sylvester's matrices and ones.
+
+    Attributes:
+        first: [n] float32 or float64; empty: there is nothing to do.
+        groups: by Sylvester's matrix of 2**k, the smallest stride and 2**k times that, int64
+            [groups, 2]; they may stand on the diagonal of K several times.
+        last: [n]; empty: ones.
+    """
+
+    first: NDArray[Any]
+    groups: NDArray[np.int64]
+    last: NDArray[Any]
+
+
 @kernel
-def transform_rows(
-    x: NDArray[Any],
-    out: NDArray[Any],
-    first: NDArray[Any],
-    groups: NDArray[np.int64],
-    last: NDArray[Any],
-) -> None:
-    """Compute x diag(first) K diag(last), K a Kronecker product of Sylvester's matrices and ones.
+def transform_rows(x: NDArray[Any], out: NDArray[Any], transform: RowTransform) -> None:
+    """Multiply rows by a transform.
 
     Args:
-        x: [rows, n] float32 or float64, C-contiguous.
+        x: [rows, n] of the transform's dtype, C-contiguous.
         out: likewise; x itself will do.
-        first: [n].
-        groups: by Sylvester's matrix of 2**k, the smallest stride and 2**k times that: [groups, 2].
-        last: [n]; empty: ones.
+        transform: the transform.
     """
     for i in range(x.shape[0]):
         source, line = x[i], out[i]
         for j in range(line.size):
-            line[j] = source[j] * first[j]
-        for group in range(groups.shape[0]):
-            _transform(line, groups[group, 0], groups[group, 1])
-        if last.size:
-            for j in range(line.size):
-                line[j] *= last[j]
+            line[j] = source[j]
+        transform_row(line, transform)
+
+
+@inlined
+def transform_row(line: NDArray[Any], transform: RowTransform) -> None:
+    """Multiply a row [n] by a transform, in its place."""
+    first, groups, last = transform.first, transform.groups, transform.last
+    for j in range(line.size):
+        line[j] *= first[j]
+    for group in range(groups.shape[0]):
+        _transform(line, groups[group, 0], groups[group, 1])
+    if last.size:
+        for j in range(line.size):
+            line[j] *= last[j]
 
 
 @kernel

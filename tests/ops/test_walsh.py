@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ctcli.ops.hadamard import sylvester
-from ctcli.ops.walsh import transform_columns, transform_rows
+from ctcli.ops.walsh import RowTransform, transform_columns, transform_rows
 
 
 @pytest.mark.parametrize("n", [2**k for k in range(13)])
@@ -19,7 +19,7 @@ def test_rows_are_multiplied_by_sylvesters_matrix(n: int) -> None:
     x = np.random.default_rng(n).integers(-8, 8, (5, n)).astype(np.float32)
     signs = np.random.default_rng(1).choice([-1.0, 2.0], n).astype(np.float32)
     out = np.empty_like(x)
-    transform_rows(x, out, signs, np.array([[1, n]]), signs[::-1].copy())
+    transform_rows(x, out, RowTransform(signs, np.array([[1, n]]), signs[::-1].copy()))
     expected = (x * signs) @ sylvester(n).astype(np.float32) * signs[::-1]
     assert np.array_equal(out, expected)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ctcli.rewrites.surgery.kernels import ScaleAndRound
+from ctcli.rewrites.surgery.kernels import Round
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,9 +98,9 @@ class PruneAndRound:
     target: str
 
     def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
-        """See `Kernel` and `ScaleAndRound`."""
+        """See `Kernel` and `Round`."""
         leaf, tag = self.prune.leaf, self.prune.tag
-        rounding = ScaleAndRound(leaf, tag, self.target, None, tag != "F64", "cpu")
+        rounding = Round(leaf, tag, self.target, "cpu")
         return rounding(self.prune(blocks, where)[0], where)
 
 

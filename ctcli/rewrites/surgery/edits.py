@@ -33,8 +33,8 @@ from ctcli.rewrites.surgery.kernels import (
     EditBlock,
     Map,
     Project,
+    Round,
     RowMap,
-    ScaleAndRound,
 )
 
 _LABEL = "a norm or a bias"
@@ -178,7 +178,7 @@ class _Alike(NamedTuple):
     shape: Shape
     granule: Shape
     axis: Axis
-    kernel: EditAndRound | ScaleAndRound
+    kernel: EditAndRound | Round
     outputs: Mapping[str, Output]
     before: Unrounded | None
 
@@ -210,7 +210,7 @@ def _alike(
     is_whole = len(made) == 1 and shape[0] == 1
     outputs = {leaf: Output(TensorSpec(target, made), is_whole)}
     if not (gain or columns or rows):
-        kernel = ScaleAndRound(leaf, dtype, target, None, dtype != "F64", device)
+        kernel = Round(leaf, dtype, target, device)
         return _Alike(shape, granule, axis, kernel, outputs, None)
     is_one_product = is_short and not (columns or rows)
     if gain:
@@ -219,17 +219,7 @@ def _alike(
     scale = gain[:2] if gain else None
     edit = EditBlock(leaf, dtype, tag, scale, columns, rows, device, transposed)
     before = Unrounded("", {leaf: Output(TensorSpec(tag, shape))}, edit)
-    both = _gain_and_round(edit, target) or EditAndRound(edit, target)
-    return _Alike(shape, granule, axis, both, outputs, before)
-
-
-def _gain_and_round(edit: EditBlock, target: str) -> ScaleAndRound | None:
-    """An edit that does no more than multiply by a gain, with the rounding, in one pass."""
-    if edit.columns or edit.rows or not edit.gain or edit.gain[1] or edit.transposed:
-        return None
-    return ScaleAndRound(
-        edit.leaf, edit.tag, target, edit.gain[0], edit.target == "F32", edit.device
-    )
+    return _Alike(shape, granule, axis, EditAndRound(edit, target), outputs, before)
 
 
 def bias_of(

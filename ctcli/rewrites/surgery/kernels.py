@@ -12,7 +12,10 @@ from ctcli.lazy.nodes import NonFiniteError, Where
 from ctcli.models.architecture import HeadRows
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
     from ctcli.lazy.nodes import Block, Blocks
+    from ctcli.ops.walsh import RowTransform
 
 HINT = "Repair the checkpoint; if a result does not fit, start with fuse-norms --dtype float32."
 
@@ -33,6 +36,9 @@ class Map(Hashable, Protocol):
 
     def apply_left(self, w: Block) -> Block:
         """M^T w for w [size, columns]."""
+
+    def of_rows(self, dtype: DTypeLike) -> RowTransform | None:
+        """X M as one fast transform of each row, float32 or float64; None: it is more than that."""
 
     def resized(self, size: int) -> Map:
         """The block-diagonal map of so many coordinates: some of its blocks, or more of them."""
@@ -101,57 +107,83 @@ class EditBlock(NamedTuple):
         import numpy as np
 
         from ctcli.ops.backend import on_device, on_host
-        from ctcli.ops.edits import edited as edit
 
-        offset, divides = self.gain or (0.0, False)
-        inputs, outputs = where.columns, where.rows
-        if self.transposed:
-            inputs, outputs = outputs, inputs
-        gain = (blocks["gain"] + offset)[_slice(inputs)] if self.gain else None
-        bits, _ = edit(
-            blocks[self.leaf],
-            self.tag,
-            self.target,
-            gain=None if self.transposed else gain,
-            divides=divides,
-            in_float32=self.target == "F32",
-            device=self.device,
-        )
+        transform, columns = self._transform(blocks)
+        bits, _ = self._pass(blocks, where, self.target, transform)
         values = bits.view(f"f{bits.itemsize}")
         if self.transposed:
+            gain = self._gain(blocks, where)
             if gain is not None:
                 values = values * gain.astype(values.dtype)[:, None]
             values = np.ascontiguousarray(values.T)
         x = on_device(values, self.device)
-        for each in self.columns:
+        for each in columns:
             x = repeated(each, x.shape[1]).apply(x)
+        outputs = where.columns if self.transposed else where.rows
         for rows in self.rows:
             x = rows.apply(x, outputs.start)
         result = on_host(x)
         return {self.leaf: np.ascontiguousarray(result.T) if self.transposed else result}, ()
 
+    def at_once(self, blocks: Blocks, where: Where, target: str) -> tuple[Block, bool] | None:
+        """All of it and the rounding to a dtype in one pass; None: it takes several.
+
+        Returns:
+            The bits of the result, and whether all are finite.
+        """
+        transform, columns = self._transform(blocks)
+        if columns or self.rows or self.transposed:
+            return None
+        return self._pass(blocks, where, target, transform)
+
+    def _pass(
+        self, blocks: Blocks, where: Where, target: str, transform: RowTransform | None
+    ) -> tuple[Block, bool]:
+        """The gain, if columns are inputs, and a transform; see `at_once`."""
+        from ctcli.ops.edits import edited as edit
+
+        return edit(
+            blocks[self.leaf],
+            self.tag,
+            target,
+            gain=None if self.transposed else self._gain(blocks, where),
+            divides=bool(self.gain and self.gain[1]),
+            transform=transform,
+            in_float32=self.target == "F32",
+            device=self.device,
+        )
+
+    def _gain(self, blocks: Blocks, where: Where) -> Block | None:
+        """Of the inputs that the block has."""
+        inputs = where.rows if self.transposed else where.columns
+        return (blocks["gain"] + self.gain[0])[_slice(inputs)] if self.gain else None
+
+    def _transform(self, blocks: Blocks) -> tuple[RowTransform | None, tuple[Map, ...]]:
+        """The first map of columns, if a pass takes it in; and the maps that are left."""
+        if self.columns and self.device == "cpu" and not self.transposed:
+            first = repeated(self.columns[0], blocks[self.leaf].shape[1])
+            if found := first.of_rows("f4" if self.target == "F32" else "f8"):
+                return found, self.columns[1:]
+        return None, self.columns
+
 
 @dataclass(frozen=True)
-class ScaleAndRound:
-    """Multiply the columns of a matrix by a gain, where there is one, and round.
+class Round:
+    """Round a matrix to what is stored.
 
     Attributes:
         leaf: the input's name, and the output's.
         tag: safetensors tag of the blocks.
         target: of the result.
-        offset: what the model adds to the gain; None: there is no gain.
-        in_float32: whether that is exact.
         device: where to compute.
     """
 
     leaf: str
     tag: str
     target: str
-    offset: float | None
-    in_float32: bool
     device: str
 
-    def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
+    def __call__(self, blocks: Blocks, _where: Where) -> tuple[Blocks, Sequence[float]]:
         """See `Kernel`.
 
         Raises:
@@ -159,16 +191,9 @@ class ScaleAndRound:
         """
         from ctcli.ops.edits import edited as edit
 
-        gain = None
-        if self.offset is not None:
-            gain = (blocks["gain"] + self.offset)[_slice(where.columns)]
+        in_float32 = self.tag != "F64"
         result, is_finite = edit(
-            blocks[self.leaf],
-            self.tag,
-            self.target,
-            gain=gain,
-            in_float32=self.in_float32,
-            device=self.device,
+            blocks[self.leaf], self.tag, self.target, in_float32=in_float32, device=self.device
         )
         if not is_finite:
             raise NonFiniteError(HINT)
@@ -187,10 +212,15 @@ class EditAndRound(NamedTuple):
     target: str
 
     def __call__(self, blocks: Blocks, where: Where) -> tuple[Blocks, Sequence[float]]:
-        """See `Kernel` and `ScaleAndRound`."""
-        leaf, tag, device = self.edit.leaf, self.edit.target, self.edit.device
-        rounding = ScaleAndRound(leaf, tag, self.target, None, tag != "F64", device)
-        return rounding(self.edit(blocks, where)[0], where)
+        """See `Kernel` and `Round`."""
+        leaf, found = self.edit.leaf, self.edit.at_once(blocks, where, self.target)
+        if found is None:
+            rounding = Round(leaf, self.edit.target, self.target, self.edit.device)
+            return rounding(self.edit(blocks, where)[0], where)
+        result, is_finite = found
+        if not is_finite:
+            raise NonFiniteError(HINT)
+        return {leaf: result}, ()
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,11 @@ from ctcli.rewrites.surgery.sampling import Sample, most_rows, rows_of
 from ctcli.units import Advance, format_bytes
 
 if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
+
     from ctcli.lazy.nodes import Block, Blocks
     from ctcli.models.architecture import AttentionRole
+    from ctcli.ops.walsh import RowTransform
     from ctcli.rewrites.surgery.edits import Gain
     from ctcli.rewrites.surgery.surgery import Surgery
 
@@ -100,6 +103,10 @@ class LearnedRotation:
     def apply_left(self, w: Block) -> Block:
         """Q^T w for w [size, columns]."""
         return self.rotation.apply_left(w)
+
+    def of_rows(self, dtype: DTypeLike) -> RowTransform | None:
+        """X Q as one fast transform of each row, where it is no more."""
+        return self.rotation.of_rows(dtype)
 
     def resized(self, size: int) -> Rotation:
         """The block-diagonal rotation of so many coordinates."""
