@@ -93,14 +93,17 @@ def floor(samples: Mapping[str, Sequence[Sample]], read: int, written: int, core
     wall = {name: median(run.wall for run in runs) for name, runs in samples.items()}
     processor = {name: median(run.processor for run in runs) for name, runs in samples.items()}
     reading = processor[READING]
+    source = read
     if COPYING in processor:
         writing = processor[COPYING] - reading * written / read
     else:
         read, written, writing = read + written, 0, 0.0
     least = wall[COMPUTING] + (reading + writing) / cores
+    computing = wall[COMPUTING] - wall[START]
     return (
-        f"at best {least:.2f} s: {wall[START]:.2f} start-up and plan, "
-        f"{wall[COMPUTING] - wall[START]:.2f} computing, {reading / cores:.2f} reading "
+        f"at best {least:.2f} s: {wall[START]:.2f} start-up and plan, {computing:.2f} computing "
+        f"({1e9 * computing * cores / source:.2f} ns a byte of the source on each of {cores} "
+        f"cores), {reading / cores:.2f} reading "
         f"{read / 1e9:.1f} GB, {writing / cores:.2f} writing {written / 1e9:.1f} GB; "
         f"{ours} takes {wall[ours] / least:.2f} times that"
     )
