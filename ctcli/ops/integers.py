@@ -151,8 +151,8 @@ def _encode_elements(
 
 
 @inlined
-def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:
-    values, zeros, codes, squares = work.values, work.zeros, work.codes, work.squares
+def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> float32:
+    values, zeros, codes = work.values, work.zeros, work.codes
     offset = float32(settings.offset)
     if settings.offset:
         for i in range(count):
@@ -160,11 +160,10 @@ def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:
     else:  # two's complement
         for i in range(count):
             values[i] = float32(int32(int8(codes[i])))
-    for i in range(count):
-        squares[i] = _QUARTER
     if not settings.symmetric:
         for i in range(count):
             values[i] -= zeros[i]
+    return _QUARTER
 
 
 _SEARCH = searcher("integers", _scale_of, _ends_of, _find_errors)

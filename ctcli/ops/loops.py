@@ -59,7 +59,7 @@ def kernels(
             points to codes and values, whose squared errors are added to those of the piece.
         search: a kernel of `searches.searcher`.
         decode: as `encode`: from codes to values before they are scaled, and squares of half the
-            step at each.
+            step at each; it returns that square where all are alike, else zero.
     """
     return Kernels(
         CompiledKernel(_encoder(scale_of, encode), f"{name}.encode"),
@@ -278,12 +278,12 @@ def _area_comparer(decode: Callable[..., Any]) -> Callable[..., Any]:
             for start in range(left, right, PIECE):
                 count = min(PIECE, right - start)
                 fetch(codes[row], start, count, settings.packed, work.codes)
-                decode(work, count, settings)
+                alike = decode(work, count, settings)
                 load(source, row, start, count, work.weights)
                 some = compare_piece(work, count)
                 energy += exact_squares(work, 0, count)[1] if is_exact else some[0]
                 largest = max(largest, some[1])
-                add_to_tiles(work, count, settings.width, is_exact, squares, bounds)
+                add_to_tiles(work, count, settings.width, alike, is_exact, squares, bounds)
         return energy, largest
 
     return compare_area

@@ -142,13 +142,14 @@ def _encode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:
 
 
 @inlined
-def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> None:
+def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> float32:
     if settings.bits == 8:
         read_e4m3(work, count)
     elif settings.bits == 6:
         _read_e2m3(work, count)
     else:
         read_e2m1(work, count)
+    return float32(0)
 
 
 _SEARCH = searcher("mx", _scale_of, _ends_of, _find_errors)

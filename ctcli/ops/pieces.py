@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 PIECE = 1024  # elements
 _ZERO = float32(0)
 _MAGNITUDE = uint32(0x7FFFFFFF)
+_WIDE = 64
+"""Of a tile, whose halves are vectors."""
 
 
 class PieceInput(NamedTuple):
@@ -181,21 +183,49 @@ def compare_piece(work: PieceBuffers, count: int) -> tuple[float64, float32]:
 
 @inlined
 def add_to_tiles(
-    work: PieceBuffers, count: int, width: int, is_exact: bool, squares: Array, bounds: Array
+    work: PieceBuffers,
+    count: int,
+    width: int,
+    alike: float32,
+    is_exact: bool,
+    squares: Array,
+    bounds: Array,
 ) -> None:
-    """Add a piece's squares of errors, and of half the steps, to the sums of its tiles, float64."""
+    """Add a piece's squares to the sums of its tiles.
+
+    Args:
+        work: with the squares of errors, and of half the steps.
+        count: elements of the piece.
+        width: columns of a tile.
+        alike: the square of half a step, where all are alike; else zero.
+        is_exact: take the errors of values anew, in float64.
+        squares: float64 [tiles], of errors.
+        bounds: likewise, of half the steps.
+    """
     width = min(width, PIECE)
-    tiles = (count + width - 1) // width
     if is_exact:
-        for tile in range(tiles):
-            squares[tile] += exact_squares(work, tile * width, min((tile + 1) * width, count))[0]
+        for tile in range((count + width - 1) // width):
+            start, stop = tile * width, min((tile + 1) * width, count)
+            squares[tile] += exact_squares(work, start, stop)[0]
     else:
-        _fold(work.errors, work.values, count, width)
-        for tile in range(tiles):
-            squares[tile] += work.errors[tile]
-    _fold(work.squares, work.values, count, width)
-    for tile in range(tiles):
-        bounds[tile] += work.squares[tile]
+        _add_sums(work.errors, work.values, count, width, squares)
+    if alike:
+        for tile in range((count + width - 1) // width):
+            bounds[tile] += float64(alike) * min(width, count - tile * width)
+    else:
+        _add_sums(work.squares, work.values, count, width, bounds)
+
+
+@inlined
+def _add_sums(x: Array, other: Array, count: int, width: int, sums: Array) -> None:
+    """Add the sum of each tile; both arrays are overwritten."""
+    if width >= _WIDE:
+        for tile in range((count + width - 1) // width):
+            sums[tile] += total(x, tile * width, min((tile + 1) * width, count))
+    else:
+        _fold(x, other, count, width)
+        for tile in range((count + width - 1) // width):
+            sums[tile] += x[tile]
 
 
 @inlined
