@@ -8,16 +8,16 @@ from functools import lru_cache
 
 from ctcli.lazy.nodes import COLUMNS, ROWS, Axis, Node
 
-# Arithmetic goes over blocks of so many elements: small enough for their temporaries to stay in
-# cache, large enough for the calls on each block not to matter.
-BLOCK_ELEMENTS = 512 * 1024
+# Arithmetic goes over blocks of so many elements: large enough for the calls on each block not to
+# matter, small enough for float32 temporaries to be memory that is used again.
+BLOCK_ELEMENTS = 1024 * 1024
 # A file is read and written by columns in runs of so many: a row of them, which costs two system
 # calls, is several pages long.
 COLUMNS_AT_ONCE = 2048
 # What runs across the rows of a node is read in windows of many rows, if they are not larger.
 _WINDOW_BYTES = 32 * 2**20
 # A job computes several blocks: few enough for a signal to be answered at once.
-_JOB_ELEMENTS = 8 * BLOCK_ELEMENTS
+_JOB_ELEMENTS = 4 * BLOCK_ELEMENTS
 # What a block needs while it is computed, beside its own bytes: float32 temporaries.
 _BYTES_PER_ELEMENT = 32
 
