@@ -101,9 +101,10 @@ def errors_of(values: Floats, expected: Floats) -> Deviation:
         values: [rows, columns] float32.
         expected: likewise.
     """
-    lanes, error = np.zeros(_ALL_LANES), np.zeros((1, 1))
-    sums = _errors(values.reshape(-1), expected.reshape(-1), lanes, error)
-    return worst(error, np.full((1, 1), np.inf), sums, values.size, values.shape)
+    flat, exact = values.reshape(-1), expected.reshape(-1)
+    error, energy, largest = map(float, _errors(flat, exact, np.zeros(_ALL_LANES)))
+    largest = math.nan if math.isnan(error) else largest
+    return Deviation(values.size, error, energy, largest, excess=0.0, row=0, column=0)
 
 
 def rounding_errors(found: NDArray[Any], tag: str, expected: Floats) -> tuple[Deviation, int]:
@@ -134,7 +135,7 @@ def worst(
     bounds: Floats,
     sums: Sequence[float],
     count: int,
-    tile: tuple[int, ...],
+    tile: tuple[int, int],
 ) -> Deviation:
     """The errors of groups as one.
 
@@ -183,12 +184,11 @@ def _errors(
     values: NDArray[Any],
     expected: NDArray[Any],
     lanes: NDArray[np.float64],
-    error: NDArray[np.float64],
-) -> tuple[float64, float64]:
-    """Set the sum of squared errors; the energy, and the largest error. Lanes are zeros."""
+) -> tuple[float64, float64, float64]:
+    """The sum of squared errors, the energy, and the largest error; lanes are zeros at first."""
     _add_squares(values, expected, lanes)
-    error[0, 0] = _total(lanes)
-    return _finish(lanes)
+    energy, largest = _finish(lanes)
+    return _total(lanes), energy, largest
 
 
 @kernel

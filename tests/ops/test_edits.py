@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from ctcli.ops.bits import fits, from_floats, to_floats
 from ctcli.ops.centring import Centring
+from ctcli.ops.draws import Draws
 from ctcli.ops.edits import edited, projected
+from ctcli.ops.transforms import make_rotation
 
 TAGS = ("BF16", "F16", "F32", "F64")
 SIZES = {"BF16": 2, "F16": 2, "F32": 4, "F64": 8}
@@ -148,7 +150,9 @@ PROGRAM = """
 import hashlib
 import warnings
 import numpy as np
+from ctcli.ops.draws import Draws
 from ctcli.ops.edits import edited, projected
+from ctcli.ops.transforms import make_rotation
 warnings.simplefilter("ignore")  # numpy's, about arithmetic of single numbers that wraps around
 bits = np.random.RandomState(0).randint(0, 0x7000, (2, 40)).astype(np.uint16)
 gain = np.linspace(0.5, 1.5, 40)
@@ -173,3 +177,26 @@ def test_it_is_the_same_without_a_compiler() -> None:
         for flag in "01"
     ]
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("in_float32", [True, False])
+@pytest.mark.parametrize("tag", ["BF16", "F16", "F32"])
+@pytest.mark.parametrize(("order", "repeats"), [(64, 3), (8192, 1)])
+def test_a_transform_in_the_same_pass_gives_the_same_bytes(
+    order: int, repeats: int, tag: str, in_float32: bool
+) -> None:
+    generator = np.random.default_rng(order)
+    values = generator.standard_normal((5, order * repeats))
+    bits, gain = from_floats(values, tag), generator.uniform(0.5, 2, order * repeats)
+    rotation = make_rotation("random-hadamard", order, Draws(1)).repeated(repeats)
+    between, dtype = ("F32", "f4") if in_float32 else ("F64", "f8")
+    transform = rotation.of_rows(dtype)
+    assert transform, "it is one"
+    at_once, is_finite = edited(
+        bits, tag, tag, gain=gain, transform=transform, in_float32=in_float32
+    )
+    multiplied, _ = edited(bits, tag, between, gain=gain, in_float32=in_float32)
+    turned: NDArray[Any] = rotation.apply(multiplied.view(dtype))
+    expected, _ = edited(turned, between, tag, in_float32=in_float32)
+    assert is_finite
+    np.testing.assert_array_equal(at_once, expected)
