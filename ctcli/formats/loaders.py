@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, get_args
 
 from ctcli.formats import sglang
@@ -90,6 +91,38 @@ class Contents:
         """Whether a module's weight is stored quantized: every format has scales."""
         return f"{module}.weight_scale" in self.names
 
+    # What all loaders ask of each of perhaps ten thousands of modules is found once.
+    @cached_property
+    def embeddings(self) -> tuple[str, ...]:
+        """Those of the modules that are embeddings."""
+        return tuple(module for module in self.shapes if is_embedding(module))
+
+    @cached_property
+    def linears(self) -> tuple[str, ...]:
+        """The others."""
+        embeddings = {*self.embeddings}
+        return tuple(module for module in self.shapes if module not in embeddings)
+
+    @cached_property
+    def groups(self) -> Mapping[str, Group | None]:
+        """The group that quantizes each module; None where it is left alone."""
+        return {module: self.declared.group_of(module) for module in self.shapes}
+
+    @cached_property
+    def fused_sets(self) -> tuple[FusedSet, ...]:
+        """The linears that servers merge."""
+        return tuple(fused_sets(self.linears))
+
+    @cached_property
+    def uses(self) -> tuple[tuple[Scheme, bool], ...]:
+        """The schemes of modules that are quantized, each with whether these are experts'."""
+        found = {
+            (group.name, is_expert(module)): group.scheme
+            for module, group in self.groups.items()
+            if group
+        }
+        return tuple(dict.fromkeys((scheme, experts) for (_, experts), scheme in found.items()))
+
 
 def problems(loader: Loader, contents: Contents) -> list[str]:
     """Why a loader does not load the checkpoint, or computes something else; none: it takes it.
@@ -108,8 +141,8 @@ def problems(loader: Loader, contents: Contents) -> list[str]:
         ]
     found += [
         f"{module}: an embedding, and those are not taken quantized."
-        for module in contents.shapes
-        if is_embedding(module) and contents.is_quantized(module)
+        for module in contents.embeddings
+        if contents.is_quantized(module)
     ]
     if loader == "transformers":
         return found + _transformers_transforms(declared)
@@ -117,10 +150,9 @@ def problems(loader: Loader, contents: Contents) -> list[str]:
         found.append("sparsity_config: sparse weights are not read any more.")
     found += _class_problems(loader, contents)
     found += _vllm_transforms(contents) if loader == "vllm" else _unrotated(declared)
-    modules = [module for module in contents.shapes if not is_embedding(module)]
-    for fused in fused_sets(modules):
+    for fused in contents.fused_sets:
         found += _fused_problems(loader, fused, contents)
-    return found + _expert_problems(loader, modules, declared)
+    return found + _expert_problems(loader, contents)
 
 
 def scheme_problems(loader: Loader, scheme: Scheme) -> list[str]:
@@ -148,20 +180,10 @@ def _no_kernel(scheme: Scheme, *, experts: bool = False) -> str:
     return f"SGLang has no kernel for {of}{_in_words(scheme)}"
 
 
-def uses(contents: Contents) -> list[tuple[Scheme, bool]]:
-    """The schemes of modules that are quantized, each with whether these are experts'."""
-    found = (
-        (group.scheme, is_expert(module))
-        for module in contents.shapes
-        if (group := contents.declared.group_of(module))
-    )
-    return [*dict.fromkeys(found)]
-
-
 def _sglang_kernels(contents: Contents) -> list[str]:
     return [
         f"{scheme.name}: {_no_kernel(scheme, experts=experts)}."
-        for scheme, experts in uses(contents)
+        for scheme, experts in contents.uses
         if not sglang.needs(scheme, experts=experts)
     ]
 
@@ -274,11 +296,10 @@ def _class_problems(loader: Loader, contents: Contents) -> list[str]:
 def _fused_problems(loader: Loader, fused: FusedSet, contents: Contents) -> list[str]:
     """What a server demands of linears that it merges."""
     name = NAMES[loader]
-    groups = {module: contents.declared.group_of(module) for module in fused.tensors}
+    groups = {module: contents.groups[module] for module in fused.tensors}
     if fused.members == _INDEXER and _is_fp8(next(iter(groups.values()))):
         return []
-    kinds = {_kind(group) for group in groups.values()}
-    if len(kinds) > 1:
+    if len(_kinds(groups.values())) > 1:
         how = ", ".join(
             f"{module.rpartition('.')[2]} {group.name if group else 'left alone'}"
             for module, group in groups.items()
@@ -298,16 +319,16 @@ def _fused_problems(loader: Loader, fused: FusedSet, contents: Contents) -> list
     ]
 
 
-def _expert_problems(loader: Loader, modules: Iterable[str], declared: Declaration) -> list[str]:
+def _expert_problems(loader: Loader, contents: Contents) -> list[str]:
     """Where experts of a layer, which servers compute at once, differ."""
-    kinds: dict[str, set[Scheme | None]] = defaultdict(set)
-    for module in modules:
+    groups: dict[str, list[Group | None]] = defaultdict(list)
+    for module in contents.linears:
         if match := EXPERT.fullmatch(module):
-            kinds[match["parent"]].add(_kind(declared.group_of(module)))
+            groups[match["parent"]].append(contents.groups[module])
     return [
         f"{parent}: {NAMES[loader]} wants all linears of its experts quantized alike, or none."
-        for parent, found in kinds.items()
-        if len(found) > 1
+        for parent, found in groups.items()
+        if len(_kinds(found)) > 1
     ]
 
 
@@ -316,8 +337,10 @@ def _is_fp8(group: Group | None) -> bool:
     return weights is not None and (weights.type, weights.num_bits) == ("float", 8)
 
 
-def _kind(group: Group | None) -> Scheme | None:
-    return replace(group.scheme, name="") if group else None
+def _kinds(groups: Iterable[Group | None]) -> set[Scheme | None]:
+    """The schemes of some groups, whatever their names."""
+    different = {group.name if group else None: group for group in groups}
+    return {replace(group.scheme, name="") if group else None for group in different.values()}
 
 
 def _vllm_transforms(contents: Contents) -> list[str]:

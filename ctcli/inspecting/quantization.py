@@ -17,7 +17,6 @@ from ctcli.formats.loaders import (
     capability,
     machine_for,
     problems,
-    uses,
 )
 from ctcli.inspecting.weights import InspectedWeight
 
@@ -74,7 +73,7 @@ def quantization(
         len(contents.shapes) - len(found),
         declared.transforms,
         machine_for((group.scheme for group in declared.groups), declared),
-        capability(uses(contents)),
+        capability(contents.uses),
         {loader: problems(loader, contents) for loader in LOADERS}
         if declared.method == QUANT_METHOD
         else {},

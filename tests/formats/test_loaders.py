@@ -27,7 +27,6 @@ from ctcli.formats.loaders import (
     machine,
     problems,
     scheme_problems,
-    uses,
 )
 from ctcli.schemes import words
 from ctcli.schemes.arguments import QuantizationArgs, Scheme
@@ -103,7 +102,7 @@ def test_sglang_takes_some_presets_and_others_for_experts_alone(name: str) -> No
     in_experts = contents(declare({name: {}}), EXPERTS)
     for need, found in ((linears, in_layers), (experts, in_experts)):
         text = f"a GPU of compute capability {need}" if need else None
-        assert capability(uses(found)) == text
+        assert capability(found.uses) == text
         refused = [line for line in problems("sglang", found) if "has no kernel for" in line]
         assert len(refused) == (need is None)
 

@@ -18,7 +18,6 @@ from ctcli.formats.loaders import (
     capability,
     machine_for,
     problems,
-    uses,
 )
 from ctcli.formats.wide import wide_inputs
 from ctcli.schemes.arguments import Scheme
@@ -105,7 +104,7 @@ def _needs(loader: Loader, contents: Contents) -> str:
     schemes = [group.scheme for group in declared.groups]
     machine = {
         "vllm": machine_for(schemes, declared),
-        "sglang": capability(uses(contents)),
+        "sglang": capability(contents.uses),
     }.get(loader)
     return "; ".join(each for each in (machine, wide_inputs(loader, schemes)) if each)
 
