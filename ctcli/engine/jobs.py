@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ctcli.engine.graph import Graph
 from ctcli.lazy.cut import Cut, cut
 from ctcli.lazy.nodes import Node, all_nodes
+from ctcli.lazy.stacks import STACK_MEMORY
 from ctcli.lazy.tensors import SourceFile
 from ctcli.storage.journal import JobPlace
 from ctcli.storage.layout import Copy
@@ -176,6 +177,12 @@ def make_tasks(graph: Graph, done: Collection[tuple[str, JobPlace]] = ()) -> lis
 def node_tasks(nodes: Iterable[Node]) -> list[Task]:
     """Nodes that write nothing, each behind the values that it needs."""
     return [Task((), node) for node in all_nodes(nodes)]
+
+
+def held_at_once(tasks: Collection[Task]) -> int:
+    """Bytes that jobs hold which one thread does together: one of them, or a stack of some."""
+    most, total = max(task.memory for task in tasks), sum(task.memory for task in tasks)
+    return max(most, min(total, STACK_MEMORY))
 
 
 def memory_problem(tasks: Iterable[Task], max_memory: int) -> str | None:

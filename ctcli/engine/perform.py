@@ -16,8 +16,16 @@ from ctcli.errors import CtcliError, os_errors_of
 from ctcli.lazy.evaluate import Evaluator
 from ctcli.lazy.nodes import ROWS, Axis, ContentError, Node, NonFiniteError
 from ctcli.lazy.refusals import refusal
+from ctcli.lazy.stacks import compute_stack, stacks
 from ctcli.lazy.tensors import SourceFile, Stored
-from ctcli.storage.rows import Buffer, read_columns, read_rows, write_columns, write_rows
+from ctcli.storage.rows import (
+    Buffer,
+    read_columns,
+    read_matrices,
+    read_rows,
+    write_columns,
+    write_rows,
+)
 from ctcli.storage.transfer import copy_bytes
 from ctcli.units import Advance
 
@@ -77,9 +85,28 @@ def perform(
     Raises:
         CtcliError: reading or writing failed, or a weight is not finite or not what was declared.
     """
-    write = _Writer(graph, outputs, advance)
+    write, found = _Writer(graph, outputs, advance), dict[Job, Done]()
+    of_nodes = {graph.nodes[job.key]: job for job in jobs if isinstance(job, NodeJob)}
     with SourceReader(advance) as reader:
-        return [_perform(job, values, reader, write) for job in jobs]
+        for stack in stacks(of_nodes) if len(of_nodes) > 1 else ():
+            if len(stack) > 1:
+                found |= _perform_stack({node: of_nodes[node] for node in stack}, reader, write)
+        return [found.get(job) or _perform(job, values, reader, write) for job in jobs]
+
+
+def _perform_stack(
+    jobs: Mapping[Node, NodeJob], reader: SourceReader, write: _Writer
+) -> dict[Job, Done]:
+    """Do all of some nodes that are alike; nothing if one is at fault, which is to be found."""
+    reader.reuse()
+    try:
+        computed = compute_stack(reader, [*jobs])
+    except NonFiniteError:
+        return {}
+    return {
+        job: Done(job, write(node, 0, outputs), [measured])
+        for (node, job), (outputs, measured) in zip(jobs.items(), computed, strict=True)
+    }
 
 
 def _perform(job: Job, values: Mapping[str, Block], reader: SourceReader, write: _Writer) -> Done:
@@ -195,6 +222,14 @@ class SourceReader:
         if not self._writes:
             self._advance(block.nbytes)
         return block
+
+    def read_stack(self, tensors: Sequence[Stored]) -> Block:
+        """See `lazy.stacks.StackReader`."""
+        self._advance(0)
+        file = tensors[0].file
+        descriptor = self.descriptor(file)
+        with os_errors_of(file.name, "reading"), self.whole(file):
+            return read_matrices(descriptor, tensors, _buffer(0))
 
     @contextmanager
     def whole(self, file: SourceFile) -> Iterator[None]:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from ctcli.checkpoint.value import Preparation
 from ctcli.engine.graph import Graph
-from ctcli.engine.jobs import MORE_MEMORY, Task, make_tasks, memory_problem
+from ctcli.engine.jobs import MORE_MEMORY, Task, held_at_once, make_tasks, memory_problem
 from ctcli.engine.supply import Turns
 from ctcli.errors import CtcliError
+from ctcli.lazy.stacks import STACK_MEMORY
 from ctcli.lazy.tensors import SourceFile
 from ctcli.storage.destination import check_beside, check_sources, device_of, free_bytes
 from ctcli.storage.journal import ErrorSums, Journal
@@ -82,8 +83,10 @@ class Plan:
     def peak_memory(self) -> int:
         """Upper bound in bytes for what the jobs under way hold together."""
         left, total = self.settings.workers, 0
+        small = [task for tasks in self.tasks for task in tasks if task.memory < STACK_MEMORY // 2]
+        stack = held_at_once(small) if small else 0
         for task in self.largest_tasks:
-            total += task.memory * (count := min(left, task.count))
+            total += max(task.memory, stack) * (count := min(left, task.count))
             left -= count
         return min(self.settings.max_memory, total)
 

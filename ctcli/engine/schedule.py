@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
 
-from ctcli.engine.jobs import Job, NodeJob, Task
+from ctcli.engine.jobs import Job, NodeJob, Task, held_at_once
 from ctcli.engine.perform import Cancelled, Done
+from ctcli.lazy.stacks import STACK_MEMORY
 from ctcli.lazy.values import Values
 from ctcli.units import Advance
 
@@ -107,16 +109,17 @@ class Schedule:
         if ready is None:
             return []
         first, _ = self._waiting[ready]
-        held = sum(max(task.memory for task in tasks) for tasks in self.running.values())
-        if self.running and self._values.nbytes + held + first.memory > self._max_memory:
+        held = sum(held_at_once(tasks) for tasks in self.running.values())
+        free = self._max_memory - self._values.nbytes - held
+        if self.running and first.memory > free:
             return []
-        return self._taken(ready, first)
+        return self._taken(ready, first, free if free < STACK_MEMORY else math.inf)
 
-    def _taken(self, ready: int, first: Task) -> list[tuple[Task, Job]]:
+    def _taken(self, ready: int, first: Task, free: float) -> list[tuple[Task, Job]]:
         """A job that waits, and those behind it that go with it: they are as small as it is, or
-        smaller, write the same files, and have all they need.
+        smaller, write the same files, have all they need, and all of them hold what is free.
         """
-        room = _BATCH_BYTES - first.work
+        room, free = _BATCH_BYTES - first.work, free - first.memory
         taken = [self._waiting[ready]]
         del self._waiting[ready]
         seen = ready
@@ -124,10 +127,10 @@ class Schedule:
             task, _ = found = self._waiting[seen]
             if not self._admits(task):
                 break
-            fits = task.memory <= first.memory and task.work <= room and task.files == first.files
-            if fits and self._values.has(task.needs):
+            is_small = task.memory <= min(first.memory, free) and task.work <= room
+            if is_small and task.files == first.files and self._values.has(task.needs):
                 taken.append(found)
-                room -= task.work
+                room, free = room - task.work, free - task.memory
                 del self._waiting[seen]
             else:
                 seen += 1

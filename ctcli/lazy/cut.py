@@ -19,7 +19,7 @@ _WINDOW_BYTES = 32 * 2**20
 # A job computes several blocks: few enough for a signal to be answered at once.
 _JOB_ELEMENTS = 4 * BLOCK_ELEMENTS
 # What a block needs while it is computed, beside its own bytes: float32 temporaries.
-_BYTES_PER_ELEMENT = 32
+BYTES_PER_ELEMENT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def _memory(axis: Axis, window: int, band: int, across: int, stored: int) -> int
     """
     if axis != COLUMNS:
         read = window * stored * (1 if window == band else 2)
-        return read + band * across * _BYTES_PER_ELEMENT
+        return read + band * across * BYTES_PER_ELEMENT
     elements = window * across
     computed = min(elements, band * across)
-    return window * stored + computed * _BYTES_PER_ELEMENT + 2 * max(window * stored, 4 * elements)
+    return window * stored + computed * BYTES_PER_ELEMENT + 2 * max(window * stored, 4 * elements)

@@ -40,7 +40,7 @@ class Compiled:
     """See `quantized.Body`."""
 
     def quantize(
-        self, block: Array, tag: str, rounding: Rounding, ranges: Array | None
+        self, block: Array, tag: str, rounding: Rounding, ranges: Array | None, count: int = 1
     ) -> QuantizedBlock:
         """See `quantized.Body`."""
         source, kernels = _source(block, tag), _kernels(rounding)
@@ -55,10 +55,11 @@ class Compiled:
         if settings.packed != _spacing(rounding):  # then they are packed afterwards
             nbytes = settings.columns
         codes = np.zeros((settings.rows, nbytes), np.uint8)
-        error, energy = kernels.encode(source, how, work, tiles, has_ranges, codes)
+        sums = np.empty((count, 2))
+        kernels.encode(source, how, work, tiles, has_ranges, codes, sums)
         if settings.packed != _spacing(rounding):
             codes = pack_words(codes, rounding.bits).view(np.uint8)
-        return QuantizedBlock(codes, tiles.scales, tiles.marks, error, energy)
+        return QuantizedBlock(codes, tiles.scales, tiles.marks, sums)
 
     def errors(self, block: Array, tag: str, rounding: Rounding, ranges: Array) -> Array:
         """See `quantized.Body`."""

@@ -37,7 +37,7 @@ _LEAST = float64(2.0**-60)
 class Kernels(NamedTuple):
     """A format's: see `_encoder`, `searches.searcher`, `_comparer`."""
 
-    encode: Callable[..., tuple[float, float]]
+    encode: Callable[..., None]
     search: Callable[..., None]
     compare: Callable[..., tuple[float, float]]
 
@@ -78,8 +78,9 @@ def _encoder(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callab
         tiles: Tiles,
         has_ranges: bool,
         codes: Array,
-    ) -> tuple[float64, float64]:
-        """Quantize a block of a weight.
+        sums: Array,
+    ) -> None:
+        """Quantize a block of a weight, or of several, which lie one below the other.
 
         Args:
             source: the block.
@@ -88,20 +89,23 @@ def _encoder(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callab
             tiles: written, or read as far as `has_ranges` says.
             has_ranges: whether the ranges of tiles are known.
             codes: uint8 [rows, bytes], written; padding bits are left as they are.
-
-        Returns:
-            The sums of squares of the error of what a reader computes, and of the weight. Only of
-            NaN and infinities they are not finite.
+            sums: float64 [weights, 2], written for each: the sums of squares of the error of what
+                a reader computes, and of the weight. Only of NaN and infinities they are not
+                finite.
         """
-        error, energy = float64(0), float64(0)
-        for is_exact in (False, True):
-            error, energy = encode_all(source, settings, work, tiles, has_ranges, codes, is_exact)
-            found = take_squares(work)
-            if not is_exact:
-                error, energy = error + found[0], energy + found[1]
-            if isfinite(error) and isfinite(energy):
-                break  # else squares are too large for float32, perhaps
-        return error, energy
+        count = sums.shape[0]
+        for i in range(count):
+            rows = settings.rows * i // count, settings.rows * (i + 1) // count
+            for is_exact in (False, True):
+                error, energy = encode_all(
+                    source, settings, work, tiles, has_ranges, codes, rows, is_exact
+                )
+                found = take_squares(work)
+                if not is_exact:
+                    error, energy = error + found[0], energy + found[1]
+                sums[i, 0], sums[i, 1] = error, energy
+                if isfinite(error) and isfinite(energy):
+                    break  # else squares are too large for float32, perhaps
 
     return encode_tiles
 
@@ -117,11 +121,16 @@ def _once(scale_of: Callable[..., Any], encode: Callable[..., Any]) -> Callable[
         tiles: Tiles,
         has_ranges: bool,
         codes: Array,
+        rows: tuple[int, int],
         is_exact: bool,
     ) -> tuple[float64, float64]:
-        """See `encode_tiles`; with exact sums, or without what is left in the work of others."""
+        """Quantize from a row to another.
+
+        Returns:
+            Sums as `encode_tiles` has them: exact ones, or without what is left in the work.
+        """
         error, energy, added = float64(0), float64(0), 0
-        for top in range(0, settings.rows, settings.height):
+        for top in range(rows[0], rows[1], settings.height):
             for left in range(0, settings.columns, settings.step):
                 if not has_ranges:
                     find_ranges(source, settings, tiles, top, left)

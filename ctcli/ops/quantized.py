@@ -75,15 +75,14 @@ class QuantizedBlock:
         codes: uint8 [rows, bytes]: one to a byte, FP4 two, packed integers in whole words.
         scales: float32 [row tiles, column tiles]; for nvfp4 and mx as they are multiplied with.
         marks: likewise: zero points; codes of E4M3 scales (nvfp4); biased exponents (mx).
-        error: sum of squares of the error of what a reader computes in float32.
-        energy: sum of squares of the weight; NaN or infinite only where the weight is.
+        sums: float64 [weights, 2]: the sum of squares of the error of what a reader computes in
+            float32, and that of the weight, which is NaN or infinite only where the weight is.
     """
 
     codes: Array
     scales: Array
     marks: Array
-    error: float
-    energy: float
+    sums: Array
 
 
 class Body(Protocol):
@@ -94,7 +93,7 @@ class Body(Protocol):
     """
 
     def quantize(
-        self, block: Array, tag: str, rounding: Rounding, ranges: Array | None
+        self, block: Array, tag: str, rounding: Rounding, ranges: Array | None, count: int = 1
     ) -> QuantizedBlock:
         """Quantize a block.
 
@@ -104,6 +103,8 @@ class Body(Protocol):
             rounding: how.
             ranges: [low, high] of the whole weight, or of each row, as float32 [2, 1 or rows];
                 None: tiles have ranges of their own.
+            count: of how many weights of one shape it consists, one below the other; tiles are of
+                one of them each.
         """
 
     def errors(self, block: Array, tag: str, rounding: Rounding, ranges: Array) -> Array:

@@ -147,8 +147,9 @@ class NumericFormat(ABC):
         numerics: Numerics,
         execution: Execution,
         whole: Array | None,
-    ) -> tuple[dict[str, Array], tuple[float, float]]:
-        """Quantize some rows of a weight, or some columns.
+        count: int = 1,
+    ) -> tuple[dict[str, Array], list[list[float]]]:
+        """Quantize some rows of a weight, or some columns; or several weights.
 
         Args:
             block: [rows, columns]: uint16 (the bits of BF16 or F16), float32 or float64.
@@ -157,10 +158,12 @@ class NumericFormat(ABC):
             numerics: how.
             execution: where.
             whole: what `whole` asks for: [low, high] as [2, 1 or rows], or [largest magnitude].
+            count: how many weights of that shape the block has, one below the other.
 
         Returns:
-            The rows (columns) of each output as unsigned integers of their size; and the sums of
-            squares of the error of what a reader computes in float32, and of the weight.
+            The rows (columns) of each output as unsigned integers of their size; and for each
+            weight the sums of squares of the error of what a reader computes in float32, and of
+            the weight.
 
         Raises:
             NonFiniteError: there are NaN or infinities, and that is not allowed.
@@ -170,10 +173,11 @@ class NumericFormat(ABC):
         if self.whole(numerics.scheme, False) == "largest":
             assert whole is not None, "the fused set's largest magnitude"
             rounding, ranges = self._rounding(numerics, float(whole[0])), None
-        found = _body(execution).quantize(block, tag, rounding, ranges)
-        if not math.isfinite(found.energy) and not execution.allow_nonfinite:
+        found = _body(execution).quantize(block, tag, rounding, ranges, count)
+        sums = found.sums.tolist()
+        if not (execution.allow_nonfinite or all(math.isfinite(energy) for _, energy in sums)):
             raise NonFiniteError(_HINT)
-        return self._stored(found, shape, numerics, whole), (found.error, found.energy)
+        return self._stored(found, shape, numerics, whole), sums
 
     def compare(
         self, tensors: Mapping[str, Array], expected: Array, tag: str, scheme: Scheme, dtype: str

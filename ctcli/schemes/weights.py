@@ -170,7 +170,7 @@ class Quantize:
     """Quantize rows (columns) of a weight, given the range of the whole where there is one.
 
     It measures the sums of squares of the error (of what a reader computes, in float32) and of the
-    weight.
+    weight. Rows of several weights are quantized as those of one.
 
     Attributes:
         tag: safetensors tag of the blocks.
@@ -188,13 +188,19 @@ class Quantize:
         Raises:
             NonFiniteError: the weight holds NaN or infinities, and that is not allowed.
         """
+        outputs, (sums,) = self.stacked(blocks, where.shape, 1)
+        return outputs, sums
+
+    def stacked(self, blocks: Blocks, shape: Shape, count: int) -> tuple[Blocks, list[list[float]]]:
+        """See `Stackable`."""
         return format_of(self.numerics.scheme).encode(
             blocks["weight"],
             self.tag,
-            shape=where.shape,
+            shape=shape,
             numerics=self.numerics,
             execution=self.execution,
             whole=_whole_of(blocks),
+            count=count,
         )
 
 

@@ -6,6 +6,7 @@ F32 and F64 are floats in memory; elements of other dtypes are unsigned integers
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ctcli.lazy.known import array_dtype
@@ -42,6 +43,15 @@ def read_rows(descriptor: int, tensor: Stored, start: int, stop: int, buffer: Bu
     content = buffer.view((stop - start) * row_bytes)
     _fill(descriptor, content, tensor.start + start * row_bytes)
     return _as_array(content, tensor.spec, stop - start)
+
+
+def read_matrices(descriptor: int, tensors: Sequence[Stored], buffer: Buffer) -> Block:
+    """Read stored matrices of one dtype and shape, one below the other; see `read_rows`."""
+    spec, count = tensors[0].spec, len(tensors)
+    content = buffer.view(count * spec.nbytes)
+    for i, tensor in enumerate(tensors):
+        _fill(descriptor, content[i * spec.nbytes : (i + 1) * spec.nbytes], tensor.start)
+    return _as_array(content, spec, count * spec.shape[0])
 
 
 def read_columns(descriptor: int, tensor: Stored, start: int, stop: int, buffer: Buffer) -> Block:

@@ -51,7 +51,7 @@ def main(formats: Sequence[str]) -> None:
             print(*(array.tobytes().hex() for array in arrays))  # noqa: T201
             block = blocks[how.dtype]
             again = compare(block, how.dtype, found.codes, found.scales, zeros, how)
-            sums = (found.error, found.energy, again.error, again.energy, again.excess)
+            sums = (*found.sums[0], again.error, again.energy, again.excess)
             print(*(float(each).hex() for each in sums), again)  # noqa: T201
 
 

@@ -40,25 +40,25 @@ class Torch:
         self._device = device
 
     def quantize(
-        self, block: Array, tag: str, rounding: Rounding, ranges: Array | None
+        self, block: Array, tag: str, rounding: Rounding, ranges: Array | None, count: int = 1
     ) -> QuantizedBlock:
         """See `quantized.Body`."""
         weight = self._loaded(block, tag)
         shape = (weight.shape[0], weight.shape[1])
-        energy = sum_of_squares(weight)
+        energies = [sum_of_squares(each) for each in weight.chunk(count)]
         grouping = Grouping(*rounding.tile)
         view, form = grouping.view(weight), _format(rounding, self._device)
         bounds = self._bounds(view, rounding, ranges, form.roundtrip)
         codes, values, scales, marks = _encoded(form, view, bounds)
         flat = grouping.flatten(codes.view(torch.uint8), *shape).cpu().numpy()
-        error = sum_of_squares(grouping.flatten(values, *shape).sub_(weight))
+        off = grouping.flatten(values, *shape).sub_(weight)
+        errors = [sum_of_squares(each) for each in off.chunk(count)]
         tiles = scales.shape[0], scales.shape[2]
         return QuantizedBlock(
             _packed(flat, rounding),
             scales.reshape(tiles).cpu().numpy(),
             marks.reshape(tiles).cpu().numpy(),
-            error,
-            energy,
+            np.array([errors, energies]).T,
         )
 
     def errors(self, block: Array, tag: str, rounding: Rounding, ranges: Array) -> Array:
