@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,14 @@ from ctcli.lazy.stacks import compute_stack, stacks
 from ctcli.lazy.tensors import SourceFile, Stored
 from ctcli.storage.rows import (
     Buffer,
+    as_bytes,
     read_columns,
     read_matrices,
     read_rows,
     write_columns,
     write_rows,
 )
-from ctcli.storage.transfer import copy_bytes
+from ctcli.storage.transfer import copy_bytes, write_pieces
 from ctcli.units import Advance
 
 if TYPE_CHECKING:
@@ -103,9 +104,10 @@ def _perform_stack(
         computed = compute_stack(reader, [*jobs])
     except NonFiniteError:
         return {}
+    written = write.together((node, found) for node, (found, _) in zip(jobs, computed, strict=True))
     return {
-        job: Done(job, write(node, 0, outputs), [measured])
-        for (node, job), (outputs, measured) in zip(jobs.items(), computed, strict=True)
+        job: Done(job, nbytes, [measured])
+        for job, nbytes, (_, measured) in zip(jobs.values(), written, computed, strict=True)
     }
 
 
@@ -184,6 +186,24 @@ class _Writer:
             self.advance(written)
             nbytes += written
         return nbytes
+
+    def together(self, computed: Iterable[tuple[Node, Blocks]]) -> list[int]:
+        """Write all outputs of some nodes; returns how many bytes each has."""
+        pieces: dict[str, list[tuple[int, memoryview]]] = {}
+        sizes = []
+        for node, found in computed:
+            nbytes = 0
+            for target in self.graph.targets[node.key]:
+                content = as_bytes(found[target.output])
+                pieces.setdefault(target.file, []).append((target.offset, content))
+                nbytes += content.nbytes
+            sizes.append(nbytes)
+        for name, of_file in pieces.items():
+            descriptor = self.outputs.descriptor(name)
+            with os_errors_of(name, "writing"):
+                write_pieces(descriptor, of_file)
+            self.advance(sum(content.nbytes for _, content in of_file))
+        return sizes
 
 
 class SourceReader:

@@ -73,7 +73,7 @@ def write_rows(descriptor: int, offset: int, spec: TensorSpec, start: int, rows:
     Returns:
         The number of bytes written.
     """
-    content = _as_bytes(rows)
+    content = as_bytes(rows)
     write_bytes(descriptor, offset + start * _row_bytes(spec), content)
     return content.nbytes
 
@@ -82,7 +82,7 @@ def write_columns(
     descriptor: int, offset: int, spec: TensorSpec, start: int, columns: Block
 ) -> int:
     """Write columns of the matrix that begins at `offset`, from column `start` on."""
-    content, row_bytes = _as_bytes(columns), _row_bytes(spec)
+    content, row_bytes = as_bytes(columns), _row_bytes(spec)
     first, width = _columns(spec, start, start + columns.shape[1])
     if width == row_bytes:
         return write_rows(descriptor, offset, spec, 0, columns)
@@ -107,7 +107,8 @@ def _as_array(content: memoryview, spec: TensorSpec, rows: int) -> Block:
     return np.ndarray((rows, len(content) // max(1, rows) // dtype.itemsize), dtype, content)
 
 
-def _as_bytes(block: Block) -> memoryview:
+def as_bytes(block: Block) -> memoryview:
+    """The bytes of a block, as they are written."""
     import numpy as np
 
     content: memoryview = np.ascontiguousarray(block).reshape(-1).view("u1").data

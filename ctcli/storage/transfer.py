@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 from ctcli.units import Advance
 
@@ -20,6 +22,7 @@ _NOT_IN_KERNEL = {
     errno.EPERM,
     errno.EBADF,
 }
+_MOST_PIECES = 1024  # that one call takes
 _buffers = threading.local()
 
 
@@ -73,7 +76,29 @@ def buffered_copy(source: int, start: int, target: int, offset: int, nbytes: int
 
 def write_bytes(target: int, offset: int, content: bytes | memoryview) -> None:
     """Write all of `content` at `offset`."""
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(target, view, offset)
-        view, offset = view[written:], offset + written
+    _write_all(target, offset, [memoryview(content)])
+
+
+def write_pieces(target: int, pieces: Iterable[tuple[int, memoryview]]) -> None:
+    """Write pieces at their offsets; those that lie side by side at once."""
+    together: list[memoryview] = []
+    start = end = 0
+    for offset, content in sorted(pieces, key=itemgetter(0)):
+        if offset != end or len(together) == _MOST_PIECES:
+            _write_all(target, start, together)
+            together, start = [], offset
+        together.append(content)
+        end = offset + content.nbytes
+    _write_all(target, start, together)
+
+
+def _write_all(target: int, offset: int, pieces: Sequence[memoryview]) -> None:
+    """Write pieces one behind the other, in several calls if one does not take all."""
+    while pieces:
+        written = os.pwritev(target, pieces, offset)
+        offset += written
+        while pieces and written >= pieces[0].nbytes:
+            written -= pieces[0].nbytes
+            pieces = pieces[1:]
+        if written:
+            pieces = [pieces[0][written:], *pieces[1:]]

@@ -6,6 +6,7 @@ memory again and again, and what it computes goes nowhere: DST has holes for ten
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,11 @@ def _read_columns(_file: int, tensor: Stored, start: int, stop: int, _buffer: Bu
     return _elements(tensor, rows, tensor.spec.nbytes // (rows * columns) * (stop - start))
 
 
+def _read_matrices(_file: int, tensors: Sequence[Stored], buffer: Buffer) -> Block:
+    first = tensors[0]
+    return _read_rows(0, first, 0, len(tensors) * first.spec.shape[0], buffer)
+
+
 def _elements(tensor: Stored, rows: int, row_bytes: int) -> Block:
     nbytes = rows * row_bytes
     content = _ELEMENTS if _ELEMENTS.nbytes >= nbytes else np.resize(_ELEMENTS, nbytes // 2 + 1)
@@ -41,6 +47,10 @@ def _elements(tensor: Stored, rows: int, row_bytes: int) -> Block:
 
 def _write(_file: int, _offset: int, _spec: TensorSpec, _start: int, block: Block) -> int:
     return block.nbytes
+
+
+def _write_pieces(_file: int, _pieces: Iterable[tuple[int, memoryview]]) -> None:
+    pass
 
 
 def _copy(
@@ -53,8 +63,10 @@ if __name__ == "__main__":
     for name, stand_in in {
         "read_rows": _read_rows,
         "read_columns": _read_columns,
+        "read_matrices": _read_matrices,
         "write_rows": _write,
         "write_columns": _write,
+        "write_pieces": _write_pieces,
         "copy_bytes": _copy,
     }.items():
         setattr(perform, name, stand_in)

@@ -35,7 +35,7 @@ def after(owner, name, tell):
         return result
     setattr(owner, name, call)
 after(os, "fsync", lambda fd: note("sync", path_of(fd)))
-after(os, "pwrite", lambda fd, *_: note("write", path_of(fd)))
+after(os, "pwritev", lambda fd, *_: note("write", path_of(fd)))
 after(os, "copy_file_range", lambda _, fd, *__: note("write", path_of(fd)))
 after(os, "rename", lambda one, other: note("publish", other))
 after(exchange, "renameat2", lambda one, other: note("publish", other))

@@ -175,7 +175,7 @@ def _changes(passed: Passed) -> None:
     assert shutil.rmtree.avoids_symlink_attacks
     for name in _CHANGES:
         _call_before(name, passed)
-    _pwrite_in_halves(passed)
+    _write_in_halves(passed)
     _copy_in_halves(passed)
 
 
@@ -213,16 +213,17 @@ def _call_before(name: str, passed: Passed) -> None:
     setattr(os, name, call)
 
 
-def _pwrite_in_halves(passed: Passed) -> None:
-    real = os.pwrite
+def _write_in_halves(passed: Passed) -> None:
+    real = os.pwritev
 
-    def pwrite(target: int, content: memoryview, offset: int, /) -> int:
-        written = real(target, content[: len(content) // 2], offset)
+    def pwritev(target: int, pieces: Sequence[memoryview], offset: int, /) -> int:
+        content = b"".join(pieces)
+        written = real(target, [content[: len(content) // 2]], offset)
         passed()
-        return written + real(target, content[written:], offset + written)
+        return written + real(target, [content[written:]], offset + written)
 
     module: Any = os
-    module.pwrite = pwrite
+    module.pwritev = pwritev
 
 
 def _copy_in_halves(passed: Passed) -> None:

@@ -38,7 +38,7 @@ from tests.helpers.processes import HANG_SECONDS, environment
 # By path, by path or descriptor of a folder, and by descriptor.
 _ON_PATHS = ("mkdir", "rename", "replace", "link", "symlink", "truncate", "chmod")
 _ON_ENTRIES = ("open", "unlink", "rmdir", "remove", "scandir")
-_ON_FILES = ("ftruncate", "fsync", "pwrite", "copy_file_range")
+_ON_FILES = ("ftruncate", "fsync", "pwritev", "copy_file_range")
 _RENAMES = ("rename", "replace", "renameat2")
 WAYS = ("fail", "full", "TERM", "INT", "KILL")
 # What a run finds: nothing, or what one left that was killed half-way, or once DST was there.
