@@ -18,7 +18,7 @@ from ctcli.ops.native import Prepared
 from ctcli.ops.packing import pack_words, unpack_words
 from ctcli.ops.pieces import PIECE, PieceBuffers, PieceInput
 from ctcli.ops.quantized import QuantizedBlock, Rounding, Search
-from ctcli.ops.searches import SearchBuffers
+from ctcli.ops.searches import AT_ONCE, search_buffers
 from ctcli.ops.tiles import KernelSettings, Tiles, find_all_ranges
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Compiled:
         has_ranges = ranges is not None
         if rounding.search and not has_ranges:
             parts = _parts(rounding.search)
-            kernels.search(source, how, _scratch(), tiles, False, parts, np.empty((0, 0, 0)))
+            kernels.search(source, how, search_buffers(), tiles, False, parts, np.empty((0, 0, 0)))
             has_ranges = True
         nbytes = bytes_of(settings.columns, rounding)
         if settings.packed != _spacing(rounding):  # then they are packed afterwards
@@ -68,7 +68,7 @@ class Compiled:
         tiles = _tiles(settings, ranges)
         errors = np.empty((parts.size, *tiles.lows.shape))
         search = _kernels(rounding).search
-        search(_source(block, tag), settings, _scratch(), tiles, True, parts, errors)
+        search(_source(block, tag), settings, search_buffers(), tiles, True, parts, errors)
         return errors.reshape(parts.size, -1)[: len(rounding.search.parts)]
 
     def widest(self, block: Array, tag: str, rounding: Rounding) -> Array:
@@ -214,10 +214,6 @@ def _work(symmetric: bool) -> Prepared:
     return found
 
 
-def _scratch() -> SearchBuffers:
-    return SearchBuffers(*np.zeros((len(SearchBuffers._fields), PIECE), np.float32))
-
-
 def _tiles(settings: KernelSettings, ranges: Array | None) -> Tiles:
     down, across = -(-settings.rows // settings.height), -(-settings.columns // settings.width)
     found = Tiles(*np.zeros((4, down, across), np.float32))
@@ -228,6 +224,6 @@ def _tiles(settings: KernelSettings, ranges: Array | None) -> Tiles:
 
 
 def _parts(search: Search) -> Array:
-    """The parts, and the last one again, which costs nothing, until they fill whole vectors."""
+    """The parts, and the last one again, until they fill whole vectors."""
     parts = np.array(search.parts, np.float32)
-    return np.pad(parts, (0, -len(parts) % 32), "edge")
+    return np.pad(parts, (0, -len(parts) % AT_ONCE), "edge")

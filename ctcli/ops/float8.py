@@ -26,8 +26,13 @@ _EXPONENT, _NAN = uint32(0x7F800000), uint32(0x7F)
 
 
 @merged
-def _scale_of(low: float32, high: float32, settings: KernelSettings) -> tuple[float32, float32]:  # noqa: ARG001
-    scale = round_scale(float32(high / E4M3_MAX), settings.kind)
+def _scale_of(
+    low: float32,  # noqa: ARG001
+    high: float32,
+    settings: KernelSettings,  # noqa: ARG001
+    kind: int,
+) -> tuple[float32, float32]:
+    scale = round_scale(float32(high / E4M3_MAX), kind)
     return scale, float32(0)
 
 

@@ -77,15 +77,15 @@ _find_asymmetric = error_finder(_asymmetric_value_of)
 def _find_errors(
     work: SearchBuffers,
     count: int,
-    scale: float32,
-    zero: float32,
     settings: KernelSettings,
     kind: int,
+    factor: float32,
+    first: int,
 ) -> None:
     if settings.symmetric:
-        _find_symmetric(work, count, scale, zero, settings, kind)
+        _find_symmetric(work, count, settings, kind, factor, first)
     else:
-        _find_asymmetric(work, count, scale, zero, settings, kind)
+        _find_asymmetric(work, count, settings, kind, factor, first)
 
 
 @merged
@@ -98,8 +98,10 @@ def _ends_of(scale: float32, zero: float32, settings: KernelSettings) -> tuple[f
 
 
 @merged
-def _scale_of(low: float32, high: float32, settings: KernelSettings) -> tuple[float32, float32]:
-    kind, steps = settings.kind, float32((1 << settings.bits) - 1)
+def _scale_of(
+    low: float32, high: float32, settings: KernelSettings, kind: int
+) -> tuple[float32, float32]:
+    steps = float32((1 << settings.bits) - 1)
     if settings.signed:
         extreme = low if -low >= high else high
         return round_scale(float32(-extreme / float32(1 << (settings.bits - 1))), kind), _ZERO

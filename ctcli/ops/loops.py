@@ -53,8 +53,8 @@ def kernels(
 
     Args:
         name: the format's.
-        scale_of: the range of a tile, low and high, and settings -> its scale, and its zero point
-            or what is to be kept in its place.
+        scale_of: the range of a tile, low and high, settings, and the kind of D -> its scale, and
+            its zero point or what is to be kept in its place.
         encode: a piece, how many elements it has, and settings: from weights, scales and zero
             points to codes and values, whose squared errors are added to those of the piece.
         search: a kernel of `searches.searcher`.
@@ -190,7 +190,7 @@ def _scaler(scale_of: Callable[..., Any]) -> Callable[..., Any]:
         lows, highs = tiles.lows[down, across:stop], tiles.highs[down, across:stop]
         scales, marks = tiles.scales[down, across:stop], tiles.marks[down, across:stop]
         for i in range(lows.size):
-            scales[i], marks[i] = scale_of(lows[i], highs[i], settings)
+            scales[i], marks[i] = scale_of(lows[i], highs[i], settings, settings.kind)
 
     return scale_all
 

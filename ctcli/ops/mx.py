@@ -40,12 +40,17 @@ _SIXTEENTH = float32(2.0**-4)
 
 
 @merged
-def _scale_of(low: float32, high: float32, settings: KernelSettings) -> tuple[float32, float32]:  # noqa: ARG001
+def _scale_of(
+    low: float32,  # noqa: ARG001
+    high: float32,
+    settings: KernelSettings,
+    kind: int,
+) -> tuple[float32, float32]:
     """Returns 2**exponent, and the exponent; both biased. A subnormal group (in D) gets 0."""
     below = 4 if settings.bits == 6 else 2  # the mantissa's bit that rounds it up
-    if settings.kind == BF16:
+    if kind == BF16:
         exponent, bias = (int64(to_bf16(high)) + (1 << (7 - below))) >> 7, 127
-    elif settings.kind == F16:
+    elif kind == F16:
         exponent, bias = (int64(to_f16(high)) + (1 << (10 - below))) >> 10, 15
     else:
         exponent, bias = (int64(bits_of(high)) + (1 << (23 - below))) >> 23, 127
@@ -83,17 +88,17 @@ _find_e2m1, _find_e2m3 = error_finder(e2m1_value_of), error_finder(_value_of)
 def _find_errors(
     work: SearchBuffers,
     count: int,
-    scale: float32,
-    mark: float32,
     settings: KernelSettings,
     kind: int,
+    factor: float32,
+    first: int,
 ) -> None:
     if settings.bits == 8:
-        find_e4m3(work, count, scale, mark, settings, kind)
+        find_e4m3(work, count, settings, kind, factor, first)
     elif settings.bits == 6:
-        _find_e2m3(work, count, scale, mark, settings, kind)
+        _find_e2m3(work, count, settings, kind, factor, first)
     else:
-        _find_e2m1(work, count, scale, mark, settings, kind)
+        _find_e2m1(work, count, settings, kind, factor, first)
 
 
 @merged

@@ -33,9 +33,14 @@ _EIGHTH = uint8(0x20)  # the E4M3 code that stands for an empty group's scale, i
 
 
 @merged
-def _scale_of(low: float32, high: float32, settings: KernelSettings) -> tuple[float32, float32]:  # noqa: ARG001
+def _scale_of(
+    low: float32,  # noqa: ARG001
+    high: float32,
+    settings: KernelSettings,
+    kind: int,
+) -> tuple[float32, float32]:
     """Returns the effective scale, and the code of the stored one."""
-    code = to_e4m3(float32(round_to(float32(high / E2M1_MAX), settings.kind) * settings.total))
+    code = to_e4m3(float32(round_to(float32(high / E2M1_MAX), kind) * settings.total))
     code = code if code & uint8(0x7F) else _EIGHTH
     return float32(from_e4m3(code) / settings.total), float32(code)
 
