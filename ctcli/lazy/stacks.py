@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from ctcli.lazy.cut import BLOCK_ELEMENTS, BYTES_PER_ELEMENT
-from ctcli.lazy.nodes import ROWS, Node, Shape
+from ctcli.lazy.nodes import ROWS, Input, Node, Shape
 from ctcli.lazy.tensors import Stored
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def _in_common(node: Node) -> tuple[object, ...] | None:
     if len(node.inputs) > 1 or not hasattr(node.kernel, "stacked") or node.axis != ROWS:
         return None
     (item,) = node.inputs.values()
-    if not isinstance(item.tensor, Stored) or item.run != "along" or item.columns:
+    if not isinstance(item.tensor, Stored) or item != Input(item.tensor, node.shape):
+        return None
+    if item.tensor.spec.shape != node.shape:
         return None
     if not rows * columns or rows % node.granule[0] or 2 * rows * columns > BLOCK_ELEMENTS:
         return None
