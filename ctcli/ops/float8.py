@@ -17,7 +17,7 @@ from ctcli.ops.elements import (
 from ctcli.ops.jit import inlined, merged
 from ctcli.ops.loops import kernels
 from ctcli.ops.pieces import PieceBuffers, divide
-from ctcli.ops.searches import error_finder, searcher
+from ctcli.ops.searches import error_adder, searcher
 from ctcli.ops.tiles import KernelSettings
 
 _MAGNITUDE, _SIGN = uint32(0x7FFFFFFF), uint32(0x80000000)
@@ -58,7 +58,7 @@ def _value_of(
     return _rounded(weight, quotient, scale)[1]
 
 
-find_errors = error_finder(_value_of)
+add_errors = error_adder(_value_of)
 
 
 @merged
@@ -119,5 +119,5 @@ def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> float32
     return float32(0)
 
 
-_SEARCH = searcher("float8", _scale_of, ends_of, find_errors)
+_SEARCH = searcher("float8", _scale_of, ends_of, add_errors)
 KERNELS = kernels("float8", _scale_of, _encode, _SEARCH, _decode)

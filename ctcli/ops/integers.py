@@ -14,7 +14,7 @@ from ctcli.ops.elements import F32, bits_of, round_scale, round_to, squared
 from ctcli.ops.jit import inlined, merged
 from ctcli.ops.loops import kernels
 from ctcli.ops.pieces import PieceBuffers, divide, round_all
-from ctcli.ops.searches import SearchBuffers, error_finder, searcher
+from ctcli.ops.searches import SearchBuffers, error_adder, searcher
 from ctcli.ops.tiles import KernelSettings
 
 # Float32 next to this has steps of one; its bits end in those of the integer that was added.
@@ -69,12 +69,12 @@ def _asymmetric_value_of(
     return _value(float32(inside + _MAGIC), zero, scale)
 
 
-_find_symmetric = error_finder(_symmetric_value_of)
-_find_asymmetric = error_finder(_asymmetric_value_of)
+_add_symmetric = error_adder(_symmetric_value_of)
+_add_asymmetric = error_adder(_asymmetric_value_of)
 
 
 @merged
-def _find_errors(
+def _add_errors(
     work: SearchBuffers,
     count: int,
     settings: KernelSettings,
@@ -83,9 +83,9 @@ def _find_errors(
     first: int,
 ) -> None:
     if settings.symmetric:
-        _find_symmetric(work, count, settings, kind, factor, first)
+        _add_symmetric(work, count, settings, kind, factor, first)
     else:
-        _find_asymmetric(work, count, settings, kind, factor, first)
+        _add_asymmetric(work, count, settings, kind, factor, first)
 
 
 @merged
@@ -168,5 +168,5 @@ def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> float32
     return _QUARTER
 
 
-_SEARCH = searcher("integers", _scale_of, _ends_of, _find_errors)
+_SEARCH = searcher("integers", _scale_of, _ends_of, _add_errors)
 KERNELS = kernels("integers", _scale_of, _encode, _SEARCH, _decode)

@@ -23,8 +23,8 @@ from ctcli.ops.elements import (
     to_bf16,
     to_f16,
 )
+from ctcli.ops.float8 import add_errors as add_e4m3
 from ctcli.ops.float8 import encode_elements as encode_e4m3
-from ctcli.ops.float8 import find_errors as find_e4m3
 from ctcli.ops.float8 import read_elements as read_e4m3
 from ctcli.ops.jit import inlined, merged
 from ctcli.ops.loops import kernels
@@ -32,7 +32,7 @@ from ctcli.ops.nvfp4 import encode_elements as encode_e2m1
 from ctcli.ops.nvfp4 import read_elements as read_e2m1
 from ctcli.ops.nvfp4 import value_of as e2m1_value_of
 from ctcli.ops.pieces import PieceBuffers, divide
-from ctcli.ops.searches import SearchBuffers, error_finder, searcher
+from ctcli.ops.searches import SearchBuffers, error_adder, searcher
 from ctcli.ops.tiles import KernelSettings
 
 _MAGNITUDE, _SIGN, _EXPONENT = uint32(0x7FFFFFFF), uint32(0x80000000), uint32(0x7F800000)
@@ -81,11 +81,11 @@ def _value_of(
     return _rounded(weight, quotient, scale)[1]
 
 
-_find_e2m1, _find_e2m3 = error_finder(e2m1_value_of), error_finder(_value_of)
+_add_e2m1, _add_e2m3 = error_adder(e2m1_value_of), error_adder(_value_of)
 
 
 @merged
-def _find_errors(
+def _add_errors(
     work: SearchBuffers,
     count: int,
     settings: KernelSettings,
@@ -94,11 +94,11 @@ def _find_errors(
     first: int,
 ) -> None:
     if settings.bits == 8:
-        find_e4m3(work, count, settings, kind, factor, first)
+        add_e4m3(work, count, settings, kind, factor, first)
     elif settings.bits == 6:
-        _find_e2m3(work, count, settings, kind, factor, first)
+        _add_e2m3(work, count, settings, kind, factor, first)
     else:
-        _find_e2m1(work, count, settings, kind, factor, first)
+        _add_e2m1(work, count, settings, kind, factor, first)
 
 
 @merged
@@ -157,5 +157,5 @@ def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> float32
     return float32(0)
 
 
-_SEARCH = searcher("mx", _scale_of, _ends_of, _find_errors)
+_SEARCH = searcher("mx", _scale_of, _ends_of, _add_errors)
 KERNELS = kernels("mx", _scale_of, _encode, _SEARCH, _decode)

@@ -24,7 +24,7 @@ from ctcli.ops.elements import (
 from ctcli.ops.jit import inlined, merged
 from ctcli.ops.loops import kernels
 from ctcli.ops.pieces import PieceBuffers, divide
-from ctcli.ops.searches import error_finder, searcher
+from ctcli.ops.searches import error_adder, searcher
 from ctcli.ops.tiles import KernelSettings
 
 _MAGNITUDE, _SIGN, _EXPONENT = uint32(0x7FFFFFFF), uint32(0x80000000), uint32(0x7F800000)
@@ -130,5 +130,5 @@ def _decode(work: PieceBuffers, count: int, settings: KernelSettings) -> float32
     return float32(0)
 
 
-_SEARCH = searcher("nvfp4", _scale_of, ends_of, error_finder(value_of, rounds=False))
+_SEARCH = searcher("nvfp4", _scale_of, ends_of, error_adder(value_of, rounds=False))
 KERNELS = kernels("nvfp4", _scale_of, _encode, _SEARCH, _decode)

@@ -102,7 +102,7 @@ def searcher(
         scale_of: as `loops.kernels` takes it.
         ends_of: scale, zero point and settings -> the lowest and the highest value of a code, with
             zero between them.
-        add_errors: of `error_finder`.
+        add_errors: of `error_adder`.
     """
     scale_all, search_tile = _scaler(scale_of), _tile_searcher(ends_of, add_errors)
 
@@ -279,8 +279,7 @@ def _floor(
     """What the error of a tile cannot be less than for codes that lie between some values."""
     if tile.is_piece and tile.width >= 4 * _LANES and tile.width % 4 == 0:
         return float32(_floor_of_piece(work, tile.width, least, most) * _SURELY)
-    # The ends of its range are wrong by as much as they lie outside; either may stand for the other
-    # one.
+    # A range's ends are wrong by as much as they lie outside; either may stand for the other.
     reach = _larger(most, -least)
     return float32(_larger(_beyond(high - reach), _beyond(-low - reach)) * _SURELY)
 
@@ -288,13 +287,8 @@ def _floor(
 @inlined
 def _floor_of_piece(work: SearchBuffers, count: int, least: float32, most: float32) -> float32:
     """What several of the largest, and of the smallest, elements of a piece add to the error."""
-    tops, bottoms, left = work.tops, work.bottoms, count // 4
-    a, b, c, d = (
-        work.weights,
-        work.weights[left:],
-        work.weights[2 * left :],
-        work.weights[3 * left :],
-    )
+    a, tops, bottoms, left = work.weights, work.tops, work.bottoms, count // 4
+    b, c, d = a[left:], a[2 * left :], a[3 * left :]
     for i in range(left):
         tops[i] = _larger(_larger(a[i], b[i]), _larger(c[i], d[i]))
     for i in range(left):
@@ -359,7 +353,7 @@ def _over_square(end: float32) -> float32:
     return float32(1 / (high * high)) if high > 0 else _ZERO
 
 
-def error_finder(value_of: Callable[..., Any], rounds: bool = True) -> Callable[..., None]:
+def error_adder(value_of: Callable[..., Any], rounds: bool = True) -> Callable[..., None]:
     """What adds the errors of a piece to sums for parts: squares, or fourth powers over a square.
 
     Args:
