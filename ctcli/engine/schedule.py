@@ -117,7 +117,7 @@ class Schedule:
 
     def _taken(self, ready: int, first: Task, free: float) -> list[tuple[Task, Job]]:
         """A job that waits, and those behind it that go with it: they are as small as it is, or
-        smaller, write the same files, have all they need, and all of them hold what is free.
+        smaller, write the same files, have all they need, and together hold no more than is free.
         """
         room, free = _BATCH_BYTES - first.work, free - first.memory
         taken = [self._waiting[ready]]
